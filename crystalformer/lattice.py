@@ -1,0 +1,55 @@
+"""Lattice parameters (a, b, c, alpha, beta, gamma): which of them a space group leaves free, and what it imposes.
+
+Angles are radians. Lengths are Å, or "scaled": divided by the cube root of the number of atoms in the conventional
+cell. Functions take one crystal and compute in the namespace of their array, NumPy on the host or `jax.numpy`.
+"""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+@functools.cache
+def free_parameters() -> Bool[np.ndarray, "230 6"]:
+    """True where a parameter is free in space group G (row G - 1): the ones that the likelihood counts."""
+    systems = {  # first and last group, free (a b c alpha beta gamma)
+        (1, 2): (1, 1, 1, 1, 1, 1),
+        (3, 15): (1, 1, 1, 0, 1, 0),
+        (16, 74): (1, 1, 1, 0, 0, 0),
+        (75, 194): (1, 0, 1, 0, 0, 0),
+        (195, 230): (1, 0, 0, 0, 0, 0),
+    }
+    table = np.concatenate(
+        [np.tile(np.array(row, bool), (last - first + 1, 1)) for (first, last), row in systems.items()]
+    )
+    table.setflags(write=False)
+    return table
+
+
+def impose_lattice(G: Int[Any, ""] | int, lattice: Float[Any, "6"]) -> Float[Any, "6"]:
+    """Replaces the parameters that are not free in space group `G` by what it imposes; lengths in any unit."""
+    xp = lattice.__array_namespace__()
+    a, c = lattice[0], lattice[2]
+    right = xp.full_like(a, math.pi / 2)
+    gamma = xp.where((G >= 143) & (G <= 194), xp.full_like(a, 2 * math.pi / 3), right)
+    imposed = xp.stack([a, a, xp.where(G >= 195, a, c), right, right, gamma])
+    return xp.where(xp.asarray(free_parameters())[G - 1], lattice, imposed)
+
+
+def to_scaled(lattice: Float[Any, "*b 6"], num_atoms: Int[Any, "*b"] | int) -> Float[Any, "*b 6"]:
+    """Divides lengths (Å) by cbrt(num_atoms), atoms per conventional cell; angles stay."""
+    return _scale_lengths(lattice, num_atoms, -1 / 3)
+
+
+def from_scaled(lattice: Float[Any, "*b 6"], num_atoms: Int[Any, "*b"] | int) -> Float[Any, "*b 6"]:
+    """Undoes `to_scaled`: lengths in Å again."""
+    return _scale_lengths(lattice, num_atoms, 1 / 3)
+
+
+def _scale_lengths(lattice: Float[Any, "*b 6"], num_atoms: Int[Any, "*b"] | int, power: float) -> Float[Any, "*b 6"]:
+    xp = lattice.__array_namespace__()
+    factor = xp.asarray(num_atoms, dtype=lattice.dtype)[..., None] ** power
+    return xp.concatenate([lattice[..., :3] * factor, lattice[..., 3:]], axis=-1)
