@@ -1,0 +1,49 @@
+"""One mesh axis over all devices of all processes: parameters replicated, batches split by rows."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA_AXIS = "data"
+
+
+def make_mesh() -> Mesh:
+    """A mesh of every device of every process along the axis "data"."""
+    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def initialize_distributed(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins this process to the others; must run before anything touches a device.
+
+    Under SLURM, GKE and the like JAX finds all three values itself. Elsewhere, every process gets the same
+    `coordinator` ("host:port", reachable from all), the number of processes and its own index. Processors
+    without accelerators talk through gloo, JAX's default there.
+    """
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The placement of a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_by_rows(mesh: Mesh) -> NamedSharding:
+    """The placement that gives each device an equal, contiguous part of the leading axis."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Copies host-readable arrays, equal in all processes, to every device.
+
+    The result shares no memory with `tree`, so a step may donate it.
+    """
+    return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh), may_alias=False)
+
+
+def to_global(mesh: Mesh, local_batch: Any) -> Any:
+    """Joins the rows that each process holds, in the order of the processes, to arrays split over all devices."""
+    return jax.make_array_from_process_local_data(split_by_rows(mesh), local_batch)

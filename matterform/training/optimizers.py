@@ -1,0 +1,95 @@
+"""Optimisers and learning-rate schedules from a config."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import optax
+
+# Learning rate as a function of the number of steps already taken.
+Schedule = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam or AdamW, with gradient clipping and a schedule.
+
+    With t the number of steps already taken, the learning rate is
+    `constant`: learning_rate; `inverse_time`: learning_rate / (1 + decay t);
+    `cosine`: from learning_rate at t = 0 to final_fraction of it at t = total_steps, and so on after;
+    each times (t + 1) / warmup_steps while t < warmup_steps.
+    """
+
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0  # decoupled (adamw only)
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = None  # largest norm of the whole gradient
+    clip_value: float | None = None  # largest absolute value of each entry, applied before clip_norm
+    schedule: Literal["constant", "cosine", "inverse_time"] = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None  # cosine only
+    final_fraction: float = 0.0  # cosine only
+    decay: float = 0.0  # inverse_time only, per step
+
+    def __post_init__(self) -> None:
+        _check_member("name", self.name, ("adam", "adamw"))
+        _check_member("schedule", self.schedule, ("constant", "cosine", "inverse_time"))
+        _check("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
+        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _check("b1", self.b1, 0 <= self.b1 < 1, "in [0, 1)")
+        _check("b2", self.b2, 0 <= self.b2 < 1, "in [0, 1)")
+        _check("eps", self.eps, self.eps > 0, "positive")
+        _check("clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "positive, or none")
+        _check("clip_value", self.clip_value, self.clip_value is None or self.clip_value > 0, "positive, or none")
+        _check("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
+        _check("final_fraction", self.final_fraction, 0 <= self.final_fraction <= 1, "in [0, 1]")
+        _check("decay", self.decay, self.decay >= 0, "at least 0")
+        if self.name == "adam" and self.weight_decay:
+            raise ValueError(f"weight_decay needs name='adamw'; got {self.weight_decay} with name='adam'")
+        if self.schedule == "cosine" and (self.total_steps is None or self.total_steps < 1):
+            raise ValueError(f"total_steps must be at least 1 for schedule='cosine'; got {self.total_steps}")
+
+
+def make_schedule(config: OptimizerConfig) -> Schedule:
+    """The learning rate after a number of steps; see `OptimizerConfig` for the formulas."""
+    rate = _make_rate(config)
+    if config.warmup_steps == 0:
+        return rate
+    return lambda count: rate(count) * jnp.minimum(1.0, (count + 1) / config.warmup_steps)
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clipping, then Adam or AdamW at the scheduled rate."""
+    transforms = []
+    if config.clip_value is not None:
+        transforms.append(optax.clip(config.clip_value))
+    if config.clip_norm is not None:
+        transforms.append(optax.clip_by_global_norm(config.clip_norm))
+    schedule = make_schedule(config)
+    if config.name == "adamw":
+        adam = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay)
+    else:
+        adam = optax.adam(schedule, config.b1, config.b2, config.eps)
+    return optax.chain(*transforms, adam)
+
+
+def _make_rate(config: OptimizerConfig) -> Schedule:
+    if config.schedule == "cosine":
+        assert config.total_steps is not None  # checked by the config
+        return optax.cosine_decay_schedule(config.learning_rate, config.total_steps, config.final_fraction)
+    if config.schedule == "inverse_time":
+        return lambda count: config.learning_rate / (1 + config.decay * count)
+    return optax.constant_schedule(config.learning_rate)
+
+
+def _check(field: str, value: Any, right: bool, expected: str) -> None:
+    if not right:
+        raise ValueError(f"{field} must be {expected}; got {value}")
+
+
+def _check_member(field: str, value: str, members: tuple[str, ...]) -> None:
+    _check(field, repr(value), value in members, f"one of {', '.join(members)}")

@@ -1,0 +1,30 @@
+"""What a training step changes."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from matterform.training.mesh import replicate
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes; a checkpoint is exactly this."""
+
+    step: Int[Array, ""]  # optimiser steps taken
+    params: Any
+    opt_state: Any
+    ema: Any  # exponential moving average of the parameters, None where it is off
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False) -> TrainState:
+    """The state before the first step, copied to every device; the average starts from the parameters themselves."""
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if ema else None)
+    return replicate(mesh, state)
+
+
+def inference_params(state: TrainState) -> Any:
+    """The parameters to validate and publish: the moving average where there is one."""
+    return state.params if state.ema is None else state.ema

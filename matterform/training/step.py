@@ -1,0 +1,165 @@
+"""One optimiser step and one evaluation over the mesh, from a loss written for one example."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from matterform.training.mesh import DATA_AXIS, replicated, split_by_rows
+from matterform.training.state import TrainState
+
+Metrics = dict[str, Float[Array, ""]]
+# `example_loss(params, key, example) -> (loss, metrics)` for ONE example; a key of None means deterministic.
+ExampleLoss = Callable[[Any, PRNGKeyArray | None, Any], tuple[Float[Array, ""], Metrics]]
+
+
+class Batch(NamedTuple):
+    """Examples side by side, and how much each counts in every mean over the batch.
+
+    A weight of 0 marks a row that only fills the batch. Such a row is still computed, so it must hold a
+    valid example: a NaN times 0 is NaN.
+    """
+
+    examples: Any  # pytree of arrays with leading axis b
+    weight: Float[np.ndarray | Array, " b"]
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Evaluate = Callable[[Any, Batch], Metrics]
+
+
+def make_train_step(
+    example_loss: ExampleLoss,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    mesh: Mesh,
+    *,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+) -> TrainStep:
+    """Returns the compiled `step(state, batch) -> (state, metrics)`; the given state is consumed.
+
+    The loss of a batch is the weighted mean over its examples. Sums run over devices and over `accumulate`
+    successive parts of each device's rows, and are divided once at the end; the key of an example comes from the
+    step and the example's row in the whole batch. So neither the number of devices nor `accumulate` changes the
+    result beyond rounding.
+
+    The metrics are the weighted means of the loss and of what `example_loss` reports, `grad_norm` (before the
+    optimiser clips) and `nonfinite`, 1.0 where the loss or the gradient is not finite. They stay on the devices.
+    `ema_decay` is per step, and needs a state made with `ema=True`.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1; got {accumulate}")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must lie in [0, 1); got {ema_decay}")
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        _check_rows(batch, mesh, accumulate)
+        if (state.ema is None) != (ema_decay is None):
+            raise ValueError("ema_decay and the state's moving average go together: give both or neither")
+        sums, gradient_sums = summed(state.params, jax.random.fold_in(key, state.step), batch)
+        means = _divide_by_weight(sums)
+        gradients = jax.tree.map(lambda g: g / sums["weight"].astype(g.dtype), gradient_sums)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None if ema_decay is None else optax.incremental_update(params, state.ema, 1 - ema_decay)
+        grad_norm = optax.global_norm(gradients)
+        nonfinite = ~(jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm))
+        metrics = {**means, "grad_norm": grad_norm, "nonfinite": nonfinite.astype(jnp.float32)}
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    def device_sums(params: Any, step_key: PRNGKeyArray, batch: Batch) -> tuple[Metrics, Any]:
+        rows = batch.weight.shape[0]
+        row = jax.lax.axis_index(DATA_AXIS) * rows + jnp.arange(rows)
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, row))
+
+        def part_sums(part: tuple[Batch, Int[Array, " b"]]) -> tuple[Metrics, Any]:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, part[1])
+
+            def loss_sum(params: Any) -> tuple[Float[Array, ""], Metrics]:
+                sums = _weighted_sums(example_loss, params, keys, part[0])
+                return sums["loss"], sums
+
+            gradients, sums = jax.grad(loss_sum, has_aux=True)(params)
+            return sums, gradients
+
+        return jax.lax.psum(_sum_over(part_sums, parts), DATA_AXIS)
+
+    # Without the check of varying axes a gradient inside is the device's own, summed only by the psum written above,
+    # and a model may scan from constants without knowing that it runs on a mesh.
+    everywhere, by_rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    summed = jax.shard_map(
+        device_sums, mesh=mesh, in_specs=(everywhere, everywhere, by_rows), out_specs=everywhere, check_vma=False
+    )
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(replicated(mesh), split_by_rows(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def make_eval_step(example_loss: ExampleLoss, mesh: Mesh) -> Evaluate:
+    """Returns the compiled `evaluate(params, batch)`, without key: sums of the weighted metrics and of `weight`.
+
+    `mean_metrics` turns the sums of many batches to means.
+    """
+
+    def device_sums(params: Any, batch: Batch) -> Metrics:
+        return jax.lax.psum(_weighted_sums(example_loss, params, None, batch), DATA_AXIS)
+
+    everywhere, by_rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    summed = jax.shard_map(
+        device_sums, mesh=mesh, in_specs=(everywhere, by_rows), out_specs=everywhere, check_vma=False
+    )
+
+    def evaluate(params: Any, batch: Batch) -> Metrics:
+        _check_rows(batch, mesh, 1)
+        return summed(params, batch)
+
+    return jax.jit(evaluate, in_shardings=(replicated(mesh), split_by_rows(mesh)), out_shardings=replicated(mesh))
+
+
+def mean_metrics(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Weighted means over all batches whose sums are given; added on the host in double precision."""
+    totals: dict[str, float] = {}
+    for batch_sums in sums:
+        for name, value in jax.device_get(dict(batch_sums)).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    if not totals.get("weight"):
+        raise ValueError("no mean of nothing: expected at least one batch with weight; found none")
+    return _divide_by_weight(totals)
+
+
+def _divide_by_weight(sums: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value / sums["weight"] for name, value in sums.items() if name != "weight"}
+
+
+def _weighted_sums(example_loss: ExampleLoss, params: Any, keys: Any, batch: Batch) -> Metrics:
+    """Sums of weight times each metric over the rows of `batch`, and of the weight itself."""
+    in_axes = (None, None if keys is None else 0, 0)
+    losses, metrics = jax.vmap(example_loss, in_axes=in_axes)(params, keys, batch.examples)
+    sums = {name: jnp.sum(value * batch.weight) for name, value in {**metrics, "loss": losses}.items()}
+    return {**sums, "weight": jnp.sum(batch.weight)}
+
+
+def _sum_over(function: Callable[[Any], Any], parts: Any) -> Any:
+    """Sum of `function(part)` over the leading axis of `parts`, one part in memory at a time."""
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None), zeros, parts)
+    return total
+
+
+def _check_rows(batch: Batch, mesh: Mesh, accumulate: int) -> None:
+    """Refuses, while tracing, a batch that cannot be split evenly."""
+    rows, parts = batch.weight.shape[0], mesh.size * accumulate
+    if rows % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of devices x accumulate = {mesh.size} x {accumulate} = {parts}; got {rows}"
+        )
