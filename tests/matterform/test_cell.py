@@ -57,9 +57,9 @@ def test_gradients_agree_with_finite_differences(cells):
     with jax.enable_x64(True):
         parameters = cells[0][0], cells[1][0]
         matrix = parameters_to_matrix(*parameters)
-        check_grads(jax.jit(parameters_to_matrix), parameters, order=2, modes=["rev"])
-        check_grads(jax.jit(matrix_to_parameters), (matrix,), order=2, modes=["rev"])
-        check_grads(jax.jit(volume), (matrix,), order=2, modes=["rev"])
+        check_grads(jax.jit(parameters_to_matrix), parameters, order=1, modes=["rev"])
+        check_grads(jax.jit(matrix_to_parameters), (matrix,), order=1, modes=["rev"])
+        check_grads(jax.jit(volume), (matrix,), order=1, modes=["rev"])
 
 
 def test_impossible_angles_give_a_flat_cell_with_finite_gradients():
