@@ -1,0 +1,153 @@
+"""Log-probability of crystals and the training loss (spec section 3)."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from crystalformer import distributions, lattice
+from crystalformer.config import TransformerConfig
+from crystalformer.crystal import Crystals
+from crystalformer.parameters import Network, as_network
+from crystalformer.spacegroups import symmetry_tables
+from crystalformer.transformer import forward, read_coordinate, read_lattice
+
+# Batches are cut to the shortest of these that holds their longest crystal; each one is compiled once.
+BUCKETS = (3, 5, 7, 10, 14)
+
+
+class LogProb(NamedTuple):
+    """Log-probabilities of letters, coordinates (density in the angle), elements and lattice (density in model units)."""
+
+    w: Float[Array, "*b"]
+    xyz: Float[Array, "*b"]
+    a: Float[Array, "*b"]
+    l: Float[Array, "*b"]
+
+    @property
+    def total(self) -> Float[Array, "*b"]:
+        """log p of the whole crystal."""
+        return self.w + self.xyz + self.a + self.l
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the parts of the loss beside the coordinates' own 1."""
+
+    lamb_a: float = 1.0
+    lamb_w: float = 1.0
+    lamb_l: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value < 0:
+                raise ValueError(f"{name} must not be negative; got {value}")
+
+
+def crystal_log_prob(
+    network: Network, key: PRNGKeyArray | None, crystal: Crystals, config: TransformerConfig
+) -> LogProb:
+    """The four log-probabilities of one crystal, padded to any length that leaves a padding slot; no dropout if key=None."""
+    G, L, XYZ, A, W = crystal
+    tables = symmetry_tables()
+    M = jnp.asarray(tables.multiplicity)[G - 1, W]
+    h = forward(network, key, G, XYZ, A, W, M, config)
+    slots = np.arange(W.shape[0])
+    num_sites = jnp.sum(W > 0)
+    return LogProb(
+        w=jnp.sum(h[5 * slots, W]),
+        xyz=_coordinate_log_prob(h, G, XYZ, W, config),
+        a=jnp.sum(h[5 * slots + 1, A]),
+        l=lattice_log_prob(h[5 * num_sites + 1], G, L, config),
+    )
+
+
+def _coordinate_log_prob(h, G, XYZ: Float[Array, "n 3"], W, config: TransformerConfig) -> Float[Array, ""]:
+    rows = 5 * np.arange(W.shape[0])[:, None] + np.array([2, 3, 4])
+    mixture = read_coordinate(h[rows], config)
+    angle = jnp.broadcast_to((2 * np.pi * (XYZ - 0.5))[..., None], mixture.location.shape)
+    log_prob = distributions.von_mises_log_prob(angle, mixture.location, mixture.concentration)
+    log_prob = distributions.mixture_log_prob(mixture.log_weight, log_prob)
+    counted = (W > 0)[:, None] & jnp.asarray(symmetry_tables().free_coordinate)[G - 1, W]
+    return jnp.sum(jnp.where(counted, log_prob, 0))
+
+
+def lattice_log_prob(row: Float[Array, " c"], G, L: Float[Array, "6"], config: TransformerConfig) -> Float[Array, ""]:
+    """Sum over the group's free parameters of each one's own mixture (they share weights, but not the component)."""
+    mixture = read_lattice(row, config)
+    log_prob = distributions.normal_log_prob(jnp.broadcast_to(L, mixture.mean.shape), mixture.mean, mixture.width)
+    log_weight = jnp.broadcast_to(mixture.log_weight, (6, config.Kl))
+    log_prob = distributions.mixture_log_prob(log_weight, log_prob.T)
+    return jnp.sum(jnp.where(jnp.asarray(lattice.free_parameters())[G - 1], log_prob, 0))
+
+
+def make_example_loss(config: TransformerConfig, loss: LossConfig):
+    """The training loss of one crystal and its parts, as `matterform.training` takes it."""
+
+    def example_loss(params: hk.Params, key: PRNGKeyArray | None, crystal: Crystals):
+        log_prob = crystal_log_prob(as_network(params, config), key, crystal, config)
+        weighted = log_prob.xyz + loss.lamb_a * log_prob.a + loss.lamb_w * log_prob.w + loss.lamb_l * log_prob.l
+        parts = {f"loss_{name}": -value for name, value in log_prob._asdict().items()}
+        return -weighted, parts
+
+    return example_loss
+
+
+@functools.cache
+def _batch_log_prob(config: TransformerConfig):
+    def batch_log_prob(params, crystals):
+        network = as_network(params, config)
+        return jax.vmap(lambda crystal: crystal_log_prob(network, None, crystal, config))(crystals)
+
+    return jax.jit(batch_log_prob)
+
+
+def log_prob(params: hk.Params, config: TransformerConfig, crystals: Crystals, batch_size: int = 64) -> LogProb:
+    """Log-probabilities (b,) of crystals in model units, as NumPy arrays.
+
+    Crystals are grouped by length, so that the work follows their number of sites and not `n_max`.
+
+    Raises:
+        ValueError: if a crystal leaves no padding slot or exceeds the vocabulary of `config`.
+    """
+    crystals = Crystals(*(np.asarray(field) for field in crystals))
+    _check_crystals(crystals, config)
+    lengths = (crystals.W > 0).sum(-1) + 1
+    results = np.zeros((4, len(lengths)), np.float32)
+    edges = (0, *bucket_lengths(crystals.W.shape[1]))
+    for shortest, longest in zip(edges[:-1], edges[1:], strict=True):
+        members = np.flatnonzero((lengths > shortest) & (lengths <= longest))
+        for start in range(0, len(members), batch_size):
+            rows = members[start : start + batch_size]
+            filled = np.resize(rows, batch_size)
+            batch = jax.tree.map(lambda field, filled=filled: field[filled], crystals)
+            values = _batch_log_prob(config)(params, truncate(batch, longest))
+            results[:, rows] = np.stack(values)[:, : len(rows)]
+    return LogProb(*results)
+
+
+def bucket_lengths(n: int) -> tuple[int, ...]:
+    """The lengths that batches of crystals with `n` slots are cut to."""
+    return (*(length for length in BUCKETS if length < n), n)
+
+
+def truncate(crystals: Crystals, n: int) -> Crystals:
+    """The first `n` slots of a batch; the caller knows that the rest is padding."""
+    return crystals._replace(XYZ=crystals.XYZ[:, :n], A=crystals.A[:, :n], W=crystals.W[:, :n])
+
+
+def _check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
+    full = np.flatnonzero((crystals.W > 0).all(-1))
+    if len(full):
+        raise ValueError(
+            f"crystal {full[0]} fills all {crystals.W.shape[1]} slots, but one must stay padding; prepare with more slots"
+        )
+    for name, field, size in (("A", crystals.A, config.atom_types), ("W", crystals.W, config.wyck_types)):
+        if field.size and field.max() >= size:
+            row = np.argwhere(field >= size)[0, 0]
+            raise ValueError(f"crystal {row} has {name} = {field.max()}, but this network knows values below {size}")

@@ -1,0 +1,145 @@
+"""The published parameter tree: names, shapes, initial values, and its form with stacked layers.
+
+A tree is what Haiku made of the original network: module name -> {leaf name -> array}, one module a layer's part.
+Inside our functions the layers are stacked along a leading axis, so that one compiled block is scanned over them.
+"""
+
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from crystalformer.config import TransformerConfig
+
+NUM_SPACEGROUPS = 230
+TOKENS = ("W", "A", "X", "Y", "Z")
+INITIAL_WIDTH = 0.01  # of the truncated normals that weights and tables start from
+
+Shapes = dict[str, dict[str, tuple[int, ...]]]
+
+
+class Network(NamedTuple):
+    """A parameter tree by role; the leaves of `layers` have a leading axis of num_layers."""
+
+    tables: dict[str, Array]
+    first_letter: Any
+    tokens: dict[str, dict[str, Array]]
+    layers: dict[str, dict[str, Array]]
+    final_norm: dict[str, Array]
+    output: dict[str, Array]
+
+
+def _numbered(name: str, index: int) -> str:
+    return f"{name}_{index}" if index else name
+
+
+def first_letter_names(config: TransformerConfig) -> tuple[str, ...]:
+    """Modules of the first letter's MLP; none where it is a table."""
+    return ("linear", "linear_1") if config.h0_size else ()
+
+
+def token_names(config: TransformerConfig) -> dict[str, str]:
+    """Token -> module of its projection."""
+    start = len(first_letter_names(config))
+    return {token: _numbered("linear", start + i) for i, token in enumerate(TOKENS)}
+
+
+def layer_names(config: TransformerConfig, layer: int) -> dict[str, str]:
+    """Role -> module name in one layer."""
+    attention = _numbered("multi_head_attention", layer)
+    first_linear = len(first_letter_names(config)) + len(TOKENS) + 2 * layer
+    return {
+        "attention_norm": _numbered("layer_norm", 2 * layer),
+        "query": f"{attention}/query",
+        "key": f"{attention}/key",
+        "value": f"{attention}/value",
+        "attention_out": f"{attention}/linear",
+        "mlp_norm": _numbered("layer_norm", 2 * layer + 1),
+        "mlp_in": _numbered("linear", first_linear),
+        "mlp_out": _numbered("linear", first_linear + 1),
+    }
+
+
+def final_names(config: TransformerConfig) -> tuple[str, str]:
+    """Modules of the last normalisation and of the output."""
+    linear = len(first_letter_names(config)) + len(TOKENS) + 2 * config.num_layers
+    return _numbered("layer_norm", 2 * config.num_layers), _numbered("linear", linear)
+
+
+def parameter_shapes(config: TransformerConfig) -> Shapes:
+    """Shape of every leaf of the published tree."""
+    c = config
+    d, e, width = c.model_size, c.embed_size, c.num_heads * c.key_size
+
+    def linear(inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+        return {"w": (inputs, outputs), "b": (outputs,)}
+
+    norm = {"scale": (d,), "offset": (d,)}
+    tables = {
+        "g_embeddings": (NUM_SPACEGROUPS, e),
+        "w_embeddings": (c.wyck_types, e),
+        "a_embeddings": (c.atom_types, e),
+    }
+    if c.generation == "absolute":
+        tables["positional_embeddings"] = (5 * c.n_max, d)
+    if not c.h0_size:
+        tables["w_params"] = (NUM_SPACEGROUPS, c.wyck_types)
+    shapes: Shapes = {"~": tables}
+    if c.h0_size:
+        first, second = first_letter_names(c)
+        shapes |= {first: linear(e, c.h0_size), second: linear(c.h0_size, c.wyck_types)}
+    inputs = {"W": 2 * e + 1, "A": 2 * e} | dict.fromkeys("XYZ", e + 2 * c.Nf)
+    shapes |= {name: linear(inputs[token], d) for token, name in token_names(c).items()}
+    block = {
+        "attention_norm": norm,
+        "query": linear(d, width),
+        "key": linear(d, width),
+        "value": linear(d, width),
+        "attention_out": linear(width, d),
+        "mlp_norm": norm,
+        "mlp_in": linear(d, c.widening_factor * d),
+        "mlp_out": linear(c.widening_factor * d, d),
+    }
+    for layer in range(c.num_layers):
+        shapes |= {name: block[role] for role, name in layer_names(c, layer).items()}
+    final_norm, output = final_names(c)
+    return shapes | {final_norm: norm, output: linear(d, c.output_size)}
+
+
+def init_params(key: PRNGKeyArray, config: TransformerConfig) -> hk.Params:
+    """Fresh float32 parameters: weights and tables from N(0, 0.01) cut at two widths, biases 0, scales 1."""
+    shapes = parameter_shapes(config)
+    leaves = [(module, leaf) for module in sorted(shapes) for leaf in sorted(shapes[module])]
+    keys = jax.random.split(key, len(leaves))
+
+    def initial(leaf: str, shape: tuple[int, ...], leaf_key: PRNGKeyArray) -> Array:
+        if leaf in ("b", "offset"):
+            return jnp.zeros(shape)
+        if leaf == "scale":
+            return jnp.ones(shape)
+        return INITIAL_WIDTH * jax.random.truncated_normal(leaf_key, -2, 2, shape)
+
+    params: dict[str, dict[str, Array]] = {module: {} for module in shapes}
+    for (module, leaf), leaf_key in zip(leaves, keys, strict=True):
+        params[module][leaf] = initial(leaf, shapes[module][leaf], leaf_key)
+    return params
+
+
+def as_network(params: hk.Params, config: TransformerConfig) -> Network:
+    """The published tree by role, with its layers stacked; differentiable, so gradients keep the published names."""
+    per_layer = [layer_names(config, layer) for layer in range(config.num_layers)]
+    layers = {
+        role: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[names[role]] for names in per_layer))
+        for role in per_layer[0]
+    }
+    final_norm, output = final_names(config)
+    return Network(
+        tables=dict(params["~"]),
+        first_letter=[params[name] for name in first_letter_names(config)],
+        tokens={token: params[name] for token, name in token_names(config).items()},
+        layers=layers,
+        final_norm=params[final_norm],
+        output=params[output],
+    )
