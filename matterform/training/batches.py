@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +85,7 @@ def planned_batches(plan: BatchPlan, first: int, last: int) -> Iterator[PlannedB
 
 def load_batches(
     plan: BatchPlan, take: Take, first: int, last: int, *, process: int = 0, num_processes: int = 1, ahead: int = 2
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Loads this process's rows of the steps `first` to `last` - 1, up to `ahead` batches early, in another thread."""
 
     def load(planned: PlannedBatch) -> Batch:

@@ -1,0 +1,94 @@
+"""Checkpoints of the training state: `<directory>/<step>/`, written by orbax, whole or not at all."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from matterform.training.state import TrainState
+
+
+class Checkpoints:
+    """The newest `keep` training states in a directory, each with a small JSON object beside it.
+
+    With several processes every one makes the same calls, and all must see the same directory.
+    Orbax writes under a temporary name and renames at the end; a directory without its final mark is never read.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, keep: int = 3) -> None:
+        import orbax.checkpoint as ocp  # slow to import, and inference does without it
+
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1; got {keep}")
+        self.directory = pathlib.Path(directory).absolute()
+        self._keep = keep
+        self._steps = complete_steps(self.directory)
+        # Orbax counts every numbered directory as a checkpoint, half-written ones too, so we choose what to delete.
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, max_to_keep=None)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "extra"))
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint; None without any."""
+        return max(self._steps, default=None)
+
+    def save(self, state: TrainState, extra: Mapping[str, Any] | None = None) -> None:
+        """Writes `state` under its step, then deletes the oldest above `keep` and any from later steps.
+
+        Later steps exist where training went back to an older checkpoint: they belong to an abandoned history.
+        """
+        import orbax.checkpoint as ocp
+
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        items = {"state": ocp.args.StandardSave(state), "extra": ocp.args.JsonSave(dict(extra or {}))}
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        earlier = [old for old in self._steps if old < step]
+        kept = [*earlier, step][-self._keep :]
+        for old in self._steps:
+            if old not in kept and old != step:
+                self._manager.delete(old)
+        self._steps = kept
+
+    def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The state of `step` (default: the newest) in the shapes and placement of `template`, and its extra object.
+
+        Raises:
+            ValueError: there is no such checkpoint, or it does not fit the template.
+        """
+        import orbax.checkpoint as ocp
+
+        wanted = self.latest_step() if step is None else step
+        if wanted is None or wanted not in self._steps:
+            sought = "complete checkpoint" if step is None else f"complete checkpoint of step {step}"
+            raise ValueError(
+                f"{self.directory} holds no {sought} (found {self._steps}); train afresh, without resuming"
+            )
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
+        items = {"state": ocp.args.StandardRestore(shapes), "extra": ocp.args.JsonRestore()}
+        try:
+            restored = self._manager.restore(wanted, args=ocp.args.Composite(**items))
+        except ValueError as error:
+            raise ValueError(
+                f"checkpoint {self.directory / str(wanted)} does not fit this model and optimiser: {error}"
+            ) from error
+        return restored["state"], restored["extra"]
+
+    def close(self) -> None:
+        """Releases the directory."""
+        self._manager.close()
+
+
+def complete_steps(directory: pathlib.Path) -> list[int]:
+    """Steps, increasing, whose checkpoints under `directory` were written to the end."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and _is_committed(path))
+
+
+def _is_committed(path: pathlib.Path) -> bool:
+    """Whether orbax set the time of completion, the last thing it writes."""
+    metadata = path / "_CHECKPOINT_METADATA"
+    return metadata.is_file() and bool(json.loads(metadata.read_text()).get("commit_timestamp_nsecs"))

@@ -1,0 +1,167 @@
+"""Metrics on their way from the device to a CSV file with fixed columns, TensorBoard, Weights & Biases."""
+
+import csv
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+
+class MetricsWriter(NamedTuple):
+    """Where metrics go; `write(step, metrics)` is the only place where they are fetched from the device."""
+
+    write: Callable[[int, Mapping[str, Any]], None]
+    close: Callable[[], None]
+
+
+def open_metrics(
+    folder: str | pathlib.Path,
+    columns: Sequence[str],
+    *,
+    resumed_step: int | None = None,
+    tensorboard: bool = False,
+    wandb_project: str | None = None,
+) -> MetricsWriter:
+    """Writes `folder/metrics.csv` and, if asked for, TensorBoard events in `folder` and a Weights & Biases run.
+
+    Only the first process writes. `resumed_step` continues a run from that step: what was written after it goes.
+    """
+    if jax.process_index() != 0:
+        return combine([])
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = [open_csv(folder / "metrics.csv", columns, resumed_step)]
+    if tensorboard:
+        writers.append(open_tensorboard(folder, resumed_step))
+    if wandb_project is not None:
+        writers.append(open_wandb(wandb_project, folder))
+    return combine(writers)
+
+
+def combine(writers: Iterable[MetricsWriter]) -> MetricsWriter:
+    """One writer that fetches metrics once and hands them to each of `writers`."""
+    writers = tuple(writers)
+
+    def write(step: int, metrics: Mapping[str, Any]) -> None:
+        if writers:
+            host = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+            for writer in writers:
+                writer.write(step, host)
+
+    def close() -> None:
+        for writer in writers:
+            writer.close()
+
+    return MetricsWriter(write, close)
+
+
+def open_csv(path: pathlib.Path, columns: Sequence[str], resumed_step: int | None = None) -> MetricsWriter:
+    """One row a call, `step` first and then `columns`; a metric that a row lacks stays empty.
+
+    Numbers are written so that reading them gives the same float. A resumed run keeps the rows up to
+    `resumed_step`, so its file ends up equal to that of a run without interruption.
+
+    Raises:
+        ValueError: the file exists and nothing is resumed, it has other columns, or a metric is not a column.
+    """
+    header = ["step", *columns]
+    rows = _kept_rows(path, header, resumed_step)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="") as kept:
+        csv.writer(kept).writerows([header, *rows])
+    os.replace(partial, path)
+    file = path.open("a", newline="", buffering=1)  # by line: what has been written survives a crash
+    table = csv.writer(file)
+
+    def write(step: int, metrics: Mapping[str, Any]) -> None:
+        unknown = set(metrics) - set(columns)
+        if unknown:
+            raise ValueError(f"metrics must be among the columns {tuple(columns)}; got {sorted(unknown)} as well")
+        table.writerow([step, *(repr(float(metrics[name])) if name in metrics else "" for name in columns)])
+
+    return MetricsWriter(write, file.close)
+
+
+def open_tensorboard(folder: pathlib.Path, resumed_step: int | None = None) -> MetricsWriter:
+    """TensorBoard events; a resumed run hides the events after `resumed_step`."""
+    import tensorboardX  # slow to import, and optional in a run
+
+    purge_step = None if resumed_step is None else resumed_step + 1
+    events = tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
+
+    def write(step: int, metrics: Mapping[str, Any]) -> None:
+        for name, value in metrics.items():
+            events.add_scalar(name, float(value), step)
+
+    return MetricsWriter(write, events.close)
+
+
+def open_wandb(project: str, folder: pathlib.Path) -> MetricsWriter:
+    """A Weights & Biases run called like its folder; login and mode come from the W&B settings of the user."""
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError("logging to Weights & Biases needs an extra: pip install 'matterform[wandb]'") from error
+    run = wandb.init(project=project, name=folder.name, dir=str(folder), id=folder.name, resume="allow")
+
+    def write(step: int, metrics: Mapping[str, Any]) -> None:
+        run.log({name: float(value) for name, value in metrics.items()}, step=step)
+
+    return MetricsWriter(write, run.finish)
+
+
+def _kept_rows(path: pathlib.Path, header: Sequence[str], resumed_step: int | None) -> list[list[str]]:
+    if not path.exists():
+        return []
+    if resumed_step is None:
+        raise ValueError(f"{path} exists already; resume that run or write to another folder")
+    with path.open(newline="") as file:
+        found, *rows = list(csv.reader(file)) or [[]]
+    if found != list(header):
+        raise ValueError(f"{path} must have the columns {list(header)} to be continued; found {found}")
+    # A row cut short by a crash was written after the checkpoint, so it goes as well.
+    return [row for row in rows if len(row) == len(header) and int(row[0]) <= resumed_step]
+
+
+class StepMetrics:
+    """Means of the metrics of successive steps, each fetched only when the next step is under way.
+
+    `totals` and `count` continue the sums of an interrupted run: the means come out the same to the bit.
+    """
+
+    def __init__(self, totals: Mapping[str, float] | None = None, count: int = 0) -> None:
+        self.totals, self.count = dict(totals or {}), count
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of `step`, which may still be running, and settles those of the step before."""
+        self.settle()
+        self._pending = step, metrics
+
+    def settle(self) -> None:
+        """Waits for the last step that was added.
+
+        Raises:
+            FloatingPointError: its loss or gradient is not finite.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        host = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        if host.pop("nonfinite"):
+            raise FloatingPointError(
+                f"step {step}: expected a finite loss and gradient; found loss {host['loss']} and gradient norm "
+                f"{host['grad_norm']}; resume from the last checkpoint, which is older, with a lower learning_rate "
+                "or a clip_norm"
+            )
+        self.totals = {name: self.totals.get(name, 0.0) + value for name, value in host.items()}
+        self.count += 1
+
+    def take_means(self) -> dict[str, float]:
+        """The means since the last call, which start anew."""
+        means = {name: total / self.count for name, total in self.totals.items()}
+        self.totals, self.count = {}, 0
+        return means
