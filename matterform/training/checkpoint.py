@@ -27,7 +27,8 @@ class Checkpoints:
         self._steps = complete_steps(self.directory)
         # Orbax counts every numbered directory as a checkpoint, half-written ones too, so we choose what to delete.
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, max_to_keep=None)
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "extra"))
+        handlers = {"state": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None without any."""
@@ -66,15 +67,23 @@ class Checkpoints:
             raise ValueError(
                 f"{self.directory} holds no {sought} (found {self._steps}); train afresh, without resuming"
             )
+        self._check_fit(wanted, template)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
         items = {"state": ocp.args.StandardRestore(shapes), "extra": ocp.args.JsonRestore()}
-        try:
-            restored = self._manager.restore(wanted, args=ocp.args.Composite(**items))
-        except ValueError as error:
-            raise ValueError(
-                f"checkpoint {self.directory / str(wanted)} does not fit this model and optimiser: {error}"
-            ) from error
+        restored = self._manager.restore(wanted, args=ocp.args.Composite(**items))
         return restored["state"], restored["extra"]
+
+    def _check_fit(self, step: int, template: TrainState) -> None:
+        """Refuses a template with other leaves than the checkpoint, naming the first difference."""
+        found = _describe_leaves(self._manager.item_metadata(step)["state"].tree)
+        expected = _describe_leaves(template)
+        for name in sorted(found.keys() | expected.keys()):
+            wanted, got = expected.get(name, "absent"), found.get(name, "absent")
+            if wanted != got:
+                raise ValueError(
+                    f"checkpoint {self.directory / str(step)} does not fit this model and optimiser: "
+                    f"{name} must be {wanted}, found {got}; use the config it was made with"
+                )
 
     def close(self) -> None:
         """Releases the directory."""
@@ -92,3 +101,12 @@ def _is_committed(path: pathlib.Path) -> bool:
     """Whether orbax set the time of completion, the last thing it writes."""
     metadata = path / "_CHECKPOINT_METADATA"
     return metadata.is_file() and bool(json.loads(metadata.read_text()).get("commit_timestamp_nsecs"))
+
+
+def _describe_leaves(tree: Any) -> dict[str, str]:
+    """Type and shape of every array in `tree`, by its path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }

@@ -1,0 +1,114 @@
+"""Batch plans: complete, deterministic, random access, within their buckets."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from matterform.training.batches import load_batches, local_rows, make_batch_plan, planned_batches
+
+LENGTHS = np.random.default_rng(0).integers(1, 33, 203)
+BUCKETS = (8, 12, 20, 32)
+
+
+def make_plan(**options):
+    return make_batch_plan(LENGTHS, **{"batch_size": 16, "buckets": BUCKETS, "seed": 5, **options})
+
+
+def same(left, right) -> bool:
+    return left.length == right.length and all(
+        np.array_equal(getattr(left, name), getattr(right, name)) for name in ("indices", "weight")
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 203, 500])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_every_example_counts_once_an_epoch(batch_size, epoch):
+    plan = make_plan(batch_size=batch_size)
+    batches = plan.epoch(epoch)
+    counts = sum(np.bincount(b.indices, weights=b.weight, minlength=len(LENGTHS)) for b in batches)
+    np.testing.assert_array_equal(counts, 1)
+    assert len(batches) == plan.batches_per_epoch == -(-203 // batch_size)
+    assert all(len(b.indices) == batch_size for b in batches)
+
+
+def test_only_one_batch_has_rows_to_spare():
+    spare = [int((b.weight == 0).sum()) for b in make_plan().epoch(0)]
+    assert sorted(spare) == [0] * 12 + [13 * 16 - 203]
+
+
+def test_batches_hold_their_examples_and_use_short_buckets():
+    batches = make_plan().epoch(0)
+    assert all(LENGTHS[b.indices].max() <= b.length for b in batches)
+    # At most batch_size - 1 examples move up from each bucket, so nearly all full batches are of their own length.
+    for low, bucket in zip((0, *BUCKETS), BUCKETS[:-1], strict=False):
+        own = int(((low < LENGTHS) & (bucket >= LENGTHS)).sum())
+        assert sum(b.length == bucket for b in batches) >= own // 16
+
+
+def test_order_is_drawn_from_seed_and_epoch():
+    plan = make_plan()
+    assert all(map(same, plan.epoch(2), make_plan().epoch(2)))
+    assert not all(map(same, plan.epoch(2), plan.epoch(3)))
+    assert not all(map(same, plan.epoch(2), make_plan(seed=6).epoch(2)))
+    lengths = [b.length for b in plan.epoch(0)]
+    assert lengths != sorted(lengths)
+
+
+def test_iteration_starts_anywhere():
+    plan = make_plan()
+    whole = list(planned_batches(plan, 0, 3 * plan.batches_per_epoch))
+    assert len(whole) == 39
+    assert all(map(same, whole[17:30], planned_batches(plan, 17, 30)))
+    assert all(map(same, whole[13:26], plan.epoch(1)))
+
+
+def test_processes_share_a_batch_in_order():
+    batch = make_plan().epoch(0)[0]
+    parts = [local_rows(batch, process, 4) for process in range(4)]
+    np.testing.assert_array_equal(np.concatenate([part.indices for part in parts]), batch.indices)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes; got 16 and 3"):
+        local_rows(batch, 0, 3)
+
+
+def test_loading_runs_ahead_in_another_thread():
+    plan, threads = make_plan(), []
+
+    def take(indices, length):
+        threads.append(threading.current_thread())
+        return np.full(len(indices), length)
+
+    batches = load_batches(plan, take, 3, 20)
+    expected = list(planned_batches(plan, 3, 20))
+    for number, (batch, planned) in enumerate(zip(batches, expected, strict=True)):
+        np.testing.assert_array_equal(batch.examples, planned.length)
+        np.testing.assert_array_equal(batch.weight, planned.weight)
+        assert number < len(threads) <= number + 3
+    assert threading.current_thread() not in threads
+
+
+def test_an_error_while_loading_reaches_the_loop():
+    def take(indices, length):
+        raise KeyError("no such example")
+
+    with pytest.raises(KeyError, match="no such example"):
+        next(load_batches(make_plan(), take, 0, 5))
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("batch_size must be at least 1; got 0", {"batch_size": 0}),
+        ("buckets must be increasing", {"buckets": (8, 8, 32)}),
+        ("buckets must be increasing", {"buckets": ()}),
+        (r"the largest is 20 but example \d+ has length 32", {"buckets": (8, 20)}),
+    ],
+)
+def test_wrong_plans_are_refused(message, options):
+    with pytest.raises(ValueError, match=message):
+        make_plan(**options)
+
+
+def test_empty_data_set_is_refused():
+    with pytest.raises(ValueError, match="data set is empty"):
+        make_batch_plan(np.zeros(0, int), 4, (8,), 0)

@@ -1,0 +1,177 @@
+"""Interrupted and resumed training equals uninterrupted training; the loop stops when it should."""
+
+import json
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from matterform.training.batches import make_batch_plan
+from matterform.training.checkpoint import Checkpoints, complete_steps
+from matterform.training.loop import LoopConfig, Validation, fit, stop_on_signals
+from matterform.training.mesh import make_mesh
+from matterform.training.state import init_state
+from matterform.training.step import make_eval_step, make_train_step
+
+
+def assert_same_run(folder, expected_folder, result, expected):
+    for left, right in zip(jax.tree.leaves(result.state), jax.tree.leaves(expected.state), strict=True):
+        np.testing.assert_array_equal(left, right, strict=True)
+    assert result[1:] == expected[1:]
+    assert (folder / "metrics.csv").read_text() == (expected_folder / "metrics.csv").read_text()
+    assert complete_steps(folder / "best") == complete_steps(expected_folder / "best")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """The folder and the result of 24 steps without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, tiny.train(folder, 24)
+
+
+@pytest.mark.parametrize("stop", [4, 15])  # between rows of metrics; after one, on a checkpoint
+def test_resumed_training_is_the_uninterrupted_one(tiny, whole, tmp_path, stop):
+    assert tiny.train(tmp_path, stop).outcome == "finished"
+    result = tiny.train(tmp_path, 24, resume=True)
+    assert result.outcome == "finished"
+    assert_same_run(tmp_path, whole[0], result, whole[1])
+
+
+def test_training_after_a_crash_goes_on_from_the_last_checkpoint(tiny, whole, tmp_path):
+    def crash(state, epoch):
+        if epoch == 3:
+            raise RuntimeError("power failure")
+
+    with pytest.raises(RuntimeError, match="power failure"):
+        tiny.train(tmp_path, 24, on_epoch_end=crash)
+    assert complete_steps(tmp_path / "checkpoints") == [15, 20]
+    assert_same_run(tmp_path, whole[0], tiny.train(tmp_path, 24, resume=True), whole[1])
+
+
+def test_sigterm_saves_and_the_run_can_go_on(tiny, whole, start_tiny, tmp_path):
+    process = start_tiny(tmp_path, 24, "--delay-s", 0.2)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "metrics.csv").exists() or len((tmp_path / "metrics.csv").read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    report = json.loads(output.splitlines()[-1])
+    assert report["outcome"] == "interrupted"
+    assert 6 <= report["step"] < 24
+    assert max(complete_steps(tmp_path / "checkpoints")) == report["step"]
+    assert_same_run(tmp_path, whole[0], tiny.train(tmp_path, 24, resume=True), whole[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_loop_and_the_former_handlers_return(tiny, tmp_path, number):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    result = tiny.train(tmp_path, 24, on_epoch_end=lambda state, epoch: signal.raise_signal(number))
+    assert result.outcome == "interrupted"
+    assert result.state.step == 7
+    assert max(complete_steps(tmp_path / "checkpoints")) == 7
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_second_interrupt_acts_as_usual():
+    with stop_on_signals() as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_other_threads_do_not_listen():
+    seen = []
+
+    def listen():
+        with stop_on_signals() as asked:
+            seen.append((asked(), signal.getsignal(signal.SIGTERM)))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+def test_epoch_ends_are_reported_with_the_state(tiny, tmp_path):
+    seen = []
+    tiny.train(tmp_path, 16, on_epoch_end=lambda state, epoch: seen.append((epoch, int(state.step))))
+    assert seen == [(1, 7), (2, 14)]
+
+
+def linear_run(folder, values, *, learning_rate=1.0, **options):
+    """Gradient descent on mean(values) * w from w = 1; validation sees w itself."""
+    mesh, optimizer = make_mesh(), optax.sgd(learning_rate)
+
+    def loss(params, key, example):
+        return params * example, {}
+
+    plan = make_batch_plan(np.ones(len(values), int), 1, (1,), 0)
+    validation = Validation(
+        make_eval_step(loss, mesh), make_batch_plan(np.ones(2, int), 2, (1,), 0), lambda i, n: i + 1.0
+    )
+    checkpoints, best = Checkpoints(folder / "checkpoints"), Checkpoints(folder / "best", keep=1)
+    try:
+        return fit(
+            LoopConfig(**{"epochs": 2, **options}),
+            make_train_step(loss, optimizer, jax.random.key(0), mesh),
+            init_state(np.float32(1), optimizer, mesh),
+            mesh,
+            plan,
+            lambda indices, length: values[indices],
+            validation=validation,
+            checkpoints=checkpoints,
+            best=best,
+        )
+    finally:
+        checkpoints.close()
+        best.close()
+
+
+def test_a_nonfinite_step_stops_with_the_last_checkpoint_before_it(tmp_path):
+    values = np.ones(8, np.float32)
+    [poisoned] = make_batch_plan(np.ones(8, int), 1, (1,), 0).epoch(0)[5].indices  # seen by step 6
+    values[poisoned] = np.inf
+    with pytest.raises(FloatingPointError, match=r"^step 6: "):
+        linear_run(tmp_path, values, checkpoint_every=2)
+    assert complete_steps(tmp_path / "checkpoints") == [2, 4]
+
+
+def test_training_stops_early_and_keeps_the_best(tmp_path):
+    # Each step adds 1 to w, so the first validation, at step 2, stays the best: 1.5 (1 + 2).
+    result = linear_run(tmp_path, -np.ones(8, np.float32), validate_every=2, patience=2)
+    assert result.outcome == "early_stop"
+    assert result.state.step == 6
+    assert (result.best_step, result.best_loss) == (2, 4.5)
+    assert complete_steps(tmp_path / "best") == [2]
+    assert max(complete_steps(tmp_path / "checkpoints")) == 6
+
+
+@pytest.mark.parametrize(("limits", "steps"), [({"epochs": 2}, 16), ({"epochs": None, "max_steps": 5}, 5)])
+def test_training_ends_at_its_limit(tmp_path, limits, steps):
+    result = linear_run(tmp_path, np.ones(8, np.float32), **limits)
+    assert (result.outcome, int(result.state.step)) == ("finished", steps)
+    np.testing.assert_allclose(result.state.params, 1 - steps)
+
+
+def test_a_finished_run_does_nothing_more(tiny, whole, tmp_path):
+    folder, expected = whole
+    before = (folder / "metrics.csv").read_text()
+    result = tiny.train(folder, 24, resume=True)
+    assert_same_run(folder, folder, result, expected)
+    assert (folder / "metrics.csv").read_text() == before
+
+
+def test_wrong_configs_are_refused():
+    with pytest.raises(ValueError, match="epochs or max_steps must be given"):
+        LoopConfig()
+    with pytest.raises(ValueError, match="patience must be at least 1, or none; got 0"):
+        LoopConfig(epochs=1, patience=0)

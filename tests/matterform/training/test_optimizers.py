@@ -1,0 +1,77 @@
+"""Schedules and first steps against numbers worked by hand."""
+
+import numpy as np
+import pytest
+
+from matterform.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+
+
+def rates(counts, **options):
+    schedule = make_schedule(OptimizerConfig(learning_rate=0.1, **options))
+    return [float(schedule(count)) for count in counts]
+
+
+def test_constant_schedule_with_warmup():
+    # (t + 1) / 4 of 0.1 while t < 4.
+    assert rates([0, 1, 3, 4, 100], warmup_steps=4) == pytest.approx([0.025, 0.05, 0.1, 0.1, 0.1])
+
+
+def test_inverse_time_schedule():
+    # 0.1 / (1 + 0.5 t)
+    assert rates([0, 1, 2, 18], schedule="inverse_time", decay=0.5) == pytest.approx([0.1, 0.1 / 1.5, 0.05, 0.01])
+
+
+def test_cosine_schedule():
+    # 0.1 (0.2 + 0.8 (1 + cos(pi t / 8)) / 2): cos is 1, 1/sqrt 2, 0, -1 at t = 0, 2, 4, 8.
+    quarter = 0.1 * (0.2 + 0.4 * (1 + 0.5**0.5))
+    found = rates([0, 2, 4, 8, 50], schedule="cosine", total_steps=8, final_fraction=0.2)
+    assert found == pytest.approx([0.1, quarter, 0.06, 0.02, 0.02])
+
+
+def first_update(gradient, **options):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, **options))
+    params = {"w": np.array([1.0, -2.0], np.float32)}
+    updates, _ = optimizer.update({"w": np.array(gradient, np.float32)}, optimizer.init(params), params)
+    return np.asarray(updates["w"])
+
+
+def test_first_adam_step():
+    # The bias-corrected moments are g and g^2: -0.1 g / (|g| + 1).
+    np.testing.assert_allclose(first_update([3.0, -1.0], eps=1.0), [-0.1 * 3 / 4, 0.1 / 2], rtol=1e-5)
+
+
+def test_first_adamw_step_decays_weights():
+    # Adam's -0.1 g / (|g| + 1), and -0.1 * 0.5 w.
+    found = first_update([3.0, -1.0], eps=1.0, name="adamw", weight_decay=0.5)
+    np.testing.assert_allclose(found, [-0.075 - 0.05, 0.05 + 0.1], rtol=1e-5)
+
+
+def test_clipping_by_norm_and_by_value():
+    # (3, 4) has norm 5 and is scaled by 1/5: -0.1 g / (|g| + 1) at (0.6, 0.8).
+    np.testing.assert_allclose(first_update([3.0, 4.0], eps=1.0, clip_norm=1.0), [-0.06 / 1.6, -0.08 / 1.8], rtol=1e-5)
+    # (3, -0.5) is cut to (1, -0.5).
+    found = first_update([3.0, -0.5], eps=1.0, clip_value=1.0)
+    np.testing.assert_allclose(found, [-0.05, 0.05 / 1.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("learning_rate", {"learning_rate": 0.0}),
+        ("b2", {"b2": 1.0}),
+        ("clip_norm", {"clip_norm": 0.0}),
+        ("weight_decay", {"weight_decay": 0.1}),
+        ("total_steps", {"schedule": "cosine"}),
+        ("warmup_steps", {"warmup_steps": -1}),
+    ],
+)
+def test_wrong_options_are_refused_by_name(field, options):
+    with pytest.raises(ValueError, match=f"^{field}"):
+        OptimizerConfig(**options)
+
+
+@pytest.mark.parametrize("field", ["name", "schedule"])
+def test_unknown_kinds_are_refused(field):
+    # The type checker of the tests sees the wrong word before the config does.
+    with pytest.raises((ValueError, TypeError), match=rf"^{field} must be one of|parameter '{field}'"):
+        OptimizerConfig(**{field: "sgd"})
