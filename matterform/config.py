@@ -33,7 +33,7 @@ def load_config(cls: type[Config], path: str | os.PathLike[str]) -> Config:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     try:
-        return from_dict(cls, {} if values is None else values)
+        return _to_dataclass(cls, {} if values is None else values, "")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -1,9 +1,12 @@
-"""Files and folders that appear whole or not at all."""
+"""Reading files with clear errors, and writing files and folders that appear whole or not at all."""
 
 import contextlib
+import gzip
+import io
 import os
 import pathlib
 import tempfile
+import zlib
 from collections.abc import Iterator
 
 
@@ -27,3 +30,31 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         temporary = pathlib.Path(folder, path.name)
         yield temporary
         os.replace(temporary, path)
+
+
+def existing(path: str | os.PathLike[str]) -> pathlib.Path:
+    """`path`, which must exist."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist (looked from {pathlib.Path.cwd()})")
+    return path
+
+
+def is_compressed(path: pathlib.Path) -> bool:
+    """Whether the name says gzip."""
+    return path.suffix.lower() == ".gz"
+
+
+def open_text(path: pathlib.Path, mode: str = "r") -> io.TextIOWrapper:
+    """Opens a plain or gzip-compressed text file; stray bytes (author names in old CIFs) do not stop the reading."""
+    opener = gzip.open if is_compressed(path) else open
+    return opener(path, f"{mode}t", encoding="utf-8", errors="replace")  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def damage_explained(path: pathlib.Path) -> Iterator[None]:
+    """Turns the errors of a broken gzip file into one that says so."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}); fetch or compress it again") from error
