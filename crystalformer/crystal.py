@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from crystalformer.lattice import from_scaled, impose_lattice
-from crystalformer.spacegroups import LETTERS, symmetry_tables, wyckoff_operations
+from crystalformer.spacegroups import LETTERS, apply_operations, symmetry_tables, wyckoff_operations
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -70,7 +70,8 @@ def wyckoff_sites(crystal: Crystals) -> list[Site]:
         if letter == 0:
             break
         operations = wyckoff_operations(int(crystal.G), int(letter))
-        orbit = (operations[:, :, :3] @ xyz.astype(np.float64) + operations[:, :, 3]) % 1.0
+        # Twice, because -1e-20 % 1 is 1.
+        orbit = apply_operations(operations, xyz.astype(np.float64)) % 1.0 % 1.0
         sites.append(Site(int(number), int(letter), orbit))
     if not sites:
         raise ValueError("W: expected at least one site, found only padding; drop the crystal")
@@ -82,9 +83,9 @@ def to_structure(crystal: Crystals) -> "Structure":
     from pymatgen.core import Lattice, Structure
 
     sites = wyckoff_sites(crystal)
-    numbers = [site.number for site in sites for _ in site.orbit]
+    symbols = [_element_symbols()[site.number] for site in sites for _ in site.orbit]
     lattice = Lattice.from_parameters(*cell_parameters(crystal))
-    return Structure(lattice, numbers, np.concatenate([site.orbit for site in sites]))
+    return Structure(lattice, symbols, np.concatenate([site.orbit for site in sites]))
 
 
 def to_structures(crystals: Crystals) -> "list[Structure]":

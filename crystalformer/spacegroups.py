@@ -68,6 +68,22 @@ def general_operations(G: int) -> Float[np.ndarray, "m 3 4"]:
     return wyckoff_operations(G, int(symmetry_tables().num_letters[G - 1]))
 
 
+def apply_operations(
+    operations: Float[np.ndarray, "m 3 4"], point: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "m 3"]:
+    """Images of a point (fractional coordinates) under affine operations, not wrapped."""
+    return operations[:, :, :3] @ point + operations[:, :, 3]
+
+
+@functools.cache
+def origin_shifts() -> Float[np.ndarray, "230 3"]:
+    """What to add to coordinates in spglib's default settings (row G - 1): 0, or from origin choice 1 to 2."""
+    with np.load(SPACEGROUPS_NPZ) as file:
+        shifts = file["origin_shift"] / 24.0
+    shifts.setflags(write=False)
+    return shifts
+
+
 def letter_index(letter: str) -> int:
     """The integer of a Wyckoff letter: a=1 ... z=26, A=27.
 
