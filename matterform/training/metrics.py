@@ -99,12 +99,12 @@ def open_tensorboard(folder: pathlib.Path, resumed_step: int | None = None) -> M
 
 
 def open_wandb(project: str, folder: pathlib.Path) -> MetricsWriter:
-    """A Weights & Biases run called like its folder; login and mode come from the W&B settings of the user."""
+    """A new Weights & Biases run called like its folder; login and mode are those of the user's W&B settings."""
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("logging to Weights & Biases needs an extra: pip install 'matterform[wandb]'") from error
-    run = wandb.init(project=project, name=folder.name, dir=str(folder), id=folder.name, resume="allow")
+    run = wandb.init(project=project, name=folder.name, dir=str(folder))
 
     def write(step: int, metrics: Mapping[str, Any]) -> None:
         run.log({name: float(value) for name, value in metrics.items()}, step=step)
