@@ -140,7 +140,7 @@ def _dataset(cell: Cell, tolerance: float) -> "spglib.SpglibDataset":
     import spglib
 
     try:
-        dataset = spglib.get_symmetry_dataset(tuple(cell), tolerance, angle_tolerance=ANGLE_TOLERANCE_DEG)
+        dataset = spglib.get_symmetry_dataset(cell, tolerance, angle_tolerance=ANGLE_TOLERANCE_DEG)
     except spglib.SpglibError as error:
         raise UnreadableStructure(f"space group not found: {reason_of(error)}") from error
     if dataset is None:
