@@ -4,7 +4,7 @@ Keys are "1", "2", ... and "nextid"; a missing number is a deleted row. `data` o
 `ARRAYS` the per-atom arrays that ASE's rows have no place for. Nothing is ever unpickled: a pickle is code.
 """
 
-import json
+import itertools
 import os
 import pathlib
 import zlib
@@ -21,10 +21,14 @@ ARRAYS = "__arrays__"
 STANDARD_ARRAYS = ("numbers", "positions", "tags", "masses", "momenta", "initial_magmoms", "initial_charges")
 # Address space only: the file grows with what is written.
 MAP_SIZE = 1 << 40
+PICKLE_ADVICE = (
+    "it holds pickles, which can run any code when they are read; where you trust it, read it with the program that "
+    "wrote it and save the structures as ase.Atoms with matterform.formats.write_structures('NAME.lmdb', atoms)"
+)
 
 
-def iterate_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The rows of an LMDB in order, as plain dicts (see `row_to_atoms`).
+def iterate_entries(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The rows of an LMDB in order, as they stand in the file; `parse_entry` reads one.
 
     Raises:
         ValueError: not an LMDB, not an ASE database, or entries are pickles.
@@ -37,22 +41,29 @@ def iterate_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path} cannot be opened as LMDB: {error}") from error
     with env, env.begin() as transaction:
         next_id = transaction.get(b"nextid")
-        if next_id is None:
-            found = [bytes(value[:2]) for _, value in transaction.cursor()]
-            _refuse_pickle(path, found)
-            raise ValueError(f"{path} is not an ASE database: it has no key 'nextid' among its {len(found)} entries")
-        for number in range(1, _decode(path, next_id)):
+        if next_id is None or _is_pickle(next_id):
+            pickles = any(_is_pickle(value) for _, value in itertools.islice(transaction.cursor(), 10))
+            raise ValueError(
+                f"{path} is not an ASE database (no key 'nextid'){': ' + PICKLE_ADVICE if pickles else ''}"
+            )
+        for number in range(1, _decode(next_id)):
             entry = transaction.get(str(number).encode())
             if entry is not None:
-                yield _decode(path, entry)
+                yield entry
 
 
-def row_to_atoms(row: dict[str, Any]) -> "ase.Atoms":
-    """One row as Atoms: `key_value_pairs` and `data` go to info, results (energy, forces, ...) to a calculator."""
+def parse_entry(entry: bytes) -> "ase.Atoms":
+    """One row as Atoms: `key_value_pairs` and `data` go to info, results (energy, forces, ...) to a calculator.
+
+    Raises:
+        ValueError: the entry is a pickle, not compressed JSON, or no structure.
+    """
     from ase.db.row import AtomsRow
 
+    row = _decode(entry)
     if missing := {"numbers", "positions"} - row.keys():
         raise ValueError(f"the row lacks {', '.join(sorted(missing))}; it has {', '.join(row)}")
+    # Files written without ASE's own encoder hold arrays as plain lists.
     lists = {key: np.array(value) for key, value in row.items() if isinstance(value, list) and key != "constraints"}
     ase_row = AtomsRow(row | lists)
     atoms = ase_row.toatoms()
@@ -74,36 +85,34 @@ def write_rows(path: str | os.PathLike[str], structures: Iterable["ase.Atoms"]) 
 
 
 def _to_row(atoms: "ase.Atoms") -> dict[str, Any]:
+    from ase.db.core import now
     from ase.db.row import atoms2dict
-    from ase.io.jsonio import encode
 
     arrays = {name: array for name, array in atoms.arrays.items() if name not in STANDARD_ARRAYS}
     data = atoms.info | ({ARRAYS: arrays} if arrays else {})
-    # ASE decodes a string lazily and gives NumPy arrays back with their types.
-    return {**atoms2dict(atoms), "cell": atoms.cell.array, "pbc": atoms.pbc, "data": encode(data)}
+    times = {"ctime": now(), "mtime": now()}  # which ASE's database tools list
+    return {**atoms2dict(atoms), **times, "cell": atoms.cell.array, "pbc": atoms.pbc, "data": data}
 
 
 def _encode(value: Any) -> bytes:
-    return zlib.compress(json.dumps(value, default=lambda array: array.tolist()).encode())
+    from ase.io.jsonio import encode
+
+    return zlib.compress(encode(value).encode())
 
 
-def _decode(path: pathlib.Path, entry: bytes) -> Any:
-    _refuse_pickle(path, [entry[:2]])
+def _decode(entry: bytes) -> Any:
+    from ase.io.jsonio import decode
+
+    if _is_pickle(entry):
+        raise ValueError(PICKLE_ADVICE)
     try:
-        return json.loads(zlib.decompress(entry))
+        return decode(zlib.decompress(entry).decode(), always_array=False)
     except (zlib.error, ValueError) as error:
-        raise ValueError(
-            f"{path} holds an entry that is not compressed JSON ({error}); is it an ASE database?"
-        ) from error
+        raise ValueError(f"the entry is not compressed JSON ({error})") from error
 
 
-def _refuse_pickle(path: pathlib.Path, beginnings: list[bytes]) -> None:
-    if any(beginning[:1] == b"\x80" for beginning in beginnings):  # the mark of a pickle of protocol 2 and later
-        raise ValueError(
-            f"{path} holds pickles, which can run any code when they are read; where you trust it, read it with the "
-            "program that wrote it, turn each entry into ase.Atoms and save them with "
-            "matterform.formats.write_structures('NAME.lmdb', atoms)"
-        )
+def _is_pickle(entry: bytes) -> bool:
+    return entry[:1] == b"\x80"  # the mark of protocol 2 and later; compressed JSON begins with "x"
 
 
 def _import_lmdb() -> Any:

@@ -213,11 +213,11 @@ def _read_traj(path: pathlib.Path) -> Iterator[Record]:
 
 
 def _read_lmdb(path: pathlib.Path) -> Iterator[Record]:
-    from matterform.aselmdb import iterate_rows, row_to_atoms
+    from matterform.aselmdb import iterate_entries, parse_entry
 
-    for index, row in enumerate(iterate_rows(path)):
+    for index, entry in enumerate(iterate_entries(path)):
         try:
-            yield Record(index, row_to_atoms(row))
+            yield Record(index, parse_entry(entry))
         except (ValueError, LookupError) as error:
             yield Record(index, None, reason_of(error))
 

@@ -1,20 +1,14 @@
 """Structures survive every format, and what cannot be read is named."""
 
-import gzip
-import json
-import pickle
-
 import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
-from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from matterform.formats import (
-    UnreadableStructure,
     iterate_records,
     iterate_texts,
     parse_structure,
@@ -120,17 +114,6 @@ def test_crystals_survive(tmp_path, crystals, name):
         assert [crystal.properties for crystal in found] == [crystal.properties for crystal in crystals]
 
 
-def test_structure_column_may_hold_pymatgens_json(tmp_path, crystals):
-    texts = [json.dumps(crystals[0].as_dict()), to_cif(crystals[1]), ""]
-    pd.DataFrame({"id": [7, 8, 9], "structure": texts}).to_csv(tmp_path / "x.csv")
-    found, refused = read_structures(tmp_path / "x.csv")
-    np.testing.assert_array_equal(found[0].lattice.matrix, crystals[0].lattice.matrix)
-    np.testing.assert_array_equal(found[0].frac_coords, crystals[0].frac_coords)
-    assert_same_crystal(found[1], crystals[1])
-    assert refused == {2: "there is no structure: the text is empty"}
-    assert found[0].properties["id"] == 7
-
-
 def test_converters_lose_nothing_between_the_two_kinds(crystals, molecules):
     for crystal in crystals:
         atoms = to_atoms(crystal)
@@ -143,14 +126,6 @@ def test_converters_lose_nothing_between_the_two_kinds(crystals, molecules):
         to_structure(molecules[0])
 
 
-def test_symmetry_is_stated_on_request(tmp_path):
-    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    write_structures(tmp_path / "salt.cif", [salt], symprec=0.01)
-    assert "_symmetry_Int_Tables_number   225" in (tmp_path / "salt.cif").read_text()
-    matcher = StructureMatcher(ltol=1e-6, stol=1e-6, angle_tol=1e-4, primitive_cell=False, scale=False)
-    assert matcher.fit(read_structures(tmp_path / "salt.cif")[0][0], salt)
-
-
 def test_deuterium_and_tritium_are_hydrogen(tmp_path, crystals):
     frame = '2\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3\n{} 0 0 0\nDy 0 0 1\n'
     (tmp_path / "x.xyz").write_text(frame.format("D") + frame.format(" T"))
@@ -158,9 +133,6 @@ def test_deuterium_and_tritium_are_hydrogen(tmp_path, crystals):
     assert [atoms.get_chemical_symbols() for atoms in found] == [["H", "Dy"]] * 2
     assert refused == {}
     assert parse_structure(to_cif(crystals[0]).replace("  N  N", "  D  D"))[2].specie.Z == 1
-
-
-# What stays readable, and what is refused
 
 
 def test_bad_rows_of_a_table_are_refused_with_reasons(tmp_path, crystals):
@@ -177,17 +149,6 @@ def test_bad_rows_of_a_table_are_refused_with_reasons(tmp_path, crystals):
         assert expected in reason
     assert all(bool(record.reason) == (record.structure is None) for record in records)
     assert not any("\n" in reason for reason in reasons)
-
-
-def test_bad_block_spares_the_others(tmp_path, crystals):
-    blocks = [to_cif(crystal) for crystal in crystals]
-    broken = "data_broken\nloop_\n_atom_site_label\n_atom_site_fract_x\nNa 'unclosed\n;\ndata_inside a text field\n;\n"
-    (tmp_path / "x.cif").write_text(blocks[0] + broken + blocks[1] + blocks[2])
-    found, refused = read_structures(tmp_path / "x.cif")
-    assert list(refused) == [1]
-    for one, other in zip(found, crystals, strict=True):
-        assert_same_crystal(one, other)
-    assert [record.columns["block"] for record in iterate_texts(tmp_path / "x.cif")][1] == "broken"
 
 
 def test_bad_frame_spares_the_others(tmp_path, molecules):
@@ -209,9 +170,6 @@ def test_limit_stops_reading_early(tmp_path, molecules):
     assert len(read_structures(tmp_path / "x.extxyz", limit=2)[0]) == 2
     with pytest.raises(ValueError, match="frame 2 must begin with its number of atoms, found 'this is not a frame'"):
         read_structures(tmp_path / "x.extxyz")
-
-
-# Files that are wrong as a whole
 
 
 def test_missing_file_says_where_it_was_looked_for(tmp_path):
@@ -282,55 +240,6 @@ def test_failed_writing_leaves_nothing(tmp_path, crystals, name):
     assert list(tmp_path.iterdir()) == []
 
 
-# LMDB
-
-
-def test_lmdb_of_pickles_is_refused_unread(tmp_path):
-    import lmdb
-
-    class Trap:
-        def __reduce__(self):
-            return (tmp_path.joinpath("sprung").mkdir, ())
-
-    for key in (b"0", b"nextid"):
-        path = tmp_path / f"{key.decode()}.lmdb"
-        with lmdb.open(str(path), subdir=False) as env, env.begin(write=True) as transaction:
-            transaction.put(key, pickle.dumps(Trap()))
-        with pytest.raises(ValueError, match="holds pickles, which can run any code"):
-            read_structures(path)
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_lmdb_in_a_folder_with_a_deleted_row_is_read(tmp_path, molecules):
-    import lmdb
-
-    path = tmp_path / "folder"
-    path.mkdir()
-    write_structures(path / "data.mdb.lmdb", molecules)
-    (path / "data.mdb.lmdb").rename(path / "data.mdb")
-    with lmdb.open(str(path)) as env, env.begin(write=True) as transaction:
-        transaction.delete(b"2")
-    found, _ = read_structures(path)
-    assert [len(atoms) for atoms in found] == [4, 2, 1]
-
-
-def test_lmdb_row_without_positions_is_refused(tmp_path, molecules):
-    import zlib
-
-    import lmdb
-
-    path = tmp_path / "x.lmdb"
-    write_structures(path, molecules)
-    with lmdb.open(str(path), subdir=False) as env, env.begin(write=True) as transaction:
-        transaction.put(b"2", zlib.compress(b'{"numbers": [1]}'))
-    found, refused = read_structures(path)
-    assert len(found) == 3
-    assert refused == {1: "ValueError: the row lacks positions; it has numbers"}
-
-
-# Real files
-
-
 @pytest.mark.parametrize(
     "name", ["acac_train_300K.extxyz.gz", "mlearn_Si_test.extxyz.gz", "3bpa_isolated_atoms.extxyz"]
 )
@@ -366,19 +275,3 @@ def test_real_tables_survive(data_dir, tmp_path, name):
     assert [crystal.properties for crystal in read_structures(tmp_path / "x.csv.gz")[0]] == [
         crystal.properties for crystal in expected
     ]
-
-
-def test_text_of_every_row_is_the_text_in_the_file(data_dir):
-    import csv
-
-    path = data_dir / "mp20_biternary.csv.gz"
-    with gzip.open(path, "rt") as file:
-        expected = [(row["cif"], row["pretty_formula"]) for row in csv.DictReader(file)]
-    records = list(iterate_texts(path))
-    assert [record.index for record in records] == list(range(7140))
-    assert [(record.text, record.columns["pretty_formula"]) for record in records] == expected
-
-
-def test_reason_is_an_error_of_its_own_kind():
-    with pytest.raises(UnreadableStructure, match="Invalid CIF"):
-        parse_structure("nonsense")
