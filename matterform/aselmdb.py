@@ -11,8 +11,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     import ase
 
@@ -63,9 +61,7 @@ def parse_entry(entry: bytes) -> "ase.Atoms":
     row = _decode(entry)
     if missing := {"numbers", "positions"} - row.keys():
         raise ValueError(f"the row lacks {', '.join(sorted(missing))}; it has {', '.join(row)}")
-    # Files written without ASE's own encoder hold arrays as plain lists.
-    lists = {key: np.array(value) for key, value in row.items() if isinstance(value, list) and key != "constraints"}
-    ase_row = AtomsRow(row | lists)
+    ase_row = AtomsRow(row)
     atoms = ase_row.toatoms()
     data = dict(ase_row.data)
     for name, array in data.pop(ARRAYS, {}).items():

@@ -134,9 +134,9 @@ def write_structures(
 ) -> None:
     """Writes structures in the format of the suffix, whole or not at all; a path without suffix is a folder of CIFs.
 
-    LMDB keeps everything exactly; traj too, except per-atom arrays that ASE has no name for; XYZ keeps everything,
-    coordinates and arrays to 1e-8. CIF and CSV hold the crystal (to 8 decimals), CSV also the `properties` that are
-    single values.
+    LMDB keeps everything exactly; traj too, except per-atom arrays that ASE has no name for; XYZ loses constraints,
+    and keeps coordinates and arrays to 1e-8. CIF and CSV hold the crystal (to 8 decimals), CSV also the `properties`
+    that are single values.
 
     Args:
         symprec: tolerance (Å) for finding the symmetry that a CIF states; None writes P1 with every atom.

@@ -32,6 +32,7 @@ class Run:
     label: str = ""
     resume: bool = False
     seed: int | str = 0
+    budget: float | int = 0
 
 
 FULL = Run(
@@ -45,6 +46,7 @@ FULL = Run(
     label="1e-3",
     resume=True,
     seed="null",
+    budget=3,
 )
 
 

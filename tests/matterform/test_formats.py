@@ -1,5 +1,6 @@
 """Structures survive every format, and what cannot be read is named."""
 
+import gemmi
 import numpy as np
 import pandas as pd
 import pytest
@@ -112,6 +113,12 @@ def test_crystals_survive(tmp_path, crystals, name):
         assert_same_crystal(one, other)
     if ".csv" in name:
         assert [crystal.properties for crystal in found] == [crystal.properties for crystal in crystals]
+
+
+def test_blocks_of_one_file_have_names_of_their_own(tmp_path, crystals):
+    write_structures(tmp_path / "x.cif", crystals)
+    document = gemmi.cif.read(str(tmp_path / "x.cif"))  # refuses equal names
+    assert [block.name for block in document] == ["0_Na2N", "1_Na2N", "2_Na2N"]
 
 
 def test_converters_lose_nothing_between_the_two_kinds(crystals, molecules):
