@@ -1,4 +1,4 @@
-"""Published CrystalFormer checkpoints: pickles of {"params": tree, "opt_state": optax state}, read without executing code.
+"""Published checkpoints, pickles of {"params": tree, "opt_state": optax state}, read without executing code.
 
 A pickle is a program. Ours is run by an unpickler that knows the few constructors such files contain: arrays, and
 optax's optimiser states, which become inert named tuples of the same fields. Anything else is refused by name.
@@ -187,7 +187,9 @@ def _sizes_of(params: hk.Params, source: str | pathlib.Path) -> dict[str, Any]:
     return sizes
 
 
-def _split_heads(width: int, num_heads: int | None, key_size: int | None, source: str | pathlib.Path) -> tuple[int, int]:
+def _split_heads(
+    width: int, num_heads: int | None, key_size: int | None, source: str | pathlib.Path
+) -> tuple[int, int]:
     """num_heads and key_size of an attention of `width` channels, given one, both, or the published split of 1024."""
     if num_heads is None and key_size is None:
         published = TransformerConfig()
@@ -208,9 +210,7 @@ def _check_tree(params: hk.Params, shapes: Shapes, path: pathlib.Path) -> None:
             found = _leaf(params, module, leaf, path).shape
             if found != shape:
                 raise ValueError(f"{path}: params/{module}/{leaf} has shape {found}, expected {shape}")
-    unknown = [
-        f"{module}/{leaf}" for module in params for leaf in params[module] if leaf not in shapes.get(module, {})
-    ]
+    unknown = [f"{module}/{leaf}" for module in params for leaf in params[module] if leaf not in shapes.get(module, {})]
     if unknown:
         raise ValueError(f"{path}: the tree has leaves that no such network has: {', '.join(sorted(unknown)[:5])}")
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+import itertools
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -22,7 +23,7 @@ BUCKETS = (3, 5, 7, 10, 14)
 
 
 class LogProb(NamedTuple):
-    """Log-probabilities of letters, coordinates (density in the angle), elements and lattice (density in model units)."""
+    """Log-probabilities of letters, coordinates (density in the angle), elements, lattice (density in model units)."""
 
     w: Float[Array, "*b"]
     xyz: Float[Array, "*b"]
@@ -52,7 +53,7 @@ class LossConfig:
 def crystal_log_prob(
     network: Network, key: PRNGKeyArray | None, crystal: Crystals, config: TransformerConfig
 ) -> LogProb:
-    """The four log-probabilities of one crystal, padded to any length that leaves a padding slot; no dropout if key=None."""
+    """The four log-probabilities of one crystal, with at least one padding slot; no dropout without key."""
     G, L, XYZ, A, W = crystal
     tables = symmetry_tables()
     M = jnp.asarray(tables.multiplicity)[G - 1, W]
@@ -120,7 +121,7 @@ def log_prob(params: hk.Params, config: TransformerConfig, crystals: Crystals, b
     lengths = (crystals.W > 0).sum(-1) + 1
     results = np.zeros((4, len(lengths)), np.float32)
     edges = (0, *bucket_lengths(crystals.W.shape[1]))
-    for shortest, longest in zip(edges[:-1], edges[1:], strict=True):
+    for shortest, longest in itertools.pairwise(edges):
         members = np.flatnonzero((lengths > shortest) & (lengths <= longest))
         for start in range(0, len(members), batch_size):
             rows = members[start : start + batch_size]
@@ -145,7 +146,7 @@ def _check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
     full = np.flatnonzero((crystals.W > 0).all(-1))
     if len(full):
         raise ValueError(
-            f"crystal {full[0]} fills all {crystals.W.shape[1]} slots, but one must stay padding; prepare with more slots"
+            f"crystal {full[0]} fills all {crystals.W.shape[1]} slots, but one must stay padding; raise n_max"
         )
     for name, field, size in (("A", crystals.A, config.atom_types), ("W", crystals.W, config.wyck_types)):
         if field.size and field.max() >= size:

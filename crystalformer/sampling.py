@@ -1,0 +1,382 @@
+"""Sampling crystals site by site (spec section 5).
+
+One compiled kernel draws a chunk of crystals in lanes that move in step, five tokens a site. A lane whose crystal has
+ended makes room, and the kernel stops when all have ended. Every draw depends on the crystal's own key alone, so the
+result does not depend on chunks or devices.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from crystalformer import distributions, lattice
+from crystalformer.config import TransformerConfig
+from crystalformer.constraints import Constraints, check_constraints, make_constraints
+from crystalformer.crystal import Crystals
+from crystalformer.decoding import Cache, cache_bytes, copy_lane, decode_token, empty_cache, grow_cache
+from crystalformer.parameters import TOKENS, Network, as_network
+from crystalformer.spacegroups import symmetry_tables
+from crystalformer.transformer import (
+    FORBIDDEN,
+    coordinate_columns,
+    element_log_probs,
+    embed_coordinate,
+    embed_element,
+    embed_letter,
+    first_letter_log_probs,
+    lattice_columns,
+    next_letter_log_probs,
+    read_coordinate,
+    read_lattice,
+)
+
+# Sites after which the cache that attention reads grows; each stretch is compiled once.
+STRETCHES = (4, 8)
+# Lanes computed together on CPUs, where less work is less time; elsewhere all lanes of a device are one group.
+CPU_GROUP = 32
+CHUNK_BYTES = 2**30  # of cache on each device, unless a chunk size is given
+LANES = "lanes"
+
+
+class Temperature(NamedTuple):
+    """How far draws are sharpened (< 1) or flattened (> 1), and which classes are left out."""
+
+    every: Float[Array, ""]
+    first_element: Float[Array, ""]
+    top_p: Float[Array, ""]  # keep the likeliest classes until their probability exceeds this
+
+
+class Lanes(NamedTuple):
+    """The crystals being drawn, one a lane, unfinished ones in front; without the axis b, one of them."""
+
+    key: PRNGKeyArray
+    index: Int[Array, "*b"]  # the crystal's place in the chunk
+    crystal: Crystals
+    row: Float[Array, "*b columns"]  # raw output of the network after the last token
+    finished: Bool[Array, "*b"]
+
+
+Sampler = Callable[..., Crystals]
+
+
+def sample(
+    params: hk.Params,
+    config: TransformerConfig,
+    key: PRNGKeyArray,
+    spacegroups: Int[np.ndarray, " b"],
+    *,
+    temperature: float = 1.0,
+    T1: float | None = None,
+    top_p: float = 1.0,
+    constraints: Constraints | None = None,
+    chunk_size: int | None = None,
+) -> Crystals:
+    """Draws one crystal for each entry of `spacegroups`, in model units, as NumPy arrays.
+
+    Crystal i depends on `fold_in(key, i)` and on nothing else that is drawn.
+
+    Args:
+        temperature: divides logits and concentrations, and its root multiplies the widths of the lattice.
+        T1: temperature of the first site's element; default as the rest.
+        top_p: probability above which less likely letters, elements and mixture components are left out.
+        constraints: what `make_constraints` returned.
+        chunk_size: crystals drawn at a time; the default fits 1 GiB of cache on each device.
+
+    Raises:
+        ValueError: for a space group, temperature or constraint that cannot be met.
+    """
+    chunks = sample_chunks(
+        params,
+        config,
+        key,
+        spacegroups,
+        temperature=temperature,
+        T1=T1,
+        top_p=top_p,
+        constraints=constraints,
+        chunk_size=chunk_size,
+    )
+    return Crystals(*(np.concatenate(fields) for fields in zip(*chunks, strict=True)))
+
+
+def sample_chunks(
+    params: hk.Params,
+    config: TransformerConfig,
+    key: PRNGKeyArray,
+    spacegroups: Int[np.ndarray, " b"],
+    *,
+    temperature: float = 1.0,
+    T1: float | None = None,
+    top_p: float = 1.0,
+    constraints: Constraints | None = None,
+    chunk_size: int | None = None,
+) -> Iterator[Crystals]:
+    """`sample`, chunk after chunk as they are drawn."""
+    spacegroups = np.asarray(spacegroups, np.int32)
+    constraints = make_constraints(config) if constraints is None else constraints
+    T1 = temperature if T1 is None else T1
+    _check_request(spacegroups, temperature, T1, top_p, chunk_size)
+    check_constraints(constraints, spacegroups)
+    key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    return _draw_chunks(
+        params,
+        config,
+        key,
+        spacegroups,
+        Temperature(*map(np.float32, (temperature, T1, top_p))),
+        constraints,
+        chunk_size,
+    )
+
+
+def _draw_chunks(params, config, key, spacegroups, temperature, constraints, chunk_size) -> Iterator[Crystals]:
+    mesh = jax.make_mesh(
+        (jax.local_device_count(),), (LANES,), axis_types=(AxisType.Auto,), devices=jax.local_devices()
+    )
+    wanted = chunk_size or max(1, CHUNK_BYTES // cache_bytes(config)) * mesh.size
+    wanted = min(wanted, len(spacegroups))
+    on_cpu = jax.default_backend() == "cpu"
+    per_device = -(-wanted // mesh.size)
+    group_size = CPU_GROUP if on_cpu else per_device
+    num_lanes = -(-per_device // group_size) * group_size * mesh.size
+    kernel = _compiled(config, group_size, mesh)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.arange(len(spacegroups)))
+    for start in range(0, len(spacegroups), wanted):
+        rows = np.arange(start, start + num_lanes)
+        used = rows < min(start + wanted, len(spacegroups))
+        rows = np.where(used, rows, 0)
+        crystals = kernel(params, keys[rows], spacegroups[rows], used, temperature, constraints)
+        yield jax.tree.map(lambda x, used=used: np.asarray(x)[used], crystals)
+
+
+@functools.cache
+def _compiled(config: TransformerConfig, group_size: int, mesh: Mesh) -> Sampler:
+    """The kernel over all local devices; parameters are in the published tree."""
+    sampler = make_sampler(config, group_size)
+    by_lanes, everywhere = PartitionSpec(LANES), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            lambda params, *rest: sampler(as_network(params, config), *rest),
+            mesh=mesh,
+            in_specs=(everywhere, by_lanes, by_lanes, by_lanes, everywhere, everywhere),
+            out_specs=by_lanes,
+            check_vma=False,
+        )
+    )
+
+
+def _check_request(spacegroups, temperature: float, T1: float, top_p: float, chunk_size: int | None) -> None:
+    if spacegroups.ndim != 1 or not len(spacegroups):
+        raise ValueError(f"spacegroups must be a list of one or more numbers; got shape {spacegroups.shape}")
+    wrong = spacegroups[(spacegroups < 1) | (spacegroups > 230)]
+    if len(wrong):
+        raise ValueError(f"spacegroups must lie in 1..230; got {wrong[0]}")
+    for name, value in (("temperature", temperature), ("T1", T1)):
+        if not value > 0:
+            raise ValueError(f"{name} must be positive; got {value}")
+    if not 0 <= top_p <= 1:
+        raise ValueError(f"top_p must lie in [0, 1]; got {top_p}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1; got {chunk_size}")
+
+
+# --- the kernel -----------------------------------------------------------------------------------------------------
+
+
+def make_sampler(config: TransformerConfig, group_size: int) -> Sampler:
+    """The pure function `sampler(network, keys, G, wanted, temperature, constraints) -> Crystals`, to be compiled.
+
+    It draws a crystal in every wanted lane; others come out as padding. The number of lanes is a multiple of
+    `group_size`.
+    """
+
+    def sampler(
+        network: Network,
+        keys: PRNGKeyArray,
+        G: Int[Array, " b"],
+        wanted: Bool[Array, " b"],
+        temperature: Temperature,
+        constraints: Constraints,
+    ) -> Crystals:
+        draw_site = make_draw_site(network, temperature, constraints, config, group_size)
+        lanes = _first_lanes(network, keys, G, wanted, config)
+        site, cache = jnp.zeros((), jnp.int32), empty_cache(len(G), 0, config)
+        for stop in (*(stop for stop in STRETCHES if stop < config.n_max), config.n_max):
+            cache = grow_cache(cache, len(TOKENS) * stop)
+            site, lanes, cache = jax.lax.while_loop(_unfinished_before(stop), draw_site, (site, lanes, cache))
+        return jax.tree.map(lambda x: jnp.zeros_like(x).at[lanes.index].set(x), lanes.crystal)
+
+    return sampler
+
+
+def _first_lanes(network: Network, keys, G, wanted, config: TransformerConfig) -> Lanes:
+    num_lanes, n = G.shape[0], config.n_max
+    crystal = Crystals(
+        G=G,
+        L=jnp.zeros((num_lanes, 6)),
+        XYZ=jnp.zeros((num_lanes, n, 3)),
+        A=jnp.zeros((num_lanes, n), jnp.int32),
+        W=jnp.zeros((num_lanes, n), jnp.int32),
+    )
+    letters = jax.vmap(lambda G: first_letter_log_probs(network, G, config))(G)
+    row = jnp.pad(letters, [(0, 0), (0, config.output_size - config.wyck_types)])
+    return Lanes(keys, jnp.arange(num_lanes), crystal, row, ~wanted)
+
+
+State = tuple[Int[Array, ""], Lanes, Cache]
+
+
+def _unfinished_before(stop: int) -> Callable[[State], Bool[Array, ""]]:
+    return lambda state: (state[0] < stop) & ~jnp.all(state[1].finished)
+
+
+def make_draw_site(
+    network: Network, temperature: Temperature, constraints: Constraints, config: TransformerConfig, group_size: int
+) -> Callable[[State], State]:
+    """The function that adds one site to every unfinished lane: letter, element, coordinates, each fed back."""
+
+    def feed(token: str, site: Int[Array, ""], lanes: Lanes, cache: Cache) -> tuple[Lanes, Cache]:
+        x = jax.vmap(lambda crystal: _embed(network, token, crystal, site, config))(lanes.crystal)
+        position = len(TOKENS) * site + TOKENS.index(token)
+        num_groups = -(-jnp.sum(~lanes.finished) // group_size)
+        row, cache = decode_token(network, cache, x, position, num_groups, group_size, config)
+        return lanes._replace(row=row), cache
+
+    def draw_site(state: State) -> State:
+        site, lanes, cache = state
+
+        def draw(function: Callable[..., Lanes], *which: int) -> Lanes:
+            return jax.vmap(lambda lane: function(lane, site, *which, temperature, constraints, config))(lanes)
+
+        lanes = draw(_draw_letter)
+        lanes, cache = feed("W", site, lanes, cache)
+        lanes = draw(_end_crystal)
+        lanes, cache = unfinished_first(lanes, cache)
+        lanes = draw(_draw_element)
+        lanes, cache = feed("A", site, lanes, cache)
+        for axis, token in enumerate("XYZ"):
+            lanes = draw(_draw_coordinate, axis)
+            lanes, cache = feed(token, site, lanes, cache)
+        return site + 1, lanes, cache
+
+    return draw_site
+
+
+def unfinished_first(lanes: Lanes, cache: Cache) -> tuple[Lanes, Cache]:
+    """Swaps finished lanes in front with unfinished ones behind them; only the latter take their cache along."""
+    lane = jnp.arange(lanes.finished.shape[0])
+    in_front = lane < jnp.sum(~lanes.finished)
+    holes, count = _positions(lanes.finished & in_front)
+    movers, _ = _positions(~lanes.finished & ~in_front)
+    order = lane.at[holes].set(movers, mode="drop").at[movers].set(holes, mode="drop")
+    lanes = jax.tree.map(lambda x: x[order], lanes)
+    return lanes, jax.lax.fori_loop(0, count, lambda i, cache: copy_lane(cache, movers[i], holes[i]), cache)
+
+
+def _positions(mask: Bool[Array, " b"]) -> tuple[Int[Array, " b"], Int[Array, ""]]:
+    """Where `mask` is True, in increasing order, then entries beyond the end; and how many there are."""
+    (where,) = jnp.nonzero(mask, size=mask.shape[0], fill_value=mask.shape[0])
+    return where, jnp.sum(mask)
+
+
+def _embed(network: Network, token: str, crystal: Crystals, site, config: TransformerConfig) -> Float[Array, " d"]:
+    """The token of one crystal's site `site`."""
+    G, W = crystal.G, crystal.W[site]
+    if token == "W":
+        return embed_letter(network, G, W, jnp.asarray(symmetry_tables().multiplicity)[G - 1, W])
+    if token == "A":
+        return embed_element(network, G, crystal.A[site])
+    return embed_coordinate(network, token, G, crystal.XYZ[site, "XYZ".index(token)], config)
+
+
+# --- draws for one lane ---------------------------------------------------------------------------------------------
+
+# Streams of random numbers within a site.
+LETTER, ELEMENT, LATTICE, COORDINATE = range(4)
+
+
+def _key(lane: Lanes, site: Int[Array, ""], stream: int) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.fold_in(lane.key, site), stream)
+
+
+def _draw_letter(lane: Lanes, site, temperature: Temperature, constraints: Constraints, config) -> Lanes:
+    """The site's letter: by the network's rules, the constraints, and padding in the last slot."""
+    G, W = lane.crystal.G, lane.crystal.W
+    first = lane.row[: config.wyck_types]
+    log_probs = jnp.where(site == 0, first, next_letter_log_probs(lane.row, G, W[site - 1], config))
+    letter = jnp.arange(config.wyck_types)
+    forced = jnp.where(site == config.n_max - 1, 0, constraints.letters[site])
+    log_probs = jnp.where((forced < 0) | (letter == forced), log_probs, FORBIDDEN)
+    drawn = _draw_class(_key(lane, site, LETTER), log_probs, temperature.every, temperature.top_p)
+    drawn = jnp.where(lane.finished, 0, drawn)
+    return lane._replace(crystal=lane.crystal._replace(W=W.at[site].set(drawn)))
+
+
+def _end_crystal(lane: Lanes, site, temperature: Temperature, constraints: Constraints, config) -> Lanes:
+    """Where the letter just fed back was padding, draws the lattice from that row: the crystal is whole."""
+    crystal = lane.crystal
+    ends = (crystal.W[site] == 0) & ~lane.finished
+    drawn = _draw_lattice(_key(lane, site, LATTICE), crystal.G, lane.row, temperature, config)
+    return lane._replace(crystal=crystal._replace(L=jnp.where(ends, drawn, crystal.L)), finished=lane.finished | ends)
+
+
+def _draw_element(lane: Lanes, site, temperature: Temperature, constraints: Constraints, config) -> Lanes:
+    """The site's element: among those allowed there, or that of the site it is tied to."""
+    W, A = lane.crystal.W[site], lane.crystal.A
+    element = jnp.arange(config.atom_types)
+    tie = constraints.ties[site]
+    allowed = jnp.where(tie >= 0, element == A[tie], constraints.elements[site])
+    log_probs = jnp.where(allowed | (W == 0), element_log_probs(lane.row, W, config), FORBIDDEN)
+    heat = jnp.where(site == 0, temperature.first_element, temperature.every)
+    drawn = _draw_class(_key(lane, site, ELEMENT), log_probs, heat, temperature.top_p)
+    return lane._replace(crystal=lane.crystal._replace(A=A.at[site].set(drawn)))
+
+
+def _draw_coordinate(lane: Lanes, site, axis: int, temperature: Temperature, constraints, config) -> Lanes:
+    """Coordinate `axis`, drawn, then projected onto the Wyckoff position, which fixes it where it is not free."""
+    G, W, XYZ = lane.crystal.G, lane.crystal.W[site], lane.crystal.XYZ
+    component_key, angle_key = jax.random.split(_key(lane, site, COORDINATE + axis))
+    mixture = read_coordinate(coordinate_columns(lane.row, config), config)
+    k = _draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
+    concentration = mixture.concentration[k] / temperature.every
+    angle = distributions.sample_von_mises(angle_key, mixture.location[k], concentration)
+    point = XYZ[site].at[axis].set(angle / (2 * np.pi) + 0.5)
+    value = jnp.where(W > 0, project_coordinate(G, W, point, axis), 0.0)
+    return lane._replace(crystal=lane.crystal._replace(XYZ=XYZ.at[site, axis].set(value)))
+
+
+def _draw_lattice(key, G, row: Float[Array, " columns"], temperature: Temperature, config) -> Float[Array, "6"]:
+    """Lattice in model units: one component for all six parameters, then the group's constraints."""
+    component_key, normal_key = jax.random.split(key)
+    elements = jnp.zeros(config.atom_types)
+    mixture = read_lattice(jnp.concatenate([elements, lattice_columns(row, config)]), config)
+    k = _draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
+    width = mixture.width[k] * jnp.sqrt(temperature.every)
+    return lattice.impose_lattice(G, mixture.mean[k] + width * jax.random.normal(normal_key, (6,)))
+
+
+def _draw_class(key, log_probs: Float[Array, " c"], temperature, top_p) -> Int[Array, ""]:
+    return jax.random.categorical(key, keep_likeliest(log_probs / temperature, top_p)).astype(jnp.int32)
+
+
+def keep_likeliest(log_probs: Float[Array, " c"], top_p: Float[Array, ""]) -> Float[Array, " c"]:
+    """Forbids all but the smallest set of likeliest classes whose probability exceeds `top_p`."""
+    order = jnp.argsort(-log_probs)
+    probs = jax.nn.softmax(log_probs)[order]
+    before = jnp.cumsum(probs) - probs
+    keep = jnp.zeros(log_probs.shape, bool).at[order].set((before <= top_p) | (top_p >= 1))
+    return jnp.where(keep, log_probs, FORBIDDEN)
+
+
+def project_coordinate(G, W, xyz: Float[Array, "3"], axis: int) -> Float[Array, ""]:
+    """Coordinate `axis` of the site's first operation applied to `xyz`, in [0, 1)."""
+    row = jnp.asarray(symmetry_tables().first_op)[G - 1, W, axis]
+    wrapped = (jnp.dot(row[:3], xyz) + row[3]) % 1.0
+    return jnp.where(wrapped >= 1, 0.0, wrapped)  # a tiny negative number wraps to 1 in float32
