@@ -5,6 +5,8 @@ the published sequences: origin choice 2, and of all atoms on a site the first o
 lies on the first operation of its Wyckoff position. This module imports no JAX: worker processes run it.
 """
 
+import functools
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,6 +34,9 @@ MAX_PASSES = 4
 ON_POSITION = 1e-3  # fractional; spglib's idealised atoms are within 1e-5 of their position
 THIRDS = (1 / 3, 2 / 3)
 MAX_ATOMIC_NUMBER = 118
+CUBIC_ANGLES_DEG = (60.0, 90.0, math.degrees(math.acos(-1 / 3)))  # primitive cells of F, P and I lattices
+ON_GRID = 1e-6  # fractional, relative or rad
+MIN_EDGE = 2.0  # Å
 
 
 class Cell(NamedTuple):
@@ -72,8 +77,16 @@ def symmetrize(cell: Cell) -> Crystals:
     """The crystal, unpadded, of which `cell` is one cell: primitive, conventional or any other.
 
     Raises:
-        UnreadableStructure: spglib finds no space group, or the sites found do not make up the cell.
+        UnreadableStructure: atoms coincide, spglib finds no space group, or the sites found do not make up the cell.
     """
+    if _coincide(cell):
+        raise UnreadableStructure("atoms coincide: a site is listed twice, or its alternatives are")
+    crystal = _on_grid(cell)
+    return search_symmetry(cell) if crystal is None else crystal
+
+
+def search_symmetry(cell: Cell) -> Crystals:
+    """As `symmetrize`, without its shortcut."""
     reason = ""
     for tolerance in TOLERANCES:
         try:
@@ -109,17 +122,49 @@ def _cell_from_gemmi(structure: "gemmi.SmallStructure") -> Cell | None:
     frac = np.array([site.fract.tolist() for site in sites])
     if not np.isfinite(frac).all():
         return None
-    if len(structure.symops) > 1:
-        # Some files state both the symmetry and the atoms that follow from it; pymatgen merges these.
-        difference = frac[:, None] - frac[None]
-        overlap = np.abs(difference - np.rint(difference)).max(-1) < ON_POSITION
-        if overlap.sum() > len(frac):
-            return None
     # As pymatgen does: 0.33333 means a third, and spglib's choice of origin can hang on that.
     for third in THIRDS:
         frac[np.abs(frac / third - 1) < 1e-4] = third
     lattice = np.array(structure.cell.orth.mat.tolist()).T
     return Cell(lattice, frac, np.array([site.element.atomic_number for site in sites]))
+
+
+def _coincide(cell: Cell) -> bool:
+    """Whether two atoms, whatever their elements, are within the tolerance; spglib looks at equal elements only."""
+    difference = cell.frac[:, None] - cell.frac
+    distances = np.linalg.norm((difference - np.rint(difference)) @ cell.lattice, axis=-1)
+    return bool(np.count_nonzero(distances < TOLERANCES[0]) > len(cell.frac))
+
+
+def _on_grid(cell: Cell) -> Crystals | None:
+    """The crystal if its lattice is cubic and its atoms sit on 24ths of the cell edges: rock salt, fluorite, Heusler.
+
+    spglib needs most of its time for these few prototypes of high symmetry, which differ in elements and edge only.
+    Both do not matter: atoms on the grid coincide or are at least edge / 24 apart, far more than the tolerance.
+    """
+    lengths, angles = np.split(lattice_parameters(cell.lattice), 2)
+    angle = next((angle for angle in CUBIC_ANGLES_DEG if np.abs(np.radians(angle) - angles).max() < ON_GRID), None)
+    if angle is None or lengths.min() < MIN_EDGE or np.ptp(lengths) > ON_GRID * lengths[0]:
+        return None
+    ticks = np.rint(24 * cell.frac)
+    if np.abs(cell.frac - ticks / 24).max() > ON_GRID:
+        return None
+    elements = list(dict.fromkeys(cell.numbers.tolist()))
+    labels = tuple(elements.index(number) + 1 for number in cell.numbers.tolist())
+    prototype = _prototype(angle, tuple(map(tuple, (ticks % 24).astype(int).tolist())), labels)
+    scale = np.array([lengths[0]] * 3 + [1] * 3, np.float32)
+    return prototype._replace(L=prototype.L * scale, A=np.array([0, *elements], np.int32)[prototype.A])
+
+
+@functools.lru_cache(maxsize=4096)
+def _prototype(angle_deg: float, ticks: tuple[tuple[int, int, int], ...], labels: tuple[int, ...]) -> Crystals:
+    """A crystal on the grid with edges of 1 Å, whose elements are called 1, 2, ..."""
+    import gemmi
+
+    edge = 5.0
+    lattice = np.array(gemmi.UnitCell(edge, edge, edge, angle_deg, angle_deg, angle_deg).orth.mat.tolist()).T
+    crystal = search_symmetry(Cell(lattice, np.array(ticks) / 24, np.array(labels)))
+    return crystal._replace(L=crystal.L / np.array([edge] * 3 + [1] * 3, np.float32))
 
 
 def _standardized(cell: Cell, tolerance: float) -> "spglib.SpglibDataset":
@@ -140,7 +185,11 @@ def _dataset(cell: Cell, tolerance: float) -> "spglib.SpglibDataset":
     import spglib
 
     try:
-        dataset = spglib.get_symmetry_dataset(cell, tolerance, angle_tolerance=ANGLE_TOLERANCE_DEG)
+        dataset = spglib.get_symmetry_dataset(
+            cell,  # pyright: ignore[reportArgumentType]
+            symprec=tolerance,
+            angle_tolerance=ANGLE_TOLERANCE_DEG,
+        )
     except spglib.SpglibError as error:
         raise UnreadableStructure(f"space group not found: {reason_of(error)}") from error
     if dataset is None:
@@ -171,7 +220,7 @@ def _crystal(cell: Cell, dataset: "spglib.SpglibDataset") -> Crystals:
         letter, xyz = _representative(number, frac[members])
         sites.append((letter, *xyz, int(numbers[members[0]])))
     letters, *xyz, elements = zip(*sorted(sites), strict=True)
-    lattice = to_scaled(impose_lattice(number, _parameters(dataset.std_lattice)), np.int64(len(frac)))
+    lattice = to_scaled(impose_lattice(number, lattice_parameters(dataset.std_lattice)), np.int64(len(frac)))
     return Crystals(
         G=np.int32(number),
         L=lattice.astype(np.float32),
@@ -218,7 +267,7 @@ def _same_composition(numbers: Int[np.ndarray, " n"], others: Int[np.ndarray, " 
     return bool((counts * len(others) == other_counts * len(numbers)).all())
 
 
-def _parameters(lattice: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "6"]:
+def lattice_parameters(lattice: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "6"]:
     """(a, b, c, alpha, beta, gamma) of lattice vectors in rows; rad."""
     lengths = np.linalg.norm(lattice, axis=1)
     unit = lattice / lengths[:, None]
