@@ -1,12 +1,7 @@
-"""Published checkpoints, pickles of {"params": tree, "opt_state": optax state}, read without executing code.
-
-A pickle is a program. Ours is run by an unpickler that knows the few constructors such files contain: arrays, and
-optax's optimiser states, which become inert named tuples of the same fields. Anything else is refused by name.
-"""
+"""Published checkpoints: pickles of {"params": tree, "opt_state": optax state}, read without executing code."""
 
 import dataclasses
 import functools
-import importlib.util
 import pathlib
 import pickle
 import re
@@ -15,10 +10,11 @@ from typing import Any, NamedTuple
 import haiku as hk
 import jax
 import numpy as np
-from numpy._core import multiarray, numeric
 
 from crystalformer.config import TransformerConfig
 from crystalformer.parameters import TOKENS, Shapes, final_names, layer_names, parameter_shapes, token_names
+from crystalformer.safe_pickle import read_pickle
+from matterform.config import from_dict, to_dict
 from matterform.files import write_atomically
 
 NAME_PATTERN = re.compile(r"epoch_(\d+)")
@@ -44,91 +40,39 @@ def load_checkpoint(path: str | pathlib.Path, **hyperparameters: Any) -> Checkpo
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is truncated, is not a checkpoint, holds a forbidden global, or its tree has missing,
+        ValueError: if the file is damaged, is not a checkpoint, holds a forbidden global, or its tree has missing,
             unknown or misshapen leaves or contradicts `hyperparameters`; the message names which.
     """
     path = pathlib.Path(path)
-    content = _read_pickle(path)
+    content = read_pickle(path)
     if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
         raise ValueError(f'{path}: expected a pickled dict with a "params" tree, as CrystalFormer writes it')
     params = _as_arrays(content["params"], path)
-    config = infer_config(params, path, **(content.get("config", {}) | hyperparameters))
-    _check_tree(params, parameter_shapes(config), path)
+    config = infer_config(params, path, **(_stored_config(content, path) | hyperparameters))
     epoch = NAME_PATTERN.search(path.stem)
     return Checkpoint(params, config, content.get("opt_state"), int(epoch[1]) if epoch else None)
 
 
-def _read_pickle(path: pathlib.Path) -> Any:
+def _stored_config(content: dict, path: pathlib.Path) -> dict[str, Any]:
+    """The hyper-parameters that `save_checkpoint` keeps beside the tree; none in a published file."""
+    if content.get("config") is None:
+        return {}
     try:
-        with path.open("rb") as file:
-            return _ArrayUnpickler(file).load()
-    except EOFError as error:
-        raise ValueError(f"{path}: the file ends too early; copy it again ({error})") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: not a readable checkpoint: {error}") from error
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits arrays, plain containers and optax states; refuses every other global by name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ADMITTED:
-            return _ADMITTED[module, name]
-        state = _optax_state(module, name)
-        if state is None:
-            raise pickle.UnpicklingError(
-                f"it refers to {module}.{name}, which no checkpoint needs and which could run code; nothing was loaded"
-            )
-        return state
-
-
-def _optax_state(module: str, name: str) -> Any:
-    """An optimiser state of optax: a named tuple, whose construction does nothing else. None if it is not one."""
-    if module.split(".")[0] != "optax" or importlib.util.find_spec(module) is None:
-        return None
-    state = getattr(importlib.import_module(module), name, None)
-    is_named_tuple = isinstance(state, type) and issubclass(state, tuple) and hasattr(state, "_fields")
-    return state if is_named_tuple else None
-
-
-def _jax_array(reconstruct: Any, arguments: tuple, state: tuple, *_aval: Any) -> np.ndarray:
-    """jax pickles a device array as NumPy's own recipe and, in later versions, its weak type."""
-    if reconstruct is not multiarray._reconstruct:
-        raise pickle.UnpicklingError(f"a jax array is rebuilt by {reconstruct!r} instead of NumPy's own function")
-    array = reconstruct(*arguments)
-    array.__setstate__(state)
-    return array
-
-
-# Files written under NumPy 1 name numpy.core where NumPy 2 has numpy._core; jax has had two homes for its arrays.
-_ADMITTED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): dict,
-    ("jax._src.array", "_reconstruct_array"): _jax_array,
-    ("jax._src.device_array", "reconstruct_device_array"): _jax_array,
-    ("jaxlib.xla_extension", "reconstruct_device_array"): _jax_array,
-} | {
-    (f"numpy.{core}.{module}", function.__name__): function
-    for core in ("core", "_core")
-    for module, function in (
-        ("multiarray", multiarray._reconstruct),
-        ("multiarray", multiarray.scalar),
-        ("numeric", numeric._frombuffer),
-    )
-}
+        return to_dict(from_dict(TransformerConfig, content["config"]))
+    except ValueError as error:
+        raise ValueError(f"{path}: its config does not fit this version: {error}") from error
 
 
 def _as_arrays(tree: dict, path: pathlib.Path) -> hk.Params:
     """Checks that the tree has two levels of named arrays; floats become float32, as the network computes."""
-    params: dict[str, dict[str, np.ndarray]] = {}
+    params: dict[str, dict[str, Any]] = {}
     for module, leaves in tree.items():
         if not isinstance(leaves, dict):
             raise ValueError(f"{path}: params/{module} should be a dict of arrays, found {type(leaves).__name__}")
         for leaf, array in leaves.items():
             if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
                 raise ValueError(f"{path}: params/{module}/{leaf} should be an array of floats, found {array!r:.60}")
-        params[module] = {leaf: np.asarray(array, np.float32) for leaf, array in leaves.items()}
+        params[str(module)] = {str(leaf): np.asarray(array, np.float32) for leaf, array in leaves.items()}
     return params
 
 
@@ -139,80 +83,99 @@ def infer_config(params: hk.Params, source: str | pathlib.Path = "params", **hyp
     """The config of a published tree; `hyperparameters` supply what shapes do not tell.
 
     Raises:
-        ValueError: if the tree lacks the leaves that tell its sizes, or contradicts `hyperparameters`.
+        ValueError: if the tree is not a whole one of the rotary or absolute generation, or contradicts
+            `hyperparameters`; the message begins with `source`.
     """
-    tables = params.get("~", {})
-    if any(name.endswith("_embedding_table") for name in tables):
+    try:
+        config = from_dict(TransformerConfig, _merge_sizes(params, hyperparameters))
+        _check_tree(params, parameter_shapes(config))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return config
+
+
+def _merge_sizes(params: hk.Params, given: dict[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters `given`, completed by what the shapes tell and checked against it."""
+    if any(name.endswith("_embedding_table") for leaves in params.values() for name in leaves):
         raise ValueError(
-            f"{source}: these are formula-conditioned weights (tables named *_embedding_table), which this version "
-            "cannot run; use a rotary (Alex-20) or absolute (MP-20) checkpoint"
+            "these are formula-conditioned weights (tables named *_embedding_table), which this version cannot run; "
+            "use a rotary (Alex-20) or absolute (MP-20) checkpoint"
         )
-    sizes = _sizes_of(params, source)
+    sizes = _sizes_of(params)
     for name, value in sizes.items():
-        if hyperparameters.get(name, value) != value:
-            raise ValueError(f"{source}: {name}={hyperparameters[name]} was given, but the weights have {name}={value}")
-    sizes = hyperparameters | sizes
-    width = _leaf(params, "multi_head_attention/query", "b", source).size
-    heads, key_size = _split_heads(width, hyperparameters.get("num_heads"), hyperparameters.get("key_size"), source)
-    return TransformerConfig(**(sizes | {"num_heads": heads, "key_size": key_size}))
+        if given.get(name, value) != value:
+            raise ValueError(f"{name}={given[name]} was given, but the weights have {name}={value}")
+    width = _shape(params, "multi_head_attention/query", "b", 1)[0]
+    heads = _split_heads(width, given.get("num_heads"), given.get("key_size"))
+    # The output is as wide as its widest head, which is that of elements and lattice unless Kx is large.
+    columns = _shape(params, _skeleton_names(sizes)["output"], "b", 1)[0] - sizes["atom_types"]
+    lattice = {"Kl": columns // 13} if columns > 0 and columns % 13 == 0 else {}
+    if given.get("Kl", columns // 13) * 13 > columns:
+        raise ValueError(f"Kl={given['Kl']} was given, but the output has only room for Kl={columns // 13}")
+    return lattice | given | sizes | heads
 
 
-def _leaf(params: hk.Params, module: str, leaf: str, source: str | pathlib.Path) -> np.ndarray:
+def _shape(params: hk.Params, module: str, leaf: str, ndim: int) -> tuple[int, ...]:
     if leaf not in params.get(module, {}):
-        raise ValueError(f"{source}: params/{module}/{leaf} is missing; this is not a whole CrystalFormer tree")
-    return np.asarray(params[module][leaf])
+        raise ValueError(f"params/{module}/{leaf} is missing; this is not a whole CrystalFormer tree")
+    shape = np.shape(params[module][leaf])
+    if len(shape) != ndim or 0 in shape:
+        raise ValueError(f"params/{module}/{leaf} has shape {shape}, expected {ndim} axes that are not empty")
+    return shape
 
 
-def _sizes_of(params: hk.Params, source: str | pathlib.Path) -> dict[str, Any]:
+def _sizes_of(params: hk.Params) -> dict[str, Any]:
     """Every size that the shapes determine."""
-    leaf = functools.partial(_leaf, params, source=source)
-    atom_types, embed_size = leaf("~", "a_embeddings").shape
+    shape = functools.partial(_shape, params)
+    atom_types, embed_size = shape("~", "a_embeddings", 2)
+    model_size = shape("layer_norm", "scale", 1)[0]
     sizes: dict[str, Any] = {
         "embed_size": embed_size,
         "atom_types": atom_types,
-        "wyck_types": leaf("~", "w_embeddings").shape[0],
+        "wyck_types": shape("~", "w_embeddings", 2)[0],
         "num_layers": sum(name.endswith("/query") for name in params),
-        "model_size": leaf("layer_norm", "scale").size,
-        "h0_size": 0 if "w_params" in params["~"] else leaf("linear", "b").size,
+        "model_size": model_size,
+        "h0_size": 0 if "w_params" in params["~"] else shape("linear", "b", 1)[0],
         "generation": "absolute" if "positional_embeddings" in params["~"] else "rotary",
     }
-    skeleton = TransformerConfig(**sizes)
-    sizes["Nf"] = (leaf(token_names(skeleton)["X"], "w").shape[0] - embed_size) // 2
-    sizes["widening_factor"] = leaf(layer_names(skeleton, 0)["mlp_in"], "b").size // sizes["model_size"]
+    names = _skeleton_names(sizes)
+    sizes["Nf"] = (shape(names["X"], "w", 2)[0] - embed_size) // 2
+    sizes["widening_factor"] = shape(names["mlp_in"], "b", 1)[0] // model_size
     if sizes["generation"] == "absolute":
-        sizes["n_max"] = leaf("~", "positional_embeddings").shape[0] // len(TOKENS)
-    lattice_columns = leaf(final_names(skeleton)[1], "b").size - atom_types
-    if lattice_columns > 0 and lattice_columns % 13 == 0:
-        sizes["Kl"] = lattice_columns // 13
+        sizes["n_max"] = shape("~", "positional_embeddings", 2)[0] // len(TOKENS)
     return sizes
 
 
-def _split_heads(
-    width: int, num_heads: int | None, key_size: int | None, source: str | pathlib.Path
-) -> tuple[int, int]:
+def _skeleton_names(sizes: dict[str, Any]) -> dict[str, str]:
+    """Role -> module where the numbering depends on the sizes."""
+    config = TransformerConfig(**sizes)
+    return {**token_names(config), **layer_names(config, 0), "output": final_names(config)[1]}
+
+
+def _split_heads(width: int, num_heads: int | None, key_size: int | None) -> dict[str, int]:
     """num_heads and key_size of an attention of `width` channels, given one, both, or the published split of 1024."""
     if num_heads is None and key_size is None:
         published = TransformerConfig()
         num_heads, key_size = published.num_heads, published.key_size
-    num_heads = num_heads or width // (key_size or width)
-    key_size = key_size or width // num_heads
+    num_heads = width // (key_size or width) if num_heads is None else num_heads
+    key_size = width // (num_heads or 1) if key_size is None else key_size
     if num_heads * key_size != width:
         raise ValueError(
-            f"{source}: queries have {width} channels, which are not num_heads={num_heads} times key_size={key_size}; "
+            f"queries have {width} channels, which are not num_heads={num_heads} times key_size={key_size}; "
             "give both as the model was trained with"
         )
-    return num_heads, key_size
+    return {"num_heads": num_heads, "key_size": key_size}
 
 
-def _check_tree(params: hk.Params, shapes: Shapes, path: pathlib.Path) -> None:
+def _check_tree(params: hk.Params, shapes: Shapes) -> None:
     for module, leaves in shapes.items():
         for leaf, shape in leaves.items():
-            found = _leaf(params, module, leaf, path).shape
+            found = _shape(params, module, leaf, len(shape))
             if found != shape:
-                raise ValueError(f"{path}: params/{module}/{leaf} has shape {found}, expected {shape}")
+                raise ValueError(f"params/{module}/{leaf} has shape {found}, expected {shape}")
     unknown = [f"{module}/{leaf}" for module in params for leaf in params[module] if leaf not in shapes.get(module, {})]
     if unknown:
-        raise ValueError(f"{path}: the tree has leaves that no such network has: {', '.join(sorted(unknown)[:5])}")
+        raise ValueError(f"the tree has leaves that no such network has: {', '.join(sorted(unknown)[:5])}")
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -243,5 +206,5 @@ def save_checkpoint(
     if config is not None:
         content["config"] = dataclasses.asdict(config)
     with write_atomically(path) as temporary:
-        temporary.write_bytes(pickle.dumps(content))
+        temporary.write_bytes(pickle.dumps(content, protocol=4))  # later ones need a NumPy that knows them
     return path

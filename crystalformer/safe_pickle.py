@@ -1,0 +1,134 @@
+"""Pickles of arrays and optimiser states, read without executing code.
+
+A pickle is a program. Ours is run by an unpickler that knows the few constructors that checkpoints contain, and has
+its own inert stand-in for each: arrays become NumPy arrays, whatever wrote them, and optax's states stay the named
+tuples they are. Anything else is refused by name.
+"""
+
+import io
+import pathlib
+import pickle
+import re
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+# What unpickling damaged bytes raises: a length or a type is read wrongly, and the next step trips over it.
+_DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, AttributeError, KeyError, IndexError, TypeError, ValueError),
+    *(OverflowError, MemoryError, RecursionError),
+)
+
+
+def read_pickle(path: pathlib.Path) -> Any:
+    """The object in a pickle file of arrays, plain containers and optax states.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or refers to anything else, which is then named.
+    """
+    content = io.BytesIO(path.read_bytes())
+    try:
+        tree = _ArrayUnpickler(content).load()
+        return jax.tree.map(lambda leaf: leaf.value if isinstance(leaf, _PickledArray) else leaf, tree)
+    except _ForbiddenGlobal as error:
+        raise ValueError(f"{path}: {error}; nothing was loaded") from error
+    except _DAMAGE as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: cut short, damaged or not a checkpoint; fetch it again ({reason:.200})") from error
+
+
+class _ForbiddenGlobal(Exception):
+    """A pickle refers to something that no checkpoint needs."""
+
+
+# The unpickler written in Python: the one in C fills tens of gigabytes if a damaged file gives a large memo index.
+class _ArrayUnpickler(pickle._Unpickler):
+    """Admits arrays, plain containers and optax states; refuses every other global by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ADMITTED:
+            return _ADMITTED[module, name]
+        state = _optax_state(module, name)
+        if state is None:
+            raise _ForbiddenGlobal(f"it refers to {module}.{name}, which no checkpoint needs and which could run code")
+        return state
+
+
+def _optax_state(module: str, name: str) -> Any:
+    """An optimiser state of optax: a named tuple, whose construction does nothing else. None if it is not one."""
+    if module.split(".")[0] != "optax":
+        return None
+    # States have moved between optax's modules; the ones that users name are also in the package itself.
+    state = getattr(sys.modules.get(module), name, None) or getattr(optax, name, None)
+    is_named_tuple = isinstance(state, type) and issubclass(state, tuple) and hasattr(state, "_fields")
+    return state if is_named_tuple else None
+
+
+class _PickledDtype:
+    """Stands for numpy.dtype, whose own pickles can describe types that read memory at will. Plain numbers only."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        if not re.fullmatch(r"[biuf][1248]", code):
+            raise pickle.UnpicklingError(f"arrays of type {code!r}, where numbers were expected")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _PickledArray:
+    """Stands for an array that is rebuilt empty and then given its state, until the file is read."""
+
+    value: np.ndarray
+
+    def __init__(self, *_empty_array: Any) -> None: ...
+
+    def __setstate__(self, state: tuple) -> None:
+        _version, shape, dtype, fortran, content = state
+        self.value = _array_from(content, dtype, shape, "F" if fortran else "C")
+
+
+def _array_from(content: Any, dtype: _PickledDtype, shape: tuple, order: str, axes: Any = None) -> np.ndarray:
+    """numpy's _frombuffer, which writes arrays in C ("C"), Fortran ("F") or, by `axes`, another order ("K")."""
+    flat = np.frombuffer(content, dtype.dtype).astype(dtype.dtype.newbyteorder("="))
+    return flat.reshape(shape).transpose(axes) if order == "K" else flat.reshape(shape, order=order)  # type: ignore
+
+
+def _scalar_from(dtype: _PickledDtype, content: bytes) -> Any:
+    return _array_from(content, dtype, (), "C")[()]
+
+
+def _jax_array(_reconstruct: Any, _empty_array: tuple, state: tuple, *_aval: Any) -> _PickledArray:
+    """jax pickles a device array as NumPy's own recipe and, in later versions, its weak type."""
+    array = _PickledArray()
+    array.__setstate__(state)
+    return array
+
+
+def _latin1(text: str, _encoding: str) -> bytes:
+    """How bytes stand in pickles of protocol 2 and below."""
+    return text.encode("latin1")
+
+
+# Files written under NumPy 1 name numpy.core where NumPy 2 has numpy._core; jax has had several homes for its arrays.
+_ADMITTED = {
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+    ("_codecs", "encode"): _latin1,
+    ("collections", "OrderedDict"): dict,
+    ("jax._src.array", "_reconstruct_array"): _jax_array,
+    ("jax._src.device_array", "reconstruct_device_array"): _jax_array,
+    ("jaxlib.xla_extension", "reconstruct_device_array"): _jax_array,
+} | {
+    (f"numpy.{core}.{module}", name): stand_in
+    for core in ("core", "_core")
+    for module, name, stand_in in (
+        ("multiarray", "_reconstruct", _PickledArray),
+        ("multiarray", "scalar", _scalar_from),
+        ("numeric", "_frombuffer", _array_from),
+    )
+}
