@@ -9,6 +9,7 @@ import io
 import pathlib
 import pickle
 import re
+import struct
 import sys
 from typing import Any
 
@@ -19,7 +20,7 @@ import optax
 # What unpickling damaged bytes raises: a length or a type is read wrongly, and the next step trips over it.
 _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, AttributeError, KeyError, IndexError, TypeError, ValueError),
-    *(OverflowError, MemoryError, RecursionError),
+    *(OverflowError, MemoryError, RecursionError, struct.error),
 )
 
 
