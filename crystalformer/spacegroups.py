@@ -68,9 +68,7 @@ def general_operations(G: int) -> Float[np.ndarray, "m 3 4"]:
     return wyckoff_operations(G, int(symmetry_tables().num_letters[G - 1]))
 
 
-def apply_operations(
-    operations: Float[np.ndarray, "m 3 4"], point: Float[np.ndarray, "3"]
-) -> Float[np.ndarray, "m 3"]:
+def apply_operations(operations: Float[np.ndarray, "m 3 4"], point: Float[np.ndarray, "3"]) -> Float[np.ndarray, "m 3"]:
     """Images of a point (fractional coordinates) under affine operations, not wrapped."""
     return operations[:, :, :3] @ point + operations[:, :, 3]
 

@@ -37,6 +37,7 @@ MAX_ATOMIC_NUMBER = 118
 CUBIC_ANGLES_DEG = (60.0, 90.0, math.degrees(math.acos(-1 / 3)))  # primitive cells of F, P and I lattices
 ON_GRID = 1e-6  # fractional, relative or rad
 MIN_EDGE = 2.0  # Å
+MIN_VOLUME = 1.0  # Å³, of any cell of a crystal
 
 
 class Cell(NamedTuple):
@@ -77,8 +78,14 @@ def symmetrize(cell: Cell) -> Crystals:
     """The crystal, unpadded, of which `cell` is one cell: primitive, conventional or any other.
 
     Raises:
-        UnreadableStructure: atoms coincide, spglib finds no space group, or the sites found do not make up the cell.
+        UnreadableStructure: the cell is degenerate, atoms coincide, spglib finds no space group, or the sites found do
+            not make up the cell.
     """
+    # spglib ends the whole process on cells that are none.
+    if not (np.isfinite(cell.lattice).all() and np.isfinite(cell.frac).all()):
+        raise UnreadableStructure("cell or coordinates are not finite")
+    if abs(np.linalg.det(cell.lattice)) < MIN_VOLUME:
+        raise UnreadableStructure(f"the cell's volume is less than {MIN_VOLUME} Å³")
     if _coincide(cell):
         raise UnreadableStructure("atoms coincide: a site is listed twice, or its alternatives are")
     crystal = _on_grid(cell)
@@ -120,12 +127,12 @@ def _plain_cif(text: str) -> Cell | None:
 def _cell_from_gemmi(structure: "gemmi.SmallStructure") -> Cell | None:
     sites = structure.get_all_unit_cell_sites()
     frac = np.array([site.fract.tolist() for site in sites])
-    if not np.isfinite(frac).all():
+    lattice = np.array(structure.cell.orth.mat.tolist()).T
+    if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
         return None
     # As pymatgen does: 0.33333 means a third, and spglib's choice of origin can hang on that.
     for third in THIRDS:
         frac[np.abs(frac / third - 1) < 1e-4] = third
-    lattice = np.array(structure.cell.orth.mat.tolist()).T
     return Cell(lattice, frac, np.array([site.element.atomic_number for site in sites]))
 
 

@@ -219,6 +219,8 @@ def edited(old: str, new: str) -> str:
         (edited("Cl  Cl", "Xx  Xx"), "unknown element 'Xx'"),
         (edited("0.50000000  0.50000000  0.50000000", "?  0.5  0.5"), "Error"),
         (edited("_cell_length_a", "_cell_length_q"), "Error"),
+        (edited("_cell_angle_gamma   90.", "_cell_angle_gamma   9z."), "Error"),
+        (edited("_cell_length_a   5.", "_cell_length_a   0.00"), "volume"),
         (edited("0.50000000  0.50000000  0.50000000", "0.00001  0.00001  0.00001"), "atoms coincide"),
     ],
 )
@@ -235,6 +237,12 @@ def test_unusable_structures_are_refused_with_the_reason(species, reason):
     structure = Structure(Lattice.cubic(4.1), species, [[0, 0, 0], [0.5, 0.5, 0.5]])
     with pytest.raises(UnreadableStructure, match=reason):
         crystal_from_structure(structure)
+
+
+def test_a_cell_that_is_not_finite_is_refused():
+    """spglib would end the process."""
+    with pytest.raises(UnreadableStructure, match="not finite"):
+        symmetrize(Cell(np.full((3, 3), np.nan), np.zeros((1, 3)), np.array([11])))
 
 
 def test_idealising_may_raise_the_symmetry_and_is_then_repeated(data_dir):
