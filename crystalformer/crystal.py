@@ -70,7 +70,7 @@ def wyckoff_sites(crystal: Crystals) -> list[Site]:
         if letter == 0:
             break
         operations = wyckoff_operations(int(crystal.G), int(letter))
-        # Twice, because -1e-20 % 1 is 1.
+        # Wrapped twice, because a tiny negative number modulo 1 rounds to 1.
         orbit = apply_operations(operations, xyz.astype(np.float64)) % 1.0 % 1.0
         sites.append(Site(int(number), int(letter), orbit))
     if not sites:
