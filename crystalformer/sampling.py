@@ -25,6 +25,7 @@ from crystalformer.parameters import TOKENS, Network, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import (
     FORBIDDEN,
+    Lattice,
     coordinate_columns,
     element_log_probs,
     embed_coordinate,
@@ -38,9 +39,9 @@ from crystalformer.transformer import (
 )
 
 # Sites after which the cache that attention reads grows; each stretch is compiled once.
-STRETCHES = (4, 8)
+STRETCHES = (2, 4, 6, 9, 13)
 # Lanes computed together on CPUs, where less work is less time; elsewhere all lanes of a device are one group.
-CPU_GROUP = 32
+CPU_GROUP = 16
 CHUNK_BYTES = 2**30  # of cache on each device, unless a chunk size is given
 LANES = "lanes"
 
@@ -205,12 +206,13 @@ def make_sampler(config: TransformerConfig, group_size: int) -> Sampler:
         temperature: Temperature,
         constraints: Constraints,
     ) -> Crystals:
-        draw_site = make_draw_site(network, temperature, constraints, config, group_size)
+        add_token = make_add_token(network, temperature, constraints, config, group_size)
         lanes = _first_lanes(network, keys, G, wanted, config)
-        site, cache = jnp.zeros((), jnp.int32), empty_cache(len(G), 0, config)
-        for stop in (*(stop for stop in STRETCHES if stop < config.n_max), config.n_max):
-            cache = grow_cache(cache, len(TOKENS) * stop)
-            site, lanes, cache = jax.lax.while_loop(_unfinished_before(stop), draw_site, (site, lanes, cache))
+        position, cache = jnp.zeros((), jnp.int32), empty_cache(len(G), 0, config)
+        for sites in (*(sites for sites in STRETCHES if sites < config.n_max), config.n_max):
+            stop = len(TOKENS) * sites
+            state = position, lanes, grow_cache(cache, stop)
+            position, lanes, cache = jax.lax.while_loop(_unfinished_before(stop), add_token, state)
         return jax.tree.map(lambda x: jnp.zeros_like(x).at[lanes.index].set(x), lanes.crystal)
 
     return sampler
@@ -237,36 +239,30 @@ def _unfinished_before(stop: int) -> Callable[[State], Bool[Array, ""]]:
     return lambda state: (state[0] < stop) & ~jnp.all(state[1].finished)
 
 
-def make_draw_site(
+def make_add_token(
     network: Network, temperature: Temperature, constraints: Constraints, config: TransformerConfig, group_size: int
 ) -> Callable[[State], State]:
-    """The function that adds one site to every unfinished lane: letter, element, coordinates, each fed back."""
+    """The function that draws the next token of every unfinished lane and feeds it to the network."""
+    settings = temperature, constraints, config
+    draws = [functools.partial(draw, settings) for draw in (_draw_letter, _end_or_draw_element, _draw_coordinate)]
+    embeddings = [functools.partial(_embed, network, token, config) for token in TOKENS]
 
-    def feed(token: str, site: Int[Array, ""], lanes: Lanes, cache: Cache) -> tuple[Lanes, Cache]:
-        x = jax.vmap(lambda crystal: _embed(network, token, crystal, site, config))(lanes.crystal)
-        position = len(TOKENS) * site + TOKENS.index(token)
+    def add_token(state: State) -> State:
+        position, lanes, cache = state
+        site, token = position // len(TOKENS), position % len(TOKENS)
+
+        def draw(lane: Lanes) -> Lanes:
+            return jax.lax.switch(jnp.minimum(token, 2), draws, lane, site, token)
+
+        # One lane after another chooses the same branch, so the choice stays outside of the map over lanes.
+        lanes = jax.vmap(draw)(lanes)
+        lanes, cache = unfinished_first(lanes, cache)
+        x = jax.vmap(lambda crystal: jax.lax.switch(token, embeddings, crystal, site))(lanes.crystal)
         num_groups = -(-jnp.sum(~lanes.finished) // group_size)
         row, cache = decode_token(network, cache, x, position, num_groups, group_size, config)
-        return lanes._replace(row=row), cache
+        return position + 1, lanes._replace(row=row), cache
 
-    def draw_site(state: State) -> State:
-        site, lanes, cache = state
-
-        def draw(function: Callable[..., Lanes], *which: int) -> Lanes:
-            return jax.vmap(lambda lane: function(lane, site, *which, temperature, constraints, config))(lanes)
-
-        lanes = draw(_draw_letter)
-        lanes, cache = feed("W", site, lanes, cache)
-        lanes = draw(_end_crystal)
-        lanes, cache = unfinished_first(lanes, cache)
-        lanes = draw(_draw_element)
-        lanes, cache = feed("A", site, lanes, cache)
-        for axis, token in enumerate("XYZ"):
-            lanes = draw(_draw_coordinate, axis)
-            lanes, cache = feed(token, site, lanes, cache)
-        return site + 1, lanes, cache
-
-    return draw_site
+    return add_token
 
 
 def unfinished_first(lanes: Lanes, cache: Cache) -> tuple[Lanes, Cache]:
@@ -286,7 +282,7 @@ def _positions(mask: Bool[Array, " b"]) -> tuple[Int[Array, " b"], Int[Array, ""
     return where, jnp.sum(mask)
 
 
-def _embed(network: Network, token: str, crystal: Crystals, site, config: TransformerConfig) -> Float[Array, " d"]:
+def _embed(network: Network, token: str, config: TransformerConfig, crystal: Crystals, site) -> Float[Array, " d"]:
     """The token of one crystal's site `site`."""
     G, W = crystal.G, crystal.W[site]
     if token == "W":
@@ -298,51 +294,47 @@ def _embed(network: Network, token: str, crystal: Crystals, site, config: Transf
 
 # --- draws for one lane ---------------------------------------------------------------------------------------------
 
-# Streams of random numbers within a site.
-LETTER, ELEMENT, LATTICE, COORDINATE = range(4)
+Settings = tuple[Temperature, Constraints, TransformerConfig]
 
 
-def _key(lane: Lanes, site: Int[Array, ""], stream: int) -> PRNGKeyArray:
-    return jax.random.fold_in(jax.random.fold_in(lane.key, site), stream)
-
-
-def _draw_letter(lane: Lanes, site, temperature: Temperature, constraints: Constraints, config) -> Lanes:
+def _draw_letter(settings: Settings, lane: Lanes, site: Int[Array, ""], token: Int[Array, ""]) -> Lanes:
     """The site's letter: by the network's rules, the constraints, and padding in the last slot."""
+    temperature, constraints, config = settings
     G, W = lane.crystal.G, lane.crystal.W
     first = lane.row[: config.wyck_types]
     log_probs = jnp.where(site == 0, first, next_letter_log_probs(lane.row, G, W[site - 1], config))
     letter = jnp.arange(config.wyck_types)
     forced = jnp.where(site == config.n_max - 1, 0, constraints.letters[site])
     log_probs = jnp.where((forced < 0) | (letter == forced), log_probs, FORBIDDEN)
-    drawn = _draw_class(_key(lane, site, LETTER), log_probs, temperature.every, temperature.top_p)
+    drawn = _draw_class(_key(lane, site, token), log_probs, temperature.every, temperature.top_p)
     drawn = jnp.where(lane.finished, 0, drawn)
     return lane._replace(crystal=lane.crystal._replace(W=W.at[site].set(drawn)))
 
 
-def _end_crystal(lane: Lanes, site, temperature: Temperature, constraints: Constraints, config) -> Lanes:
-    """Where the letter just fed back was padding, draws the lattice from that row: the crystal is whole."""
-    crystal = lane.crystal
-    ends = (crystal.W[site] == 0) & ~lane.finished
-    drawn = _draw_lattice(_key(lane, site, LATTICE), crystal.G, lane.row, temperature, config)
-    return lane._replace(crystal=crystal._replace(L=jnp.where(ends, drawn, crystal.L)), finished=lane.finished | ends)
-
-
-def _draw_element(lane: Lanes, site, temperature: Temperature, constraints: Constraints, config) -> Lanes:
-    """The site's element: among those allowed there, or that of the site it is tied to."""
-    W, A = lane.crystal.W[site], lane.crystal.A
+def _end_or_draw_element(settings: Settings, lane: Lanes, site: Int[Array, ""], token: Int[Array, ""]) -> Lanes:
+    """After a letter: the element, among those allowed there or that of a tied site. After padding: the lattice."""
+    temperature, constraints, config = settings
+    crystal, W = lane.crystal, lane.crystal.W[site]
+    element_key, lattice_key = jax.random.split(_key(lane, site, token))
     element = jnp.arange(config.atom_types)
     tie = constraints.ties[site]
-    allowed = jnp.where(tie >= 0, element == A[tie], constraints.elements[site])
+    allowed = jnp.where(tie >= 0, element == crystal.A[tie], constraints.elements[site])
     log_probs = jnp.where(allowed | (W == 0), element_log_probs(lane.row, W, config), FORBIDDEN)
     heat = jnp.where(site == 0, temperature.first_element, temperature.every)
-    drawn = _draw_class(_key(lane, site, ELEMENT), log_probs, heat, temperature.top_p)
-    return lane._replace(crystal=lane.crystal._replace(A=A.at[site].set(drawn)))
+    drawn = _draw_class(element_key, log_probs, heat, temperature.top_p)
+    ends = (W == 0) & ~lane.finished
+    mixture = read_lattice(jnp.concatenate([log_probs, lattice_columns(lane.row, config)]), config)
+    L = jnp.where(ends, draw_lattice(lattice_key, crystal.G, mixture, temperature), crystal.L)
+    crystal = crystal._replace(A=crystal.A.at[site].set(drawn), L=L)
+    return lane._replace(crystal=crystal, finished=lane.finished | ends)
 
 
-def _draw_coordinate(lane: Lanes, site, axis: int, temperature: Temperature, constraints, config) -> Lanes:
-    """Coordinate `axis`, drawn, then projected onto the Wyckoff position, which fixes it where it is not free."""
+def _draw_coordinate(settings: Settings, lane: Lanes, site: Int[Array, ""], token: Int[Array, ""]) -> Lanes:
+    """A coordinate, drawn, then projected onto the Wyckoff position, which fixes it where it is not free."""
+    temperature, _, config = settings
+    axis = token - TOKENS.index("X")
     G, W, XYZ = lane.crystal.G, lane.crystal.W[site], lane.crystal.XYZ
-    component_key, angle_key = jax.random.split(_key(lane, site, COORDINATE + axis))
+    component_key, angle_key = jax.random.split(_key(lane, site, token))
     mixture = read_coordinate(coordinate_columns(lane.row, config), config)
     k = _draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
     concentration = mixture.concentration[k] / temperature.every
@@ -352,11 +344,13 @@ def _draw_coordinate(lane: Lanes, site, axis: int, temperature: Temperature, con
     return lane._replace(crystal=lane.crystal._replace(XYZ=XYZ.at[site, axis].set(value)))
 
 
-def _draw_lattice(key, G, row: Float[Array, " columns"], temperature: Temperature, config) -> Float[Array, "6"]:
+def _key(lane: Lanes, site: Int[Array, ""], token: Int[Array, ""]) -> PRNGKeyArray:
+    return jax.random.fold_in(lane.key, len(TOKENS) * site + token)
+
+
+def draw_lattice(key, G: Int[Array, ""], mixture: Lattice, temperature: Temperature) -> Float[Array, "6"]:
     """Lattice in model units: one component for all six parameters, then the group's constraints."""
     component_key, normal_key = jax.random.split(key)
-    elements = jnp.zeros(config.atom_types)
-    mixture = read_lattice(jnp.concatenate([elements, lattice_columns(row, config)]), config)
     k = _draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
     width = mixture.width[k] * jnp.sqrt(temperature.every)
     return lattice.impose_lattice(G, mixture.mean[k] + width * jax.random.normal(normal_key, (6,)))
@@ -375,7 +369,7 @@ def keep_likeliest(log_probs: Float[Array, " c"], top_p: Float[Array, ""]) -> Fl
     return jnp.where(keep, log_probs, FORBIDDEN)
 
 
-def project_coordinate(G, W, xyz: Float[Array, "3"], axis: int) -> Float[Array, ""]:
+def project_coordinate(G, W, xyz: Float[Array, "3"], axis: Int[Array, ""]) -> Float[Array, ""]:
     """Coordinate `axis` of the site's first operation applied to `xyz`, in [0, 1)."""
     row = jnp.asarray(symmetry_tables().first_op)[G - 1, W, axis]
     wrapped = (jnp.dot(row[:3], xyz) + row[3]) % 1.0

@@ -1,0 +1,176 @@
+"""Refining sampled crystals within their template by Markov chain Monte Carlo (spec section 5).
+
+Space group and letters stay. A move takes one site, or the sites tied to it, proposes an allowed element and shifted
+coordinates, and is accepted by the Metropolis rule for logp_w + logp_xyz + logp_a. Lattices are redrawn at the end.
+"""
+
+import functools
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from crystalformer import distributions
+from crystalformer.config import TransformerConfig
+from crystalformer.constraints import Constraints, make_constraints
+from crystalformer.crystal import Crystals
+from crystalformer.dataset import lengths, truncate
+from crystalformer.likelihood import crystal_log_prob
+from crystalformer.parameters import Network, as_network
+from crystalformer.sampling import Temperature, draw_lattice, project_coordinate
+from crystalformer.spacegroups import symmetry_tables
+from crystalformer.transformer import forward, read_lattice
+
+
+class Refined(NamedTuple):
+    """Crystals after the last sweep, and the share of moves that were accepted."""
+
+    crystals: Crystals
+    acceptance: float
+
+
+def refine(
+    params: hk.Params,
+    config: TransformerConfig,
+    key: PRNGKeyArray,
+    crystals: Crystals,
+    *,
+    sweeps: int,
+    width: float = 0.1,
+    temperature: float = 1.0,
+    constraints: Constraints | None = None,
+    batch_size: int = 64,
+) -> Refined:
+    """Refines crystals in model units by `sweeps` moves of every site; crystal i uses `fold_in(key, i)` alone.
+
+    Args:
+        width: of a shift in the angle 2 pi x (rad); the shift is von Mises with concentration 1 / width^2.
+        temperature: divides log-probabilities in the Metropolis rule, and heats the lattice draw.
+
+    Raises:
+        ValueError: for a count, width or temperature that is not positive.
+    """
+    for name, value in (("sweeps", sweeps), ("width", width), ("temperature", temperature), ("batch_size", batch_size)):
+        if not value > 0:
+            raise ValueError(f"{name} must be positive; got {value}")
+    constraints = make_constraints(config) if constraints is None else constraints
+    slots = crystals.W.shape[1]
+    crystals = truncate(crystals, int(lengths(crystals).max()))
+    settings = np.int32(sweeps), np.float32(width), np.float32(temperature)
+    batches, moves = [], np.zeros(2)
+    for start in range(0, len(crystals.G), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(crystals.G)))
+        filled = np.resize(rows, batch_size)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, filled)
+        batch = jax.tree.map(lambda x, filled=filled: x[filled], crystals)
+        refined, counts = _compiled(config)(params, keys, batch, constraints, *settings)
+        batches.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[: len(rows)], refined))
+        moves += np.asarray(counts)[: len(rows)].sum(0)
+    whole = Crystals(*(np.concatenate(fields) for fields in zip(*batches, strict=True)))
+    return Refined(_pad(whole, slots), float(moves[0] / moves[1]))
+
+
+def _pad(crystals: Crystals, slots: int) -> Crystals:
+    extra = slots - crystals.W.shape[1]
+    A, W = (np.pad(field, [(0, 0), (0, extra)]) for field in (crystals.A, crystals.W))
+    return crystals._replace(A=A, W=W, XYZ=np.pad(crystals.XYZ, [(0, 0), (0, extra), (0, 0)]))
+
+
+@functools.cache
+def _compiled(config: TransformerConfig):
+    def refine_batch(params, keys, crystals, constraints, sweeps, width, temperature):
+        network = as_network(params, config)
+        return jax.vmap(
+            lambda key, crystal: refine_crystal(network, key, crystal, constraints, sweeps, width, temperature, config)
+        )(keys, crystals)
+
+    return jax.jit(refine_batch)
+
+
+def refine_crystal(
+    network: Network,
+    key: PRNGKeyArray,
+    crystal: Crystals,
+    constraints: Constraints,
+    sweeps: Int[Array, ""],
+    width: Float[Array, ""],
+    temperature: Float[Array, ""],
+    config: TransformerConfig,
+) -> tuple[Crystals, Float[Array, "2"]]:
+    """One crystal after `sweeps` moves of each slot; how many moves of real sites were accepted, and proposed."""
+    move_key, lattice_key = jax.random.split(key)
+    n = crystal.W.shape[0]
+
+    def energy(crystal: Crystals) -> Float[Array, ""]:
+        log_prob = crystal_log_prob(network, None, crystal, config)
+        return -(log_prob.w + log_prob.xyz + log_prob.a)
+
+    def move(number: Int[Array, ""], state):
+        crystal, current, counts = state
+        propose_key, accept_key = jax.random.split(jax.random.fold_in(move_key, number))
+        site = number % n
+        proposed = propose(propose_key, crystal, site, constraints, width, config)
+        new = energy(proposed)
+        real = crystal.W[site] > 0
+        accepted = real & (jnp.log(jax.random.uniform(accept_key)) * temperature < current - new)
+        crystal, current = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), (proposed, new), (crystal, current))
+        return crystal, current, counts + jnp.stack([accepted, real]).astype(counts.dtype)
+
+    start = crystal, energy(crystal), jnp.zeros(2)
+    crystal, _, counts = jax.lax.fori_loop(0, sweeps * n, move, start)
+    return redraw_lattice(network, lattice_key, crystal, temperature, config), counts
+
+
+def propose(
+    key: PRNGKeyArray,
+    crystal: Crystals,
+    site: Int[Array, ""],
+    constraints: Constraints,
+    width: Float[Array, ""],
+    config: TransformerConfig,
+) -> Crystals:
+    """Moves `site` and the sites tied to it: one element for all, uniform among the allowed; each its own shift.
+
+    The proposal is symmetric: a shift and its opposite are equally likely, and projecting onto the Wyckoff position,
+    an affine map that leaves its points in place, keeps that.
+    """
+    element_key, *shift_keys = jax.random.split(key, 4)
+    n = crystal.W.shape[0]
+    moved = _tied_to(site, constraints, n) & (crystal.W > 0)
+    allowed = jnp.where(constraints.elements[site], 0.0, -jnp.inf)
+    element = jax.random.categorical(element_key, allowed).astype(crystal.A.dtype)
+    xyz = crystal.XYZ
+    for axis in range(3):
+        keys = jax.random.split(shift_keys[axis], n)
+        angle = jax.vmap(lambda key: distributions.sample_von_mises(key, jnp.zeros(()), width**-2))(keys)
+        xyz = xyz.at[:, axis].add(angle / (2 * np.pi))
+    xyz = jax.vmap(lambda W, point: _project(crystal.G, W, point))(crystal.W, xyz)
+    return crystal._replace(
+        A=jnp.where(moved, element, crystal.A),
+        XYZ=jnp.where(jnp.broadcast_to(moved[:, None], xyz.shape), xyz, crystal.XYZ),
+    )
+
+
+def _tied_to(site: Int[Array, ""], constraints: Constraints, n: int) -> Bool[Array, " n"]:
+    """The sites that share their element with `site`, itself included."""
+    sites = jnp.arange(n)
+    root = jnp.where(constraints.ties[:n] >= 0, constraints.ties[:n], sites)
+    return root == root[site]
+
+
+def _project(G: Int[Array, ""], W: Int[Array, ""], point: Float[Array, "3"]) -> Float[Array, "3"]:
+    return jnp.stack([project_coordinate(G, W, point, axis) for axis in range(3)])
+
+
+def redraw_lattice(
+    network: Network, key: PRNGKeyArray, crystal: Crystals, temperature: Float[Array, ""], config: TransformerConfig
+) -> Crystals:
+    """The crystal with a lattice drawn from the network, given all its sites."""
+    M = jnp.asarray(symmetry_tables().multiplicity)[crystal.G - 1, crystal.W]
+    h = forward(network, None, crystal.G, crystal.XYZ, crystal.A, crystal.W, M, config)
+    mixture = read_lattice(h[5 * jnp.sum(crystal.W > 0) + 1], config)
+    heat = Temperature(temperature, temperature, jnp.ones(()))
+    return crystal._replace(L=draw_lattice(key, crystal.G, mixture, heat))
