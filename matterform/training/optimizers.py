@@ -21,7 +21,7 @@ class OptimizerConfig:
     each times (t + 1) / warmup_steps while t < warmup_steps.
     """
 
-    name: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = 1e-4
     weight_decay: float = 0.0  # decoupled (adamw only)
     b1: float = 0.9
@@ -36,7 +36,7 @@ class OptimizerConfig:
     decay: float = 0.0  # inverse_time only, per step
 
     def __post_init__(self) -> None:
-        _check_member("name", self.name, ("adam", "adamw"))
+        _check_member("optimizer", self.optimizer, ("adam", "adamw"))
         _check_member("schedule", self.schedule, ("constant", "cosine", "inverse_time"))
         _check("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
@@ -48,8 +48,8 @@ class OptimizerConfig:
         _check("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
         _check("final_fraction", self.final_fraction, 0 <= self.final_fraction <= 1, "in [0, 1]")
         _check("decay", self.decay, self.decay >= 0, "at least 0")
-        if self.name == "adam" and self.weight_decay:
-            raise ValueError(f"weight_decay needs name='adamw'; got {self.weight_decay} with name='adam'")
+        if self.optimizer == "adam" and self.weight_decay:
+            raise ValueError(f"weight_decay needs optimizer='adamw'; got {self.weight_decay} with 'adam'")
         if self.schedule == "cosine" and (self.total_steps is None or self.total_steps < 1):
             raise ValueError(f"total_steps must be at least 1 for schedule='cosine'; got {self.total_steps}")
 
@@ -70,7 +70,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.clip_norm is not None:
         transforms.append(optax.clip_by_global_norm(config.clip_norm))
     schedule = make_schedule(config)
-    if config.name == "adamw":
+    if config.optimizer == "adamw":
         adam = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay)
     else:
         adam = optax.adam(schedule, config.b1, config.b2, config.eps)

@@ -42,7 +42,7 @@ def test_first_adam_step():
 
 def test_first_adamw_step_decays_weights():
     # Adam's -0.1 g / (|g| + 1), and -0.1 * 0.5 w.
-    found = first_update([3.0, -1.0], eps=1.0, name="adamw", weight_decay=0.5)
+    found = first_update([3.0, -1.0], eps=1.0, optimizer="adamw", weight_decay=0.5)
     np.testing.assert_allclose(found, [-0.075 - 0.05, 0.05 + 0.1], rtol=1e-5)
 
 
