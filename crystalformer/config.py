@@ -56,7 +56,7 @@ class TransformerConfig:
         for name, choices in (("generation", ("rotary", "absolute")), ("compute_dtype", ("float32", "bfloat16"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        if self.sigmamin <= 0:
+        if not self.sigmamin > 0:
             raise ValueError(f"sigmamin must be positive; got {self.sigmamin}")
 
     @property

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -25,13 +25,13 @@ BUCKETS = (3, 5, 7, 10, 14)
 class LogProb(NamedTuple):
     """Log-probabilities of letters, coordinates (density in the angle), elements, lattice (density in model units)."""
 
-    w: Float[Array, "*b"]
-    xyz: Float[Array, "*b"]
-    a: Float[Array, "*b"]
-    l: Float[Array, "*b"]
+    w: Float[Any, "*b"]
+    xyz: Float[Any, "*b"]
+    a: Float[Any, "*b"]
+    l: Float[Any, "*b"]
 
     @property
-    def total(self) -> Float[Array, "*b"]:
+    def total(self) -> Float[Any, "*b"]:
         """log p of the whole crystal."""
         return self.w + self.xyz + self.a + self.l
 
@@ -46,7 +46,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if value < 0:
+            if not value >= 0:
                 raise ValueError(f"{name} must not be negative; got {value}")
 
 
@@ -143,12 +143,21 @@ def truncate(crystals: Crystals, n: int) -> Crystals:
 
 
 def _check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
-    full = np.flatnonzero((crystals.W > 0).all(-1))
-    if len(full):
+    if crystals.W.ndim != 2:
+        raise ValueError(f"expected a batch, with W of two axes (crystals, sites); found shape {crystals.W.shape}")
+    real = crystals.W > 0
+    if real.all(-1).any():
         raise ValueError(
-            f"crystal {full[0]} fills all {crystals.W.shape[1]} slots, but one must stay padding; raise n_max"
+            f"crystal {np.argmax(real.all(-1))} fills all {real.shape[1]} slots, but one must stay padding; raise n_max"
         )
-    for name, field, size in (("A", crystals.A, config.atom_types), ("W", crystals.W, config.wyck_types)):
-        if field.size and field.max() >= size:
-            row = np.argwhere(field >= size)[0, 0]
-            raise ValueError(f"crystal {row} has {name} = {field.max()}, but this network knows values below {size}")
+    if gaps := np.flatnonzero((real[:, 1:] & ~real[:, :-1]).any(-1)).tolist():
+        raise ValueError(f"crystal {gaps[0]} has a site after padding; its W is {crystals.W[gaps[0]]}")
+    limits = (
+        ("G", crystals.G, 1, 231),
+        ("A", crystals.A, 0, config.atom_types),
+        ("W", crystals.W, 0, config.wyck_types),
+    )
+    for name, field, lowest, end in limits:
+        if wrong := np.argwhere((field < lowest) | (field >= end)).tolist():
+            found = field[tuple(wrong[0])]
+            raise ValueError(f"crystal {wrong[0][0]} has {name} = {found}; this network knows {lowest} to {end - 1}")

@@ -6,7 +6,8 @@ Inside our functions the layers are stacked along a leading axis, so that one co
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -20,18 +21,19 @@ TOKENS = ("W", "A", "X", "Y", "Z")
 INITIAL_WIDTH = 0.01  # of the truncated normals that weights and tables start from
 CONSTANT_LEAVES = {"b": 0.0, "offset": 0.0, "scale": 1.0}
 
+Leaves = Mapping[str, Array]  # of one module
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 
 class Network(NamedTuple):
     """A parameter tree by role; the leaves of `layers` have a leading axis of num_layers."""
 
-    tables: dict[str, Array]
-    first_letter: Any
-    tokens: dict[str, dict[str, Array]]
-    layers: dict[str, dict[str, Array]]
-    final_norm: dict[str, Array]
-    output: dict[str, Array]
+    tables: Leaves
+    first_letter: list[Leaves]
+    tokens: dict[str, Leaves]
+    layers: dict[str, Leaves]
+    final_norm: Leaves
+    output: Leaves
 
 
 def _numbered(name: str, index: int) -> str:
@@ -137,7 +139,7 @@ def as_network(params: hk.Params, config: TransformerConfig) -> Network:
     }
     final_norm, output = final_names(config)
     return Network(
-        tables=dict(params["~"]),
+        tables=params["~"],
         first_letter=[params[name] for name in first_letter_names(config)],
         tokens={token: params[name] for token, name in token_names(config).items()},
         layers=layers,

@@ -4,6 +4,7 @@ A run folder holds config.yaml, metrics.csv, TensorBoard events, checkpoints/<st
 published/epoch_NNNNNN.pkl (to use).
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PRNGKeyArray
 
 from crystalformer.checkpoint import load_checkpoint, save_checkpoint
 from crystalformer.config import TransformerConfig
@@ -82,58 +85,59 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
         ValueError: if the run folder holds another run, nothing to resume, or the data do not fit the network.
         FloatingPointError: if the loss is not finite.
     """
-    _claim(config, resume)
+    _check_run_dir(config, resume)
     split = load_split(config)
     mesh = make_mesh()
     example_loss = make_example_loss(config.transformer, config.loss)
     optimizer = make_optimizer(config.optimizer)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    state = init_state(_first_params(config, init_key), optimizer, mesh, ema=config.ema_decay is not None)
-    checkpoints = Checkpoints(config.run_dir / "checkpoints", keep=config.keep)
-    best = Checkpoints(config.run_dir / "best", keep=1)
-    resumed = None
-    if resume:
-        state, resumed = checkpoints.restore(state)
-        logger.info("resuming after step %d", int(state.step))
+    params = _first_params(config, init_key, resume)
+    state = init_state(params, optimizer, mesh, ema=config.ema_decay is not None)
     step = make_train_step(
         example_loss, optimizer, step_key, mesh, accumulate=config.accumulate, ema_decay=config.ema_decay
     )
+    plan = _plan(split.train, config)
     validation = None
     if split.validation is not None:
         evaluate = make_eval_step(example_loss, mesh)
         validation = Validation(evaluate, _plan(split.validation, config), _taker(split.validation))
-    writer = open_metrics(
-        config.run_dir,
-        metric_columns(PARTS, validation is not None),
-        resumed_step=None if resumed is None else int(state.step),
-        tensorboard=True,
-        wandb_project=config.wandb_project,
-    )
-    logger.info(
-        "%d crystals to train on, %d held out, %d parameters, %d devices",
-        len(split.train.G),
-        0 if split.validation is None else len(split.validation.G),
-        sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        mesh.size,
-    )
-    plan = _plan(split.train, config)
-    result = fit(
-        config.loop,
-        step,
-        state,
-        mesh,
-        plan,
-        _taker(split.train),
-        validation=validation,
-        checkpoints=checkpoints,
-        best=best,
-        writer=writer,
-        resumed=resumed,
-        on_epoch_end=lambda state, epoch: epoch % config.publish_every == 0 and publish(config, state, epoch),
-    )
-    writer.close()
-    if result.outcome != "interrupted":
-        _publish_best(config, result, best, plan.batches_per_epoch)
+    _write_config(config)
+    with contextlib.ExitStack() as stack:
+        checkpoints = _open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
+        best = _open_checkpoints(stack, config.run_dir / "best", 1)
+        resumed = None
+        if resume:
+            state, resumed = _restore(config, checkpoints, state)
+        writer = open_metrics(
+            config.run_dir,
+            metric_columns(PARTS, validation is not None),
+            resumed_step=int(state.step) if resume else None,
+            tensorboard=True,
+            wandb_project=config.wandb_project,
+        )
+        stack.callback(writer.close)
+        _log_sizes(split, state, mesh.size)
+
+        def publish_sometimes(state: TrainState, epoch: int) -> None:
+            if epoch % config.publish_every == 0:
+                publish(config, state, epoch)
+
+        result = fit(
+            config.loop,
+            step,
+            state,
+            mesh,
+            plan,
+            _taker(split.train),
+            validation=validation,
+            checkpoints=checkpoints,
+            best=best,
+            writer=writer,
+            resumed=resumed,
+            on_epoch_end=publish_sometimes,
+        )
+        if result.outcome != "interrupted":
+            _publish_results(config, result, best, plan.batches_per_epoch)
     return result
 
 
@@ -186,8 +190,8 @@ def load_crystals(path: pathlib.Path, config: TransformerConfig, workers: int = 
     return truncate(crystals, config.n_max)
 
 
-def _claim(config: TrainConfig, resume: bool) -> None:
-    """Checks that the run folder is new, or the same run; writes config.yaml."""
+def _check_run_dir(config: TrainConfig, resume: bool) -> None:
+    """Checks that the run folder is new, or holds the same run."""
     path = config.run_dir / "config.yaml"
     if resume and not path.exists():
         raise ValueError(f"{config.run_dir} holds no run to resume (no config.yaml); leave out --resume to begin one")
@@ -195,8 +199,39 @@ def _claim(config: TrainConfig, resume: bool) -> None:
         if not resume:
             raise ValueError(f"{config.run_dir} holds a run already; give --resume to go on, or another --run-dir")
         _check_same_run(load_config(TrainConfig, path), config)
+
+
+def _write_config(config: TrainConfig) -> None:
+    """Claims the run folder; only now, so that a run whose data cannot be read leaves nothing behind."""
+    if jax.process_count() > 1:  # else the first process could claim the folder before the others have looked
+        multihost_utils.sync_global_devices("run folder checked")
     if jax.process_index() == 0:
-        save_config(config, path)
+        save_config(config, config.run_dir / "config.yaml")
+
+
+def _open_checkpoints(stack: contextlib.ExitStack, folder: pathlib.Path, keep: int) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep=keep)
+    stack.callback(checkpoints.close)
+    return checkpoints
+
+
+def _restore(config: TrainConfig, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    if checkpoints.latest_step() is None:
+        raise ValueError(
+            f"{config.run_dir} ended before its first checkpoint; delete it and begin anew, without --resume"
+        )
+    state, progress = checkpoints.restore(state)
+    logger.info("resuming after step %d", int(state.step))
+    return state, progress
+
+
+def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
+    held_out = 0 if split.validation is None else len(split.validation.G)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    logger.info(
+        "%d crystals to train on, %d held out, %d parameters, %d devices",
+        *(len(split.train.G), held_out, num_parameters, num_devices),
+    )
 
 
 def _check_same_run(former: TrainConfig, config: TrainConfig) -> None:
@@ -207,11 +242,11 @@ def _check_same_run(former: TrainConfig, config: TrainConfig) -> None:
             raise ValueError(f"cannot resume with another {name}: the run has {to_dict(former)[name]}, given {value}")
 
 
-def _first_params(config: TrainConfig, key: Any) -> Any:
-    if config.start_from is None:
+def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:
+    """Fresh or published weights; a resumed run has its own, and needs these only for their shapes."""
+    if config.start_from is None or resume:
         return init_params(key, config.transformer)
-    sizes = dataclasses.asdict(config.transformer)
-    return load_checkpoint(config.start_from, **sizes).params
+    return load_checkpoint(config.start_from, **to_dict(config.transformer)).params
 
 
 def _plan(crystals: Crystals, config: TrainConfig) -> BatchPlan:
@@ -234,9 +269,10 @@ def _taker(crystals: Crystals) -> Take:
     return take
 
 
-def _publish_best(config: TrainConfig, result: FitResult, best: Checkpoints, batches_per_epoch: int) -> None:
-    """Publishes the state of the lowest validation loss, or the last one without validation, as published/best.pkl."""
+def _publish_results(config: TrainConfig, result: FitResult, best: Checkpoints, batches_per_epoch: int) -> None:
+    """Publishes the last state under its epoch, and as best.pkl that of the lowest validation loss (else the last)."""
     state = result.state
+    publish(config, state, int(state.step) // batches_per_epoch)
     if best.latest_step() is not None:
-        state, _ = best.restore(result.state)
+        state, _ = best.restore(state)
     publish(config, state, int(state.step) // batches_per_epoch, name="best.pkl")

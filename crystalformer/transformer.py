@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from crystalformer.config import TransformerConfig
-from crystalformer.parameters import TOKENS, Network, as_network, init_params
+from crystalformer.parameters import TOKENS, Leaves, Network, as_network, init_params
 from crystalformer.spacegroups import symmetry_tables
 
 # A forbidden class gets this log-probability: finite, so that 0 * log p stays 0 and gradients stay numbers.
@@ -130,13 +130,13 @@ def _project(network: Network, token: str, G, features: Float[Array, "*n f"]) ->
 # --- blocks ---------------------------------------------------------------------------------------------------------
 
 
-def linear(p: dict[str, Array], x: Float[Array, "*s d"]) -> Float[Array, "*s e"]:
+def linear(p: Leaves, x: Float[Array, "*s d"]) -> Float[Array, "*s e"]:
     """x w + b, without asking for silent broadcasting (tests forbid it)."""
     y = x @ p["w"]
     return y + jnp.broadcast_to(p["b"], y.shape)
 
 
-def layer_norm(p: dict[str, Array], x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+def layer_norm(p: Leaves, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
     """Normalises the last axis (eps 1e-5); statistics are never taken in half precision."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
@@ -145,7 +145,7 @@ def layer_norm(p: dict[str, Array], x: Float[Array, "*s d"]) -> Float[Array, "*s
     return normed.astype(x.dtype) * scale + offset
 
 
-def mlp(p: dict[str, dict[str, Array]], x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+def mlp(p: dict[str, Leaves], x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
     """The block's second half: widen, tanh-approximated GELU, narrow."""
     return linear(p["mlp_out"], jax.nn.gelu(linear(p["mlp_in"], x), approximate=True))
 
@@ -166,7 +166,7 @@ def split_heads(x: Float[Array, "*s w"], config: TransformerConfig) -> Float[Arr
 
 
 def attention(
-    p: dict[str, dict[str, Array]], x: Float[Array, "t d"], key: PRNGKeyArray | None, config: TransformerConfig
+    p: dict[str, Leaves], x: Float[Array, "t d"], key: PRNGKeyArray | None, config: TransformerConfig
 ) -> Float[Array, "t d"]:
     """Causal multi-head self-attention with float32 softmax and dropout on its weights."""
     query, keys, value = (split_heads(linear(p[role], x), config) for role in ("query", "key", "value"))
