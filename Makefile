@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PACKAGES := matterform crystalformer atomformer agedi
+PYTEST := $(BIN)/python -m pytest -q --jaxtyping-packages=matterform,crystalformer,beartype.beartype
+
+.PHONY: demo test test-slow check format bench install clean
+
+demo: install ## samples crystals from the shipped weights; writes CIFs, a table and a picture to demo/
+	$(BIN)/python experiments/crystalformer_demo.py --out demo
+
+test: install ## the fast tests, on two processes
+	$(PYTEST) -n 2 -m "not slow"
+
+test-slow: install ## the long ones
+	$(PYTEST) -m slow
+
+check: install ## what continuous integration runs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(MAKE) test
+
+format: install ## formats, and mends what can be mended by machine
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install ## measures on this machine; appends JSON lines to benchmarks/results/
+	$(BIN)/python benchmarks/crystalformer_data.py
+	$(BIN)/python benchmarks/crystalformer_likelihood.py
+	$(BIN)/python benchmarks/crystalformer_sampling.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,viz]'
+	touch $@
+
+clean: ## removes what these commands made
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,376 @@
+"""The command line `crystalformer`: prepare, train, sample, score."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from crystalformer.checkpoint import Checkpoint
+    from crystalformer.crystal import Crystals
+
+USAGE = """usage: crystalformer COMMAND [OPTIONS]
+
+Crystals by space group: train on them, sample new ones, score them.
+
+commands:
+  prepare   table of CIFs -> a folder that training opens instantly
+  train     fit a model; go on with an interrupted run
+  sample    draw new crystals: CIFs, and a table sorted by log-probability
+  score     log-probabilities of given crystals
+
+`crystalformer COMMAND --help` explains a command. Lengths are in angstrom, angles in tables and CIFs in degrees.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Converts a CSV of crystals (a `cif` or `structure` column, .gz or not) into sequences for training.
+
+    Writes one memory-mapped array a field, the numeric columns, and refused.csv with the reason for every refused row.
+    """
+
+    table: tyro.conf.Positional[pathlib.Path]  # the CSV file
+    out: tyro.conf.Positional[pathlib.Path]  # folder to write; it appears whole or not at all
+    n_max: int = 21  # slots for sites; a crystal has at most n_max - 1
+    workers: int = 1  # processes
+    column: str | None = None  # where the CIFs are; by default cif or structure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which weights to use. Sizes are read off them; give what they do not tell if it differs from the published."""
+
+    checkpoint: pathlib.Path | None = None  # a published or own .pkl; by default the small model that ships
+    num_heads: int | None = None
+    key_size: int | None = None
+    Kx: int | None = None  # components of the coordinate mixtures
+    n_max: int | None = None  # slots for sites (rotary weights take any number)
+    compute_dtype: str | None = None  # float32 or bfloat16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draws crystals; writes samples.csv (sorted by log-probability) and CIFs with their symmetry, as they come.
+
+    Without --spacegroup and --spacegroups-from, groups are drawn as often as the shipped model's training set has them.
+
+    crystalformer sample --out oxides --spacegroup 225 --elements O Mg Al Ti --num-samples 100
+
+    crystalformer sample --out like_mine --spacegroups-from my_crystals.csv --temperature 0.9
+    """
+
+    out: pathlib.Path = pathlib.Path("samples")  # folder for samples.csv and cif/
+    num_samples: int = 100
+    spacegroup: tuple[int, ...] = ()  # numbers 1-230, taken in turn
+    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared) whose groups to draw from
+    letters: tuple[str, ...] = ()  # exactly these Wyckoff letters, in this order
+    elements: tuple[str, ...] = ()  # symbols allowed on every site
+    constraints: pathlib.Path | None = None  # JSON such as {"atom_mask": [["V"], ["O", "S"]], "constraints": [[0, 2]]}
+    no_radioactive: bool = False
+    no_noble_gas: bool = False
+    temperature: float = 1.0
+    T1: float | None = None  # temperature of the first element
+    top_p: float = 1.0  # leave out the unlikely letters, elements and mixture components beyond this probability
+    seed: int = 42
+    chunk_size: int | None = None  # crystals at a time; by default what fits in 1 GiB
+    mcmc: int = 0  # sweeps of Markov chain Monte Carlo over elements and coordinates, with letters kept
+    mcmc_width: float = 0.1  # of a coordinate move, as an angle (rad)
+    model: Model = Model()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """Writes the log-probabilities of crystals to a table: CSV, CIF file or folder of CIFs, extxyz, traj, LMDB."""
+
+    structures: tyro.conf.Positional[pathlib.Path]
+    out: pathlib.Path = pathlib.Path("scores.csv")
+    workers: int = 1  # processes that read a CSV
+    model: Model = Model()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 on success, 2 with one line on standard error where the user can mend it, 130 if stopped."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "prepare": lambda rest: run_prepare(_parse(Prepare, "prepare", rest)),
+        "train": run_train,
+        "sample": lambda rest: run_sample(_parse(Sample, "sample", rest)),
+        "score": lambda rest: run_score(_parse(Score, "score", rest)),
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        return _fail(f"unknown command {argv[0]!r}; the commands are {', '.join(commands)}")
+    _configure_logging()
+    try:
+        return commands[argv[0]](argv[1:])
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        logging.getLogger(__name__).debug("where it happened", exc_info=True)
+        return _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"crystalformer: {message}\n")
+    return 2
+
+
+def _say(message: str) -> None:
+    sys.stdout.write(f"{message}\n")
+
+
+def _configure_logging() -> None:
+    """Our own messages, but of other libraries only warnings: orbax reports every file it touches."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    for name in ("crystalformer", "matterform"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _parse(command: type, name: str, argv: Sequence[str], default: Any = tyro.MISSING) -> Any:
+    given = {} if default is tyro.MISSING else {"default": default}
+    return tyro.cli(command, prog=f"crystalformer {name}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **given)
+
+
+@contextlib.contextmanager
+def _progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Yields a function that shows the number done so far; silent where standard error is no terminal."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+# --- prepare --------------------------------------------------------------------------------------------------------
+
+
+def run_prepare(arguments: Prepare) -> int:
+    """Converts a table once, for training to open."""
+    from crystalformer.dataset import prepare
+
+    with _progress("reading crystals") as progress:
+        summary = prepare(
+            arguments.table,
+            arguments.out,
+            n_max=arguments.n_max,
+            workers=arguments.workers,
+            column=arguments.column,
+            progress=progress,
+        )
+    _say(f"{summary.accepted} crystals in {arguments.out}; {len(summary.refused)} rows refused, see refused.csv there")
+    return 0
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def run_train(argv: Sequence[str]) -> int:
+    """Trains from flags, from a saved config with flags on top, or on from where a run was interrupted."""
+    from crystalformer.train import TrainConfig, train
+    from matterform.config import load_config
+    from matterform.training.mesh import initialize_distributed
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Train:
+        """Trains a model; the run folder holds config.yaml, metrics.csv, checkpoints/ to resume and published/ to use.
+
+        crystalformer train --train mp_20.csv --run-dir runs/mp20 --epochs 500 --learning-rate 1e-3
+
+        crystalformer train --run-dir runs/mp20 --resume
+        """
+
+        config: pathlib.Path | None = None  # YAML of an earlier run; flags override it
+        resume: bool = False  # go on with the run in --run-dir
+        distributed: bool = False  # one of several processes, found by JAX (SLURM, GKE, ...)
+        coordinator: str | None = None  # host:port, where JAX does not find the other processes itself
+        num_processes: int | None = None
+        process_id: int | None = None
+        run: TrainConfig
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=pathlib.Path)
+    early.add_argument("--run-dir", "--run_dir", type=pathlib.Path)
+    early.add_argument("--resume", action="store_true")
+    known, _ = early.parse_known_args(argv)
+    if known.config is None and known.resume and known.run_dir is not None and known.run_dir.is_dir():
+        known.config = known.run_dir / "config.yaml"
+    default = tyro.MISSING if known.config is None else Train(run=load_config(TrainConfig, known.config))
+    arguments = _parse(Train, "train", argv, default)
+    if arguments.distributed or arguments.coordinator is not None:
+        initialize_distributed(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    result = train(arguments.run, resume=arguments.resume)
+    if result.outcome == "interrupted":
+        _say(f"stopped and saved; go on with: crystalformer train --run-dir {arguments.run.run_dir} --resume")
+        return 130
+    best = "" if result.best_loss is None else f"; lowest validation loss {result.best_loss:.4f}"
+    _say(
+        f"{result.outcome} after step {int(result.state.step)}{best}; weights in {arguments.run.run_dir / 'published'}"
+    )
+    return 0
+
+
+# --- sample ---------------------------------------------------------------------------------------------------------
+
+
+def run_sample(arguments: Sample) -> int:
+    """Draws crystals in chunks and writes each chunk when it is there."""
+    import jax
+    import numpy as np
+
+    from crystalformer.constraints import make_constraints, read_constraints
+    from crystalformer.likelihood import log_prob
+    from crystalformer.mcmc import refine
+    from crystalformer.sampling import sample_chunks
+    from crystalformer.table import TableWriter, table_rows
+
+    checkpoint = _load(arguments.model)
+    params, config = checkpoint.params, checkpoint.config
+    by_file = {} if arguments.constraints is None else read_constraints(arguments.constraints)
+    constraints = make_constraints(
+        config,
+        letters=arguments.letters,
+        elements=arguments.elements,
+        no_radioactive=arguments.no_radioactive,
+        no_noble_gas=arguments.no_noble_gas,
+        **by_file,
+    )
+    sample_key, mcmc_key = jax.random.split(jax.random.key(arguments.seed))
+    chunks = sample_chunks(
+        params,
+        config,
+        sample_key,
+        choose_spacegroups(arguments),
+        temperature=arguments.temperature,
+        T1=arguments.T1,
+        top_p=arguments.top_p,
+        constraints=constraints,
+        chunk_size=arguments.chunk_size,
+    )
+    cif_folder = arguments.out / "cif"
+    if cif_folder.exists():
+        raise ValueError(f"{arguments.out} holds samples already; give another --out or remove it")
+    cif_folder.mkdir(parents=True)
+    table = TableWriter(arguments.out / "samples.csv")
+    start, done, acceptance = time.monotonic(), 0, []
+    with _progress("sampling", arguments.num_samples) as progress:
+        for number, crystals in enumerate(chunks):
+            if arguments.mcmc:
+                crystals, accepted = refine(
+                    params,
+                    config,
+                    jax.random.fold_in(mcmc_key, number),
+                    crystals,
+                    sweeps=arguments.mcmc,
+                    width=arguments.mcmc_width,
+                    constraints=constraints,
+                )
+                acceptance.append(accepted)
+            rows = table_rows(crystals, log_prob(params, config, crystals), first_index=done)
+            table.write(rows)
+            _write_cifs(cif_folder, rows)
+            done += len(rows)
+            progress(done)
+    rows = table.finish()
+    seconds = time.monotonic() - start
+    impossible = sum(bool(row["problem"]) for row in rows)
+    _say(f"{len(rows)} crystals in {seconds:.1f} s with compilation, {len({row['formula'] for row in rows})} formulas")
+    _say(f"table: {arguments.out / 'samples.csv'}; CIFs: {cif_folder}; {impossible} without a possible cell")
+    if acceptance:
+        _say(f"accepted moves of MCMC: {100 * np.mean(acceptance):.1f} %")
+    return 0
+
+
+def choose_spacegroups(arguments: Sample) -> "np.ndarray":
+    """The space group of every sample: those given, in turn, or drawn from a data set's distribution by the seed.
+
+    Raises:
+        ValueError: if both are given, or there is nothing to sample.
+    """
+    import numpy as np
+
+    from crystalformer.pretrained import training_spacegroups
+    from crystalformer.train import load_crystals
+
+    if arguments.num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1; got {arguments.num_samples}")
+    if arguments.spacegroup and arguments.spacegroups_from is not None:
+        raise ValueError("give --spacegroup or --spacegroups-from, not both")
+    if arguments.spacegroup:
+        return np.resize(arguments.spacegroup, arguments.num_samples)
+    if arguments.spacegroups_from is None:
+        counts = training_spacegroups()
+    else:
+        counts = np.bincount(load_crystals(arguments.spacegroups_from).G, minlength=231)[1:]
+    rng = np.random.default_rng(arguments.seed)
+    return rng.choice(np.arange(1, 231), size=arguments.num_samples, p=counts / counts.sum())
+
+
+def _write_cifs(folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        if row["cif"]:
+            name = f"{row['index']:06d}_{row['formula'].replace(' ', '')}_{row['G']}.cif"
+            (folder / name).write_text(row["cif"], encoding="utf-8")
+
+
+def _load(model: Model) -> "Checkpoint":
+    """The weights that a command asks for, with the hyper-parameters it gives."""
+    from crystalformer.checkpoint import load_checkpoint
+    from crystalformer.pretrained import load_pretrained
+
+    given = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
+    path = given.pop("checkpoint", None)
+    if path is not None:
+        return load_checkpoint(path, **given)
+    checkpoint = load_pretrained()
+    return checkpoint._replace(config=dataclasses.replace(checkpoint.config, **given))
+
+
+# --- score ----------------------------------------------------------------------------------------------------------
+
+
+def run_score(arguments: Score) -> int:
+    """Reads crystals of any format and writes their log-probabilities; refused ones are named."""
+    from crystalformer.likelihood import log_prob
+    from crystalformer.table import TableWriter, table_rows
+
+    checkpoint = _load(arguments.model)
+    crystals, refused = _read_any(arguments.structures, checkpoint.config.n_max, arguments.workers)
+    for row, reason in refused.items():
+        sys.stderr.write(f"crystalformer: {arguments.structures}, structure {row} refused: {reason}\n")
+    if not len(crystals.G):
+        raise ValueError(f"{arguments.structures} holds no crystal that could be scored")
+    table = TableWriter(arguments.out)
+    table.write(table_rows(crystals, log_prob(checkpoint.params, checkpoint.config, crystals)))
+    rows = table.finish()
+    mean = sum(row["logp"] for row in rows) / len(rows)
+    _say(
+        f"{len(rows)} crystals scored, mean log-probability {mean:.3f}; {len(refused)} refused; table: {arguments.out}"
+    )
+    return 0
+
+
+def _read_any(path: pathlib.Path, n_max: int, workers: int) -> "tuple[Crystals, dict[int, str]]":
+    from crystalformer.dataset import from_structures, read_csv
+    from matterform.formats import read_structures, to_structure
+
+    if ".csv" in path.suffixes:
+        return read_csv(path, n_max=n_max, workers=workers)
+    structures, unreadable = read_structures(path)
+    crystals, refused = from_structures([to_structure(structure) for structure in structures], n_max=n_max)
+    return crystals, unreadable | refused

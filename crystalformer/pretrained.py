@@ -1,0 +1,31 @@
+"""The small model that ships with the package, so that sampling works right after installation."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from crystalformer.checkpoint import Checkpoint, load_checkpoint
+
+FOLDER = pathlib.Path(__file__).parent / "data"
+NAME = "mp20_biternary"
+
+
+def load_pretrained() -> Checkpoint:
+    """The shipped weights: binary and ternary crystals of MP-20, up to 20 atoms a primitive cell (see `model_card`)."""
+    return load_checkpoint(FOLDER / f"{NAME}.pkl")
+
+
+def model_card() -> dict[str, Any]:
+    """What the shipped weights were trained on, how, and how good they are."""
+    return json.loads((FOLDER / f"{NAME}.json").read_text(encoding="utf-8"))
+
+
+def training_spacegroups() -> Int[np.ndarray, "230"]:
+    """How many training crystals each space group has; entry 0 is group 1."""
+    counts = np.zeros(230, np.int64)
+    for group, count in model_card()["spacegroups"].items():
+        counts[int(group) - 1] = count
+    return counts

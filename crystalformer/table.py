@@ -1,0 +1,140 @@
+"""The table of sampled or scored crystals: one row a crystal, with its sequence, log-probabilities and CIF."""
+
+import ast
+import csv
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from crystalformer.crystal import Crystals, cell_parameters, formula, iterate_crystals, to_cif
+from crystalformer.lattice import to_scaled
+from crystalformer.likelihood import LogProb
+from crystalformer.spacegroups import symmetry_tables
+from matterform.files import write_atomically
+
+COLUMNS = (
+    "index",
+    "formula",
+    "G",
+    "L",  # a, b, c (angstrom), alpha, beta, gamma (degrees)
+    "X",
+    "A",
+    "W",
+    "M",
+    "logp_w",
+    "logp_xyz",
+    "logp_a",
+    "logp_l",
+    "logp",
+    "problem",  # why there is no structure, empty where there is one
+    "cif",
+)
+
+
+def table_rows(crystals: Crystals, log_prob: LogProb, first_index: int = 0) -> list[dict[str, Any]]:
+    """Rows for `TableWriter` in the order of the crystals; lists hold real sites only."""
+    rows = []
+    for i, crystal in enumerate(iterate_crystals(crystals)):
+        n = int((crystal.W > 0).sum())
+        cell = cell_parameters(crystal)
+        problem = cell_problem(cell) if n else "it has no site"
+        rows.append(
+            {
+                "index": first_index + i,
+                "formula": formula(crystal) if n else "",
+                "G": int(crystal.G),
+                "L": np.round(cell, 6).tolist(),
+                "X": np.round(crystal.XYZ[:n].astype(np.float64), 6).tolist(),
+                "A": crystal.A[:n].tolist(),
+                "W": crystal.W[:n].tolist(),
+                "M": symmetry_tables().multiplicity[crystal.G - 1, crystal.W[:n]].tolist(),
+                **{f"logp_{part}": float(value[i]) for part, value in log_prob._asdict().items()},
+                "logp": float(log_prob.total[i]),
+                "problem": problem,
+                "cif": "" if problem else to_cif(crystal),
+            }
+        )
+    return rows
+
+
+def cell_problem(cell: np.ndarray) -> str:
+    """Why no cell has these lengths (angstrom) and angles (degrees); empty if there is one."""
+    lengths, angles = cell[:3], np.radians(cell[3:])
+    if not np.isfinite(cell).all():
+        return "its lattice is not finite"
+    if (lengths <= 0).any():
+        return f"a cell length is {lengths.min():.3g} angstrom"
+    cosines = np.cos(angles)
+    squared_volume = 1 - (cosines**2).sum() + 2 * cosines.prod()  # of the cell with unit edges
+    if ((angles <= 0) | (angles >= np.pi)).any() or squared_volume <= 0:
+        return "no cell has these angles: " + ", ".join(f"{angle:.1f}" for angle in cell[3:])
+    return ""
+
+
+class TableWriter:
+    """Writes rows as they come; `finish` replaces the file by its rows sorted by log-probability, best first."""
+
+    def __init__(self, path: str | pathlib.Path, columns: Iterable[str] = COLUMNS) -> None:
+        self._path, self._columns = pathlib.Path(path), tuple(columns)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._rows: list[Mapping[str, Any]] = []
+        self._file = self._path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, self._columns)
+        self._writer.writeheader()
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends `rows` and makes them visible in the file."""
+        for row in rows:
+            self._writer.writerow(row)
+            self._rows.append(row)
+        self._file.flush()
+
+    def finish(self) -> list[Mapping[str, Any]]:
+        """Sorts the file and returns its rows."""
+        self._file.close()
+        self._rows.sort(key=lambda row: -row["logp"])
+        with write_atomically(self._path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        return self._rows
+
+
+def read_table(path: str | pathlib.Path, n_max: int = 21) -> Crystals:
+    """The crystals of a table in model units, in its order; those with a `problem` too.
+
+    Raises:
+        ValueError: if a column is missing, a cell is no list of numbers, or a crystal has n_max sites or more.
+    """
+    with pathlib.Path(path).open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = {"G", "L", "X", "A", "W", "M"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path} is not a table of crystals: it lacks the columns {', '.join(sorted(missing))}")
+        rows = list(reader)
+    crystals = Crystals(
+        G=np.zeros(len(rows), np.int32),
+        L=np.zeros((len(rows), 6), np.float32),
+        XYZ=np.zeros((len(rows), n_max, 3), np.float32),
+        A=np.zeros((len(rows), n_max), np.int32),
+        W=np.zeros((len(rows), n_max), np.int32),
+    )
+    for i, row in enumerate(rows):
+        L, X, A, W, M = (_numbers(row, name, i, path) for name in ("L", "X", "A", "W", "M"))
+        if len(W) >= n_max:
+            raise ValueError(f"{path}, row {i}: {len(W)} sites, but n_max = {n_max} holds {n_max - 1}")
+        crystals.G[i] = int(row["G"])
+        crystals.L[i] = to_scaled(np.concatenate([L[:3], np.radians(L[3:])]), int(M.sum()) or 1)
+        crystals.XYZ[i, : len(W)], crystals.A[i, : len(W)], crystals.W[i, : len(W)] = X.reshape(-1, 3), A, W
+    return crystals
+
+
+def _numbers(row: Mapping[str, str], name: str, index: int, path: str | pathlib.Path) -> np.ndarray:
+    try:
+        return np.array(ast.literal_eval(row[name]), np.float64)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"{path}, row {index}: column {name} should be a list of numbers: {row[name]!r:.60}"
+        ) from error
