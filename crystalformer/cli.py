@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from crystalformer.checkpoint import Checkpoint
     from crystalformer.crystal import Crystals
+    from crystalformer.train import TrainConfig
 
 USAGE = """usage: crystalformer COMMAND [OPTIONS]
 
@@ -98,12 +99,15 @@ class Score:
     model: Model = Model()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; 0 on success, 2 with one line on standard error where the user can mend it, 130 if stopped."""
+def main(argv: Sequence[str] | None = None, recipe: "TrainConfig | None" = None) -> int:
+    """Runs a command; 0 on success, 2 with one line on standard error where the user can mend it, 130 if stopped.
+
+    A `recipe` replaces the defaults of `train`.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "prepare": lambda rest: run_prepare(_parse(Prepare, "prepare", rest)),
-        "train": run_train,
+        "train": lambda rest: run_train(rest, recipe),
         "sample": lambda rest: run_sample(_parse(Sample, "sample", rest)),
         "score": lambda rest: run_score(_parse(Score, "score", rest)),
     }
@@ -180,8 +184,8 @@ def run_prepare(arguments: Prepare) -> int:
 # --- train ----------------------------------------------------------------------------------------------------------
 
 
-def run_train(argv: Sequence[str]) -> int:
-    """Trains from flags, from a saved config with flags on top, or on from where a run was interrupted."""
+def run_train(argv: Sequence[str], recipe: "TrainConfig | None" = None) -> int:
+    """Trains from flags, on top of a saved config or of a `recipe`; or on from where a run was interrupted."""
     from crystalformer.train import TrainConfig, train
     from matterform.config import load_config
     from matterform.training.mesh import initialize_distributed
@@ -210,7 +214,8 @@ def run_train(argv: Sequence[str]) -> int:
     known, _ = early.parse_known_args(argv)
     if known.config is None and known.resume and known.run_dir is not None and known.run_dir.is_dir():
         known.config = known.run_dir / "config.yaml"
-    default = tyro.MISSING if known.config is None else Train(run=load_config(TrainConfig, known.config))
+    run = recipe if known.config is None else load_config(TrainConfig, known.config)
+    default = tyro.MISSING if run is None else Train(run=run)
     arguments = _parse(Train, "train", argv, default)
     if arguments.distributed or arguments.coordinator is not None:
         initialize_distributed(arguments.coordinator, arguments.num_processes, arguments.process_id)
