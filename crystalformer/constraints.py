@@ -52,7 +52,7 @@ def make_constraints(
     wanted = np.full(n, FREE, np.int32)
     if letters:
         wanted[:] = 0
-        wanted[: len(letters)] = [letter_index(letter) for letter in letters]
+        wanted[: len(letters)] = [_known_letter(letter, config) for letter in letters]
     table = element_table()
     allowed = np.tile(_symbols_mask(elements, config), (n, 1)) if elements else np.ones((n, config.atom_types), bool)
     for site, symbols in enumerate(site_elements):
@@ -85,7 +85,9 @@ def read_constraints(path: str | pathlib.Path) -> dict[str, Any]:
         raise ValueError(f'{path} should hold an object with "atom_mask" and "constraints"; got {content!r:.80}')
     for name, rows in content.items():
         kind = str if name == "atom_mask" else int
-        if not all(isinstance(row, list) and all(isinstance(entry, kind) for entry in row) for row in rows):
+        lists = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+        # By exact type, for True is an int.
+        if not lists or not all(type(entry) is kind for row in rows for entry in row):
             raise ValueError(f'{path}: "{name}" should be a list of lists of {kind.__name__}; got {rows!r:.80}')
     return {known[name]: rows for name, rows in content.items()}
 
@@ -110,6 +112,13 @@ def check_constraints(constraints: Constraints, spacegroups: Int[np.ndarray, " b
                 raise ValueError(
                     f"letters: {name} of space group {G} is a fixed position, which one site only can take"
                 )
+
+
+def _known_letter(letter: str, config: TransformerConfig) -> int:
+    index = letter_index(letter)
+    if index >= config.wyck_types:
+        raise ValueError(f"letters: this network knows a to {LETTERS[config.wyck_types - 1]}, not {letter}")
+    return index
 
 
 def _symbols_mask(symbols: Sequence[str], config: TransformerConfig) -> Bool[np.ndarray, " elements"]:
