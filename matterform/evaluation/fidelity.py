@@ -1,0 +1,71 @@
+"""Space-group fidelity: whether a crystal has the symmetry that was asked for."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from matterform.evaluation.geometry import defect
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+SYMPREC_ANG = 0.1
+ANGLE_TOLERANCE_DEG = 5.0  # pymatgen's value, with which published numbers were made
+
+
+class Symmetry(NamedTuple):
+    """What spglib finds, one entry per structure; where it finds nothing (atoms overlap, say) G is 0."""
+
+    space_group: Int[np.ndarray, " b"]  # 1 to 230
+    num_atoms_primitive: Int[np.ndarray, " b"]  # in the primitive cell; as given where nothing is found
+
+
+def find_symmetry(structures: Sequence["pymatgen.core.Structure"], symprec_ang: float = SYMPREC_ANG) -> Symmetry:
+    """Finds space groups anew, within `symprec_ang`."""
+    found = [_find_symmetry(structure, symprec_ang) for structure in structures]
+    space_group, num_atoms = np.array(found, np.int32).reshape(-1, 2).T
+    return Symmetry(space_group, num_atoms)
+
+
+def keeps_space_group(
+    structures: Sequence["pymatgen.core.Structure"],
+    requested: Sequence[int] | np.ndarray,
+    symprec_ang: float = SYMPREC_ANG,
+) -> Bool[np.ndarray, " b"]:
+    """Whether the space group found anew is the requested one. More symmetry than asked for is no match either.
+
+    Raises:
+        ValueError: there is not one requested space group per structure.
+    """
+    return is_requested(find_symmetry(structures, symprec_ang).space_group, requested)
+
+
+def is_requested(found: Int[np.ndarray, " b"], requested: Sequence[int] | np.ndarray) -> Bool[np.ndarray, " b"]:
+    """Compares space groups found with those asked for; a ValueError where their numbers differ."""
+    if len(requested) != len(found):
+        raise ValueError(f"requested: expected {len(found)} space groups, one a structure; found {len(requested)}")
+    return found == np.asarray(requested)
+
+
+def _find_symmetry(structure: "pymatgen.core.Structure", symprec_ang: float) -> tuple[int, int]:
+    import spglib
+
+    if defect(structure):
+        return 0, len(structure)
+    # Equal species, not atomic numbers, so that sites with partial occupancy keep apart.
+    kinds: dict[str, int] = {}
+    labels = [kinds.setdefault(site.species_string, len(kinds) + 1) for site in structure]
+    cell = (structure.lattice.matrix, structure.frac_coords, labels)
+    try:
+        dataset = spglib.get_symmetry_dataset(
+            cell,  # pyright: ignore[reportArgumentType]
+            symprec=symprec_ang,
+            angle_tolerance=ANGLE_TOLERANCE_DEG,
+        )
+    except spglib.SpglibError:
+        return 0, len(structure)
+    if dataset is None:
+        return 0, len(structure)
+    return int(dataset.number), len(set(dataset.mapping_to_primitive.tolist()))

@@ -1,0 +1,60 @@
+"""Distances in periodic crystals, exact for every cell, and the defects that make measuring pointless."""
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+MIN_VOLUME_ANG3 = 0.1
+
+
+def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VOLUME_ANG3) -> str:
+    """Why nothing can be measured in a structure; empty where all is well.
+
+    Ask before handing generated structures to a library: spglib, for one, ends the process on a cell with NaN.
+    """
+    if len(structure) == 0:
+        return "no atoms"
+    cell = structure.lattice.matrix
+    if not (np.isfinite(cell).all() and np.isfinite(structure.frac_coords).all()):
+        return "cell or coordinates are not finite"
+    volume = cell_volume(structure)
+    if volume < min_volume_ang3:
+        return f"cell volume {volume:.3g} Å³ is below {min_volume_ang3:g} Å³"
+    return "" if np.isfinite(volume) else "cell volume is not finite"
+
+
+def cell_volume(structure: "pymatgen.core.Structure") -> float:
+    """Volume of the cell (Å³); NaN or infinite, without a warning, for cells like that."""
+    with np.errstate(all="ignore"):
+        return abs(float(np.linalg.det(structure.lattice.matrix)))
+
+
+def nearest_image_distances(cell: Float[np.ndarray, "3 3"], frac: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n n"]:
+    """Distance (Å) of each atom to the nearest image of each other one; on the diagonal, to its own nearest image.
+
+    In a Minkowski-reduced cell the neighbouring 26 cells suffice, however skewed the given one is: no point of the
+    Voronoi cell has a coordinate beyond 3/2 there (Nguyen and Stehlé, ACM Trans. Algorithms 5, 46 (2009)).
+
+    Args:
+        cell: lattice vectors as rows (Å), not flat.
+        frac: fractional coordinates, anywhere.
+    """
+    from ase.geometry import minkowski_reduce
+
+    reduced, _ = minkowski_reduce(cell)
+    frac = (frac % 1.0) @ cell @ np.linalg.inv(reduced)
+    first, second = np.triu_indices(len(frac), k=1)
+    difference = frac[first] - frac[second]
+    difference = (difference - np.round(difference)) @ reduced
+    square = np.full(len(first), np.inf)
+    for shift in itertools.product((-1, 0, 1), repeat=3):  # a loop: all images at once would not fit for large cells
+        image = difference + np.array(shift) @ reduced
+        np.minimum(square, np.einsum("pi,pi->p", image, image), out=square)
+    distances = np.diag(np.full(len(frac), np.linalg.norm(reduced, axis=-1).min()))
+    distances[first, second] = distances[second, first] = np.sqrt(square)
+    return distances

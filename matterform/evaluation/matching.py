@@ -1,0 +1,88 @@
+"""Uniqueness and novelty: which structures are the same crystal, by pymatgen's StructureMatcher."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool
+
+from matterform.evaluation.geometry import defect
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+# Longest edge cubed over volume. StructureMatcher looks through all lattice points within the longest edge, which takes
+# a second for such a needle and hours for longer ones. Layered crystals with edges of 3 and 60 Å have 400.
+MAX_ELONGATION = 1e4
+
+Match = Callable[["pymatgen.core.Structure", "pymatgen.core.Structure"], bool]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatcherConfig:
+    """Tolerances of StructureMatcher, whose defaults these are; 0.3 / 0.5 / 10 is the other usual choice."""
+
+    ltol: float = 0.2  # fraction of the lengths of the cell
+    stol: float = 0.3  # fraction of cbrt(volume / atoms)
+    angle_tol_deg: float = 5.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ValueError(f"{field.name} must be positive; got {getattr(self, field.name)}")
+
+
+def is_comparable(structure: "pymatgen.core.Structure") -> bool:
+    """Whether matching makes sense: a usable cell, no needle. All others count as neither unique nor novel."""
+    from ase.geometry import minkowski_reduce
+
+    if defect(structure):
+        return False
+    reduced, _ = minkowski_reduce(structure.lattice.matrix)
+    return bool(np.linalg.norm(reduced, axis=-1).max() ** 3 <= MAX_ELONGATION * structure.volume)
+
+
+def is_unique(
+    structures: Sequence["pymatgen.core.Structure"], config: MatcherConfig = MatcherConfig()
+) -> Bool[np.ndarray, " b"]:
+    """Whether a structure matches none of the unique ones before it. See `is_comparable`."""
+    unique = np.zeros(len(structures), bool)
+    seen: dict[str, list[pymatgen.core.Structure]] = {}
+    match = _make_match(config)
+    for index, structure in enumerate(structures):
+        if not is_comparable(structure):
+            continue
+        alike = seen.setdefault(structure.composition.reduced_formula, [])
+        if not any(match(other, structure) for other in alike):
+            unique[index] = True
+            alike.append(structure)
+    return unique
+
+
+def is_novel(
+    structures: Sequence["pymatgen.core.Structure"],
+    reference: Iterable["pymatgen.core.Structure"],
+    config: MatcherConfig = MatcherConfig(),
+) -> Bool[np.ndarray, " b"]:
+    """Whether a structure matches none of `reference`, which is read once and from which only equal formulas are kept.
+
+    See `is_comparable`.
+    """
+    formulas = [structure.composition.reduced_formula if is_comparable(structure) else "" for structure in structures]
+    known: dict[str, list[pymatgen.core.Structure]] = {formula: [] for formula in formulas if formula}
+    for other in reference:
+        if (formula := other.composition.reduced_formula) in known and is_comparable(other):
+            known[formula].append(other)
+    match = _make_match(config)
+    novel = [
+        bool(formula) and not any(match(other, structure) for other in known[formula])
+        for formula, structure in zip(formulas, structures, strict=True)
+    ]
+    return np.array(novel, bool)
+
+
+def _make_match(config: MatcherConfig) -> Match:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    return StructureMatcher(ltol=config.ltol, stol=config.stol, angle_tol=config.angle_tol_deg).fit
