@@ -5,6 +5,7 @@ absolute positions the keys need no cache either, because W_k may move to the qu
 side) are computed in groups, so that a caller who keeps unfinished lanes in front pays for those only.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +83,14 @@ def decode_token(
         return jax.lax.fori_loop(0, num_groups, group, carry), None
 
     (x, cache), _ = jax.lax.scan(layer, (x, cache), (layers, jnp.arange(config.num_layers)))
-    return output_layer(network, x.astype(dtype)), cache
+    return map_groups(lambda lanes: output_layer(network, lanes), x.astype(dtype), group_size), cache
+
+
+def map_groups(function: Callable[[Any], Array], lanes: Any, group_size: int) -> Array:
+    """`function` of every group of lanes. Products of a fixed shape round alike, however many lanes there are."""
+    groups = jax.tree.map(lambda x: x.reshape(-1, group_size, *x.shape[1:]), lanes)
+    results = jax.lax.map(function, groups)
+    return results.reshape(-1, *results.shape[2:])
 
 
 def _decode_block(

@@ -20,7 +20,7 @@ from crystalformer import distributions, lattice
 from crystalformer.config import TransformerConfig
 from crystalformer.constraints import Constraints, check_constraints, make_constraints
 from crystalformer.crystal import Crystals
-from crystalformer.decoding import Cache, cache_bytes, copy_lane, decode_token, empty_cache, grow_cache
+from crystalformer.decoding import Cache, cache_bytes, copy_lane, decode_token, empty_cache, grow_cache, map_groups
 from crystalformer.parameters import TOKENS, Network, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import (
@@ -257,7 +257,8 @@ def make_add_token(
         # One lane after another chooses the same branch, so the choice stays outside of the map over lanes.
         lanes = jax.vmap(draw)(lanes)
         lanes, cache = unfinished_first(lanes, cache)
-        x = jax.vmap(lambda crystal: jax.lax.switch(token, embeddings, crystal, site))(lanes.crystal)
+        embed = jax.vmap(lambda crystal: jax.lax.switch(token, embeddings, crystal, site))
+        x = map_groups(embed, lanes.crystal, group_size)
         num_groups = -(-jnp.sum(~lanes.finished) // group_size)
         row, cache = decode_token(network, cache, x, position, num_groups, group_size, config)
         return position + 1, lanes._replace(row=row), cache
