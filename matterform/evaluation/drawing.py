@@ -61,7 +61,7 @@ def formula_label(formula: str) -> str:
 
 
 def _view(cell: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
-    """Columns: the directions to the right, up and to the viewer, with c (or a far longer edge) upright, then turned."""
+    """Columns: the directions to the right, up and to the viewer, with c (or a far longer edge) upright, turned."""
     longest = int(np.argmax(np.linalg.norm(cell, axis=-1) * (1, 1, PREFERENCE_FOR_C)))
     up, side = np.roll(cell, 2 - longest, axis=0)[[2, 0]]
     up = up / np.linalg.norm(up)

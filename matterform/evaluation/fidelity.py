@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from matterform.evaluation.geometry import defect
+from matterform.evaluation.geometry import is_comparable
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -16,9 +16,9 @@ ANGLE_TOLERANCE_DEG = 5.0  # pymatgen's value, with which published numbers were
 
 
 class Symmetry(NamedTuple):
-    """What spglib finds, one entry per structure; where it finds nothing (atoms overlap, say) G is 0."""
+    """What spglib finds, one entry per structure."""
 
-    space_group: Int[np.ndarray, " b"]  # 1 to 230
+    space_group: Int[np.ndarray, " b"]  # 1 to 230; 0 where atoms overlap or the cell is absurd
     num_atoms_primitive: Int[np.ndarray, " b"]  # in the primitive cell; as given where nothing is found
 
 
@@ -52,7 +52,7 @@ def is_requested(found: Int[np.ndarray, " b"], requested: Sequence[int] | np.nda
 def _find_symmetry(structure: "pymatgen.core.Structure", symprec_ang: float) -> tuple[int, int]:
     import spglib
 
-    if defect(structure):
+    if not is_comparable(structure):
         return 0, len(structure)
     # Equal species, not atomic numbers, so that sites with partial occupancy keep apart.
     kinds: dict[str, int] = {}

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
 MIN_VOLUME_ANG3 = 0.1
 
+# Beyond these spglib and StructureMatcher, which walk through all lattice points within the longest edge, take seconds
+# to hours. Layered crystals with edges of 3 and 60 Å have an elongation (longest edge cubed over volume) of 400.
+MIN_EDGE_ANG = 0.5
+MAX_ELONGATION = 1e4
+
 
 def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VOLUME_ANG3) -> str:
     """Why nothing can be measured in a structure; empty where all is well.
@@ -26,6 +31,16 @@ def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VO
     if volume < min_volume_ang3:
         return f"cell volume {volume:.3g} Å³ is below {min_volume_ang3:g} Å³"
     return "" if np.isfinite(volume) else "cell volume is not finite"
+
+
+def is_comparable(structure: "pymatgen.core.Structure") -> bool:
+    """Whether symmetry and likeness can be asked for: no defect, and a reduced cell that is no needle and no sheet."""
+    from ase.geometry import minkowski_reduce
+
+    if defect(structure):
+        return False
+    edges = np.linalg.norm(minkowski_reduce(structure.lattice.matrix)[0], axis=-1)
+    return bool(edges.min() >= MIN_EDGE_ANG and edges.max() ** 3 <= MAX_ELONGATION * cell_volume(structure))
 
 
 def cell_volume(structure: "pymatgen.core.Structure") -> float:

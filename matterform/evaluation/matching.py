@@ -1,4 +1,7 @@
-"""Uniqueness and novelty: which structures are the same crystal, by pymatgen's StructureMatcher."""
+"""Uniqueness and novelty: which structures are the same crystal, by pymatgen's StructureMatcher.
+
+A structure with an absurd cell (`geometry.is_comparable` is False) counts as neither unique nor novel.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -7,14 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool
 
-from matterform.evaluation.geometry import defect
+from matterform.evaluation.geometry import is_comparable
 
 if TYPE_CHECKING:
     import pymatgen.core
-
-# Longest edge cubed over volume. StructureMatcher looks through all lattice points within the longest edge, which takes
-# a second for such a needle and hours for longer ones. Layered crystals with edges of 3 and 60 Å have 400.
-MAX_ELONGATION = 1e4
 
 Match = Callable[["pymatgen.core.Structure", "pymatgen.core.Structure"], bool]
 
@@ -33,20 +32,10 @@ class MatcherConfig:
                 raise ValueError(f"{field.name} must be positive; got {getattr(self, field.name)}")
 
 
-def is_comparable(structure: "pymatgen.core.Structure") -> bool:
-    """Whether matching makes sense: a usable cell, no needle. All others count as neither unique nor novel."""
-    from ase.geometry import minkowski_reduce
-
-    if defect(structure):
-        return False
-    reduced, _ = minkowski_reduce(structure.lattice.matrix)
-    return bool(np.linalg.norm(reduced, axis=-1).max() ** 3 <= MAX_ELONGATION * structure.volume)
-
-
 def is_unique(
     structures: Sequence["pymatgen.core.Structure"], config: MatcherConfig = MatcherConfig()
 ) -> Bool[np.ndarray, " b"]:
-    """Whether a structure matches none of the unique ones before it. See `is_comparable`."""
+    """Whether a structure matches none of the unique ones before it."""
     unique = np.zeros(len(structures), bool)
     seen: dict[str, list[pymatgen.core.Structure]] = {}
     match = _make_match(config)
@@ -65,10 +54,7 @@ def is_novel(
     reference: Iterable["pymatgen.core.Structure"],
     config: MatcherConfig = MatcherConfig(),
 ) -> Bool[np.ndarray, " b"]:
-    """Whether a structure matches none of `reference`, which is read once and from which only equal formulas are kept.
-
-    See `is_comparable`.
-    """
+    """Whether a structure matches none of `reference`, read once; only structures of equal formula are kept of it."""
     formulas = [structure.composition.reduced_formula if is_comparable(structure) else "" for structure in structures]
     known: dict[str, list[pymatgen.core.Structure]] = {formula: [] for formula in formulas if formula}
     for other in reference:

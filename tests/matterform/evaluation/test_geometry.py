@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice
 
-from matterform.evaluation.geometry import defect, nearest_image_distances
+from matterform.evaluation.geometry import defect, is_comparable, nearest_image_distances
 
 
 def test_distances_of_rock_salt_are_the_known_ones(rock_salt):
@@ -59,3 +59,13 @@ def test_the_smallest_volume_is_allowed_and_less_is_not(rock_salt):
     flat.lattice = Lattice.from_parameters(1, 1, 0.0999, 90, 90, 90)
     assert defect(flat) == "cell volume 0.0999 Å³ is below 0.1 Å³"
     assert defect(flat, min_volume_ang3=0.09) == ""
+
+
+def test_needles_and_chains_are_not_compared(absurd, rock_salt):
+    comparable = {name for name, structure in absurd.items() if is_comparable(structure)}
+    assert comparable == {"overlap"}
+    layered, chain = rock_salt(), rock_salt()
+    layered.lattice = Lattice.from_parameters(3, 3, 60, 90, 90, 120)
+    chain.lattice = Lattice.from_parameters(0.49, 5, 5, 90, 90, 90)
+    assert is_comparable(layered)
+    assert not is_comparable(chain)
