@@ -7,12 +7,11 @@ import pickle
 import re
 from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
 import numpy as np
 
 from crystalformer.config import TransformerConfig
-from crystalformer.parameters import TOKENS, Shapes, final_names, layer_names, parameter_shapes, token_names
+from crystalformer.parameters import TOKENS, Params, Shapes, final_names, layer_names, parameter_shapes, token_names
 from crystalformer.safe_pickle import read_pickle
 from matterform.config import from_dict, to_dict
 from matterform.files import write_atomically
@@ -23,7 +22,7 @@ NAME_PATTERN = re.compile(r"epoch_(\d+)")
 class Checkpoint(NamedTuple):
     """What a published file holds; `opt_state` is None where the file has none."""
 
-    params: hk.Params
+    params: Params
     config: TransformerConfig
     opt_state: Any
     epoch: int | None
@@ -55,15 +54,18 @@ def load_checkpoint(path: str | pathlib.Path, **hyperparameters: Any) -> Checkpo
 
 def _stored_config(content: dict, path: pathlib.Path) -> dict[str, Any]:
     """The hyper-parameters that `save_checkpoint` keeps beside the tree; none in a published file."""
-    if content.get("config") is None:
+    stored = content.get("config")
+    if stored is None:
         return {}
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path}: its config should be a dict of hyper-parameters, found {stored!r:.60}")
     try:
-        return to_dict(from_dict(TransformerConfig, content["config"]))
+        return to_dict(from_dict(TransformerConfig, stored))
     except ValueError as error:
         raise ValueError(f"{path}: its config does not fit this version: {error}") from error
 
 
-def _as_arrays(tree: dict, path: pathlib.Path) -> hk.Params:
+def _as_arrays(tree: dict, path: pathlib.Path) -> Params:
     """Checks that the tree has two levels of named arrays; floats become float32, as the network computes."""
     params: dict[str, dict[str, Any]] = {}
     for module, leaves in tree.items():
@@ -79,7 +81,7 @@ def _as_arrays(tree: dict, path: pathlib.Path) -> hk.Params:
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 
-def infer_config(params: hk.Params, source: str | pathlib.Path = "params", **hyperparameters: Any) -> TransformerConfig:
+def infer_config(params: Params, source: str | pathlib.Path = "params", **hyperparameters: Any) -> TransformerConfig:
     """The config of a published tree; `hyperparameters` supply what shapes do not tell.
 
     Raises:
@@ -94,7 +96,7 @@ def infer_config(params: hk.Params, source: str | pathlib.Path = "params", **hyp
     return config
 
 
-def _merge_sizes(params: hk.Params, given: dict[str, Any]) -> dict[str, Any]:
+def _merge_sizes(params: Params, given: dict[str, Any]) -> dict[str, Any]:
     """The hyper-parameters `given`, completed by what the shapes tell and checked against it."""
     if any(name.endswith("_embedding_table") for leaves in params.values() for name in leaves):
         raise ValueError(
@@ -115,7 +117,7 @@ def _merge_sizes(params: hk.Params, given: dict[str, Any]) -> dict[str, Any]:
     return lattice | given | sizes | heads
 
 
-def _shape(params: hk.Params, module: str, leaf: str, ndim: int) -> tuple[int, ...]:
+def _shape(params: Params, module: str, leaf: str, ndim: int) -> tuple[int, ...]:
     if leaf not in params.get(module, {}):
         raise ValueError(f"params/{module}/{leaf} is missing; this is not a whole CrystalFormer tree")
     shape = np.shape(params[module][leaf])
@@ -124,7 +126,7 @@ def _shape(params: hk.Params, module: str, leaf: str, ndim: int) -> tuple[int, .
     return shape
 
 
-def _sizes_of(params: hk.Params) -> dict[str, Any]:
+def _sizes_of(params: Params) -> dict[str, Any]:
     """Every size that the shapes determine."""
     shape = functools.partial(_shape, params)
     atom_types, embed_size = shape("~", "a_embeddings", 2)
@@ -167,7 +169,7 @@ def _split_heads(width: int, num_heads: int | None, key_size: int | None) -> dic
     return {"num_heads": num_heads, "key_size": key_size}
 
 
-def _check_tree(params: hk.Params, shapes: Shapes) -> None:
+def _check_tree(params: Params, shapes: Shapes) -> None:
     for module, leaves in shapes.items():
         for leaf, shape in leaves.items():
             found = _shape(params, module, leaf, len(shape))
@@ -183,7 +185,7 @@ def _check_tree(params: hk.Params, shapes: Shapes) -> None:
 
 def save_checkpoint(
     path: str | pathlib.Path,
-    params: hk.Params,
+    params: Params,
     opt_state: Any = None,
     epoch: int | None = None,
     config: TransformerConfig | None = None,

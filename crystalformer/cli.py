@@ -3,19 +3,23 @@
 import argparse
 import contextlib
 import dataclasses
+import io
 import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tyro
+
+from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
 
     from crystalformer.checkpoint import Checkpoint
+    from crystalformer.config import TransformerConfig
     from crystalformer.crystal import Crystals
     from crystalformer.train import TrainConfig
 
@@ -144,21 +148,19 @@ def _configure_logging() -> None:
 
 
 def _parse(command: type, name: str, argv: Sequence[str], default: Any = tyro.MISSING) -> Any:
+    """The command's arguments; a mistake in them becomes a ValueError with what tyro says in its box, in one line."""
     given = {} if default is tyro.MISSING else {"default": default}
-    return tyro.cli(command, prog=f"crystalformer {name}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **given)
-
-
-@contextlib.contextmanager
-def _progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Yields a function that shows the number done so far; silent where standard error is no terminal."""
-    import rich.console
-    import rich.progress
-
-    console = rich.console.Console(stderr=True)
-    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
-    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                command, prog=f"crystalformer {name}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **given
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        words = complaint.getvalue().translate(str.maketrans("", "", "│╭╮╰╯─")).split()
+        raise ValueError(" ".join(word for word in words if word.strip("-"))) from stop
 
 
 # --- prepare --------------------------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def run_prepare(arguments: Prepare) -> int:
     """Converts a table once, for training to open."""
     from crystalformer.dataset import prepare
 
-    with _progress("reading crystals") as progress:
+    with progress_bar("reading crystals") as progress:
         summary = prepare(
             arguments.table,
             arguments.out,
@@ -260,7 +262,7 @@ def run_sample(arguments: Sample) -> int:
         params,
         config,
         sample_key,
-        choose_spacegroups(arguments),
+        choose_spacegroups(arguments, config),
         temperature=arguments.temperature,
         T1=arguments.T1,
         top_p=arguments.top_p,
@@ -273,7 +275,7 @@ def run_sample(arguments: Sample) -> int:
     cif_folder.mkdir(parents=True)
     table = TableWriter(arguments.out / "samples.csv")
     start, done, acceptance = time.monotonic(), 0, []
-    with _progress("sampling", arguments.num_samples) as progress:
+    with progress_bar("sampling", arguments.num_samples) as progress:
         for number, crystals in enumerate(chunks):
             if arguments.mcmc:
                 crystals, accepted = refine(
@@ -301,7 +303,7 @@ def run_sample(arguments: Sample) -> int:
     return 0
 
 
-def choose_spacegroups(arguments: Sample) -> "np.ndarray":
+def choose_spacegroups(arguments: Sample, config: "TransformerConfig") -> "np.ndarray":
     """The space group of every sample: those given, in turn, or drawn from a data set's distribution by the seed.
 
     Raises:
@@ -321,7 +323,7 @@ def choose_spacegroups(arguments: Sample) -> "np.ndarray":
     if arguments.spacegroups_from is None:
         counts = training_spacegroups()
     else:
-        counts = np.bincount(load_crystals(arguments.spacegroups_from).G, minlength=231)[1:]
+        counts = np.bincount(load_crystals(arguments.spacegroups_from, config).G, minlength=231)[1:]
     rng = np.random.default_rng(arguments.seed)
     return rng.choice(np.arange(1, 231), size=arguments.num_samples, p=counts / counts.sum())
 

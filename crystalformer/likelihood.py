@@ -5,7 +5,6 @@ import functools
 import itertools
 from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from crystalformer import distributions, lattice
 from crystalformer.config import TransformerConfig
 from crystalformer.crystal import Crystals
-from crystalformer.parameters import Network, as_network
+from crystalformer.parameters import Network, Params, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import forward, read_coordinate, read_lattice
 
@@ -90,7 +89,7 @@ def lattice_log_prob(row: Float[Array, " c"], G, L: Float[Array, "6"], config: T
 def make_example_loss(config: TransformerConfig, loss: LossConfig):
     """The training loss of one crystal and its parts, as `matterform.training` takes it."""
 
-    def example_loss(params: hk.Params, key: PRNGKeyArray | None, crystal: Crystals):
+    def example_loss(params: Params, key: PRNGKeyArray | None, crystal: Crystals):
         log_prob = crystal_log_prob(as_network(params, config), key, crystal, config)
         weighted = log_prob.xyz + loss.lamb_a * log_prob.a + loss.lamb_w * log_prob.w + loss.lamb_l * log_prob.l
         parts = {f"loss_{name}": -value for name, value in log_prob._asdict().items()}
@@ -108,7 +107,7 @@ def _batch_log_prob(config: TransformerConfig):
     return jax.jit(batch_log_prob)
 
 
-def log_prob(params: hk.Params, config: TransformerConfig, crystals: Crystals, batch_size: int = 64) -> LogProb:
+def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batch_size: int = 64) -> LogProb:
     """Log-probabilities (b,) of crystals in model units, as NumPy arrays.
 
     Crystals are grouped by length, so that the work follows their number of sites and not `n_max`.
@@ -117,7 +116,7 @@ def log_prob(params: hk.Params, config: TransformerConfig, crystals: Crystals, b
         ValueError: if a crystal leaves no padding slot or exceeds the vocabulary of `config`.
     """
     crystals = Crystals(*(np.asarray(field) for field in crystals))
-    _check_crystals(crystals, config)
+    check_crystals(crystals, config)
     lengths = (crystals.W > 0).sum(-1) + 1
     results = np.zeros((4, len(lengths)), np.float32)
     edges = (0, *bucket_lengths(crystals.W.shape[1]))
@@ -142,7 +141,12 @@ def truncate(crystals: Crystals, n: int) -> Crystals:
     return crystals._replace(XYZ=crystals.XYZ[:, :n], A=crystals.A[:, :n], W=crystals.W[:, :n])
 
 
-def _check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
+def check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
+    """Checks on the host that the network can read a batch.
+
+    Raises:
+        ValueError: naming the first crystal without padding, with a gap, or beyond the vocabulary.
+    """
     if crystals.W.ndim != 2:
         raise ValueError(f"expected a batch, with W of two axes (crystals, sites); found shape {crystals.W.shape}")
     real = crystals.W > 0

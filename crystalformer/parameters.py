@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from crystalformer.config import TransformerConfig
@@ -21,7 +21,8 @@ TOKENS = ("W", "A", "X", "Y", "Z")
 INITIAL_WIDTH = 0.01  # of the truncated normals that weights and tables start from
 CONSTANT_LEAVES = {"b": 0.0, "offset": 0.0, "scale": 1.0}
 
-Leaves = Mapping[str, Array]  # of one module
+Leaves = Mapping[str, np.ndarray | Array]  # of one module, on the host or on a device
+Params = Mapping[str, Leaves]  # the published tree, by module
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 
@@ -113,7 +114,7 @@ def parameter_shapes(config: TransformerConfig) -> Shapes:
     return shapes | {final_norm: norm, output: linear(d, c.output_size)}
 
 
-def init_params(key: PRNGKeyArray, config: TransformerConfig) -> hk.Params:
+def init_params(key: PRNGKeyArray, config: TransformerConfig) -> Params:
     """Fresh float32 parameters: weights and tables from N(0, 0.01) cut at two widths, biases 0, scales 1."""
     shapes = parameter_shapes(config)
     # All are cut from one draw: a draw for each shape would take ten times as long to compile.
@@ -130,7 +131,7 @@ def init_params(key: PRNGKeyArray, config: TransformerConfig) -> hk.Params:
     return {module: {leaf: initial(leaf, shape) for leaf, shape in leaves.items()} for module, leaves in shapes.items()}
 
 
-def as_network(params: hk.Params, config: TransformerConfig) -> Network:
+def as_network(params: Params, config: TransformerConfig) -> Network:
     """The published tree by role, with its layers stacked; differentiable, so gradients keep the published names."""
     per_layer = [layer_names(config, layer) for layer in range(config.num_layers)]
     layers = {

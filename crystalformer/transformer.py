@@ -8,14 +8,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from crystalformer.config import TransformerConfig
-from crystalformer.parameters import TOKENS, Leaves, Network, as_network, init_params
+from crystalformer.parameters import TOKENS, Leaves, Network, Params, as_network, init_params
 from crystalformer.spacegroups import symmetry_tables
 
 # A forbidden class gets this log-probability: finite, so that 0 * log p stays 0 and gradients stay numbers.
@@ -28,7 +27,7 @@ Transformer = Callable[..., Float[Array, "rows columns"]]
 class Model(NamedTuple):
     """A published parameter tree and the function of one crystal that reads it."""
 
-    params: hk.Params
+    params: Params
     transformer: Transformer
 
 

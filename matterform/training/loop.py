@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from matterform.progress import progress_bar
 from matterform.training.batches import BatchPlan, Take, load_batches
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.mesh import to_global
@@ -125,7 +125,7 @@ def fit(
     if outcome is not None:
         return FitResult(state, outcome, progress.best_loss, progress.best_step)
     batches = load_batches(plan, take, first, last, process=jax.process_index(), num_processes=jax.process_count())
-    with stop_on_signals() as stop_asked, _progress_bar(first, last) as show, contextlib.closing(batches):
+    with stop_on_signals() as stop_asked, _progress(first, last) as show, contextlib.closing(batches):
         for number, batch in enumerate(batches, first + 1):
             state, metrics = step(state, to_global(mesh, batch))
             recent.add(number, metrics)
@@ -227,16 +227,8 @@ def _report(writer: MetricsWriter | None, number: int, row: Mapping[str, float])
         writer.write(number, row)
 
 
-@contextlib.contextmanager
-def _progress_bar(first: int, last: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function that shows the number of steps done; silent unless the first process runs in a terminal."""
-    if jax.process_index() != 0 or not sys.stderr.isatty():
-        yield lambda number: None
-        return
-    import rich.console
-    import rich.progress
-
-    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
-    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=last, completed=first)
-        yield lambda number: bar.update(task, completed=number)
+def _progress(first: int, last: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    """A bar over all steps, in the first process only."""
+    if jax.process_index() != 0:
+        return contextlib.nullcontext(lambda number: None)
+    return progress_bar("training", total=last, completed=first)

@@ -239,7 +239,7 @@ def test_other_contents_are_refused(write, content, message):
 
 @pytest.mark.parametrize("config", [3, [], {"n_max": "many"}, {"a": 1}, {"n_max": 1}])
 def test_a_stored_config_of_another_kind_is_refused(write, params, config):
-    with pytest.raises(ValueError, match="its config does not fit this version"):
+    with pytest.raises(ValueError, match="its config (does not fit this version|should be a dict)"):
         load_checkpoint(write(params=params, config=config), **HEADS)
 
 

@@ -22,8 +22,6 @@ from matterform.config import from_dict, to_dict
         ("dropout_rate", 1.0),
         ("attn_rate", -0.1),
         ("dropout_rate", float("nan")),
-        ("generation", "sinusoidal"),
-        ("compute_dtype", "float16"),
         ("sigmamin", 0.0),
         ("sigmamin", float("nan")),
     ],
@@ -31,6 +29,12 @@ from matterform.config import from_dict, to_dict
 def test_an_impossible_value_is_refused_by_name(name, value):
     with pytest.raises(ValueError, match=rf"{name} must.*got {value!r}"):
         TransformerConfig(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("generation", "sinusoidal"), ("compute_dtype", "float16")])
+def test_an_unknown_choice_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"{name}: expected one of .*found {value!r}"):
+        from_dict(TransformerConfig, {name: value})
 
 
 def test_an_odd_key_size_needs_absolute_positions():

@@ -23,7 +23,7 @@ def test_von_mises_is_scipys_and_integrates_to_one(kappa):
     # A grid over six widths of the peak and one over the whole circle.
     width = min(np.pi, 6 / kappa**0.5)
     angle = np.linspace(-width, width, 2001).astype(np.float32)
-    log_prob = np.asarray(von_mises_log_prob(angle, jnp.zeros(2001), jnp.full(2001, kappa)), np.float64)
+    log_prob = np.asarray(von_mises_log_prob(jnp.asarray(angle), jnp.zeros(2001), jnp.full(2001, kappa)), np.float64)
     np.testing.assert_allclose(log_prob, scipy.stats.vonmises(kappa).logpdf(angle), rtol=1e-4, atol=2e-3)
     total = scipy.integrate.simpson(np.exp(log_prob), x=angle.astype(np.float64))
     np.testing.assert_allclose(total, 1, rtol=1e-4)

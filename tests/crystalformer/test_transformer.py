@@ -75,7 +75,7 @@ def test_a_static_is_train_passes_through_jit_and_vmap(tiny_config, lively, rand
     transformer, params = make_apply(tiny_config), lively(tiny_config)
     batched = jax.vmap(transformer, in_axes=(None, None, 0, 0, 0, 0, 0, None))
     h = jax.jit(batched, static_argnums=7)(params, key, *inputs(crystals), is_train)
-    single = transformer(params, key, *inputs(one(crystals, 1)), is_train)
+    single = jax.jit(transformer, static_argnums=7)(params, key, *inputs(one(crystals, 1)), is_train)
     np.testing.assert_allclose(h[1], single, rtol=1e-4, atol=1e-5)
 
 
@@ -261,10 +261,11 @@ def test_categories_are_normalised_and_unused_columns_zero(config, outputs, rand
 def test_letters_obey_the_rules_of_all_groups(tiny_config, lively, h0_size):
     config = dataclasses.replace(tiny_config, h0_size=h0_size)
     network, tables = as_network(lively(config), config), symmetry_tables()
-    groups, letters = np.arange(1, 231), np.arange(28)
-    raw = np.random.default_rng(1).normal(0, 20, (28, config.output_size)).astype(np.float32)
+    groups, letters = np.arange(1, 231), jnp.arange(28)
+    raw = jnp.asarray(np.random.default_rng(1).normal(0, 20, (28, config.output_size)), jnp.float32)
     first = np.asarray(jax.vmap(lambda G: first_letter_log_probs(network, G, config))(groups), np.float64)
     following = np.asarray(jax.vmap(lambda G: next_letter_log_probs(raw, G, letters, config))(groups), np.float64)
+    letters = np.asarray(letters)
     known = letters <= tables.num_letters[:, None]
     np.testing.assert_array_equal(first > FORBIDDEN, known & (letters > 0))
     previous, chosen = letters[:, None], letters
@@ -277,8 +278,8 @@ def test_letters_obey_the_rules_of_all_groups(tiny_config, lively, h0_size):
 
 
 def test_an_element_is_padding_if_and_only_if_its_letter_is(tiny_config):
-    raw = np.random.default_rng(1).normal(0, 20, (28, tiny_config.output_size)).astype(np.float32)
-    log_probs = np.asarray(element_log_probs(raw, np.arange(28), tiny_config), np.float64)
+    raw = jnp.asarray(np.random.default_rng(1).normal(0, 20, (28, tiny_config.output_size)), jnp.float32)
+    log_probs = np.asarray(element_log_probs(raw, jnp.arange(28), tiny_config), np.float64)
     is_padding = np.arange(119) == 0
     np.testing.assert_array_equal(log_probs > FORBIDDEN, is_padding == (np.arange(28) == 0)[:, None])
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, rtol=1e-5)

@@ -1,0 +1,152 @@
+"""The command line from a CSV to CIFs, and what it says of mistakes."""
+
+import csv
+import json
+
+import gemmi
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from crystalformer.checkpoint import load_checkpoint
+from crystalformer.cli import main
+from crystalformer.likelihood import log_prob
+from crystalformer.table import read_table
+
+SIZES = ["--Nf=2", "--Kx=2", "--Kl=2", "--n-max=5", "--h0-size=8", "--num-layers=1", "--num-heads=2"]
+SIZES += ["--key-size=4", "--model-size=8", "--embed-size=4", "--batch-size=8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with crystals.csv, prepared/ and a run of two epochs in run/."""
+    folder = tmp_path_factory.mktemp("cli")
+    with (folder / "crystals.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["material_id", "cif"])
+        for i, (cation, anion) in enumerate((c, a) for c in ("Na", "K", "Rb", "Cs") for a in ("F", "Cl", "Br", "I")):
+            salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5 + 0.1 * i), [cation, anion], [[0] * 3, [0.5] * 3])
+            table.writerow([f"salt-{i}", salt.to(fmt="cif")])
+        table.writerow(["broken", "data_nothing"])
+    assert main(["prepare", str(folder / "crystals.csv"), str(folder / "prepared"), "--n-max=5"]) == 0
+    arguments = ["train", f"--train={folder / 'prepared'}", f"--run-dir={folder / 'run'}", *SIZES, "--epochs=2"]
+    assert main([*arguments, "--optimizer=adamw", "--weight-decay=0.01", "--lamb-l=0.5", "--ema-decay=0.9"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def samples(run):
+    """Twenty crystals drawn by the run's weights."""
+    flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1"]
+    weights = run / "run" / "published" / "best.pkl"
+    assert main(["sample", f"--checkpoint={weights}", f"--out={run / 'samples'}", *flags]) == 0
+    return run / "samples"
+
+
+def test_refused_rows_are_listed_with_reasons(run):
+    with (run / "prepared" / "refused.csv").open(newline="") as file:
+        refused = list(csv.DictReader(file))
+    assert [(row["row"], row["material_id"]) for row in refused] == [("16", "broken")]
+    assert refused[0]["reason"]
+
+
+def test_flags_reach_the_run(run):
+    text = (run / "run" / "config.yaml").read_text()
+    for line in ("optimizer: adamw", "lamb_l: 0.5", "key_size: 4", "ema_decay: 0.9", "epochs: 2"):
+        assert line in text
+
+
+def test_a_run_goes_on_for_more_epochs_by_its_folder_alone(run, capsys):
+    assert main(["train", f"--run-dir={run / 'run'}", "--resume", "--epochs=3"]) == 0
+    assert "finished after step 6" in capsys.readouterr().out  # 14 of 16 crystals in batches of 8: 2 steps an epoch
+    with (run / "run" / "metrics.csv").open(newline="") as file:
+        assert [float(row["epoch"]) for row in csv.DictReader(file)] == [1.0, 2.0, 3.0]
+
+
+def test_samples_obey_groups_and_elements(samples):
+    crystals = read_table(samples / "samples.csv", n_max=5)
+    assert sorted(crystals.G.tolist()) == [1] * 10 + [225] * 10
+    assert set(np.unique(crystals.A)) <= {0, 11, 17}
+
+
+def test_every_possible_cell_has_a_cif_with_its_symmetry(samples):
+    with (samples / "samples.csv").open(newline="") as file:
+        rows = {int(row["index"]): row for row in csv.DictReader(file)}
+    files = sorted((samples / "cif").iterdir())
+    assert [int(path.name[:6]) for path in files] == sorted(i for i, row in rows.items() if not row["problem"])
+    for path in files:
+        group = int(path.stem.rsplit("_", 1)[1])
+        structure = gemmi.make_small_structure_from_block(gemmi.cif.read(str(path)).sole_block())
+        assert structure.spacegroup.number == group == int(rows[int(path.name[:6])]["G"])
+
+
+def test_the_table_holds_the_log_probabilities_of_its_crystals(run, samples):
+    checkpoint = load_checkpoint(run / "run" / "published" / "best.pkl")
+    crystals = read_table(samples / "samples.csv", n_max=5)
+    with (samples / "samples.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    again = log_prob(checkpoint.params, checkpoint.config, crystals)
+    for part in ("w", "a", "xyz"):
+        found = [float(row[f"logp_{part}"]) for row in rows]
+        np.testing.assert_allclose(found, getattr(again, part), rtol=1e-3, atol=1e-3)  # six decimals of coordinates
+
+
+def test_the_same_seed_gives_the_same_table(run, samples):
+    weights = run / "run" / "published" / "best.pkl"
+    flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1"]
+    assert main(["sample", f"--checkpoint={weights}", f"--out={run / 'again'}", *flags]) == 0
+    assert (run / "again" / "samples.csv").read_text() == (samples / "samples.csv").read_text()
+
+
+def test_score_reads_csv_and_cif_alike(run, samples):
+    weights = run / "run" / "published" / "best.pkl"
+    cif = run / "one.cif"
+    Structure.from_spacegroup("Fm-3m", Lattice.cubic(5), ["Na", "F"], [[0] * 3, [0.5] * 3]).to(str(cif), fmt="cif")
+    tables = {}
+    for name, source in (("csv", run / "crystals.csv"), ("cif", cif)):
+        assert main(["score", str(source), f"--checkpoint={weights}", f"--out={run / name}.csv"]) == 0
+        with (run / f"{name}.csv").open(newline="") as file:
+            tables[name] = {row["index"]: float(row["logp"]) for row in csv.DictReader(file)}
+    assert len(tables["csv"]) == 16
+    assert tables["cif"]["0"] == pytest.approx(tables["csv"]["0"], abs=1e-3)
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    usage = capsys.readouterr().out
+    assert all(word in usage for word in ("prepare", "train", "sample", "score"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fly"], "unknown command 'fly'"),
+        (["prepare", "absent.csv", "out"], "absent.csv"),
+        (["train", "--train=absent.csv", "--run-dir=new"], "absent.csv"),
+        (["train", "--train=crystals.csv", "--run-dir=run"], "holds a run already"),
+        (["train", "--train=crystals.csv", "--run-dir=new", "--resume"], "no run to resume"),
+        (["train", "--train=crystals.csv", "--run-dir=new", "--num-layers=0"], "num_layers must be at least 1"),
+        (["train", "--run-dir=run", "--resume", "--learning-rate=0.5"], "cannot resume with another optimizer"),
+        (["train", "--config=absent.yaml", "--run-dir=new"], "absent.yaml"),
+        (["sample", "--out=new", "--checkpoint=absent.pkl"], "absent.pkl"),
+        (["sample", "--out=new", "--checkpoint=crystals.csv"], "crystals.csv"),
+        (["sample", "--out=new", "--spacegroup", "231"], "1..230; got 231"),
+        (["sample", "--out=new", "--spacegroup", "225", "--elements", "Xy"], "Xy"),
+        (["sample", "--out=new", "--spacegroup", "1", "--letters", "b"], "space group 1 has a to a"),
+        (["sample", "--out=new", "--spacegroup", "1", "--spacegroups-from=crystals.csv"], "not both"),
+        (["sample", "--out=new", "--spacegroup", "1", "--temperature=0"], "temperature must be positive"),
+        (["sample", "--out=new", "--spacegroup", "1", "--constraints=bad.json"], "bad.json"),
+        (["sample", "--out=samples", "--spacegroup", "1"], "holds samples already"),
+        (["score", "absent.cif"], "absent.cif"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_status_2(arguments, words, run, samples, monkeypatch, capsys):
+    monkeypatch.chdir(run)
+    (run / "bad.json").write_text(json.dumps({"atoms": []}))
+    if arguments[0] == "sample" and not any(word.startswith("--checkpoint") for word in arguments):
+        arguments = [*arguments, "--checkpoint=run/published/best.pkl"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1, error
+    assert not (run / "new").exists()
