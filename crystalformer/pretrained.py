@@ -23,6 +23,11 @@ def model_card() -> dict[str, Any]:
     return json.loads((FOLDER / f"{NAME}.json").read_text(encoding="utf-8"))
 
 
+def held_out_statistics() -> dict[str, list[Any]]:
+    """Columns (formula, atoms, density, ...) of the held-out crystals: what samples should look like on the whole."""
+    return json.loads((FOLDER / f"{NAME}_held_out.json").read_text(encoding="utf-8"))
+
+
 def training_spacegroups() -> Int[np.ndarray, "230"]:
     """How many training crystals each space group has; entry 0 is group 1."""
     counts = np.zeros(230, np.int64)

@@ -12,11 +12,12 @@ import pathlib
 import sys
 import time
 
+import pandas as pd
 import tyro
 
 from crystalformer.cli import main as crystalformer
 from crystalformer.crystal import Crystals, to_structures
-from crystalformer.pretrained import model_card
+from crystalformer.pretrained import held_out_statistics, model_card
 from crystalformer.table import read_table
 from matterform.evaluation.picture import write_picture
 from matterform.evaluation.report import ReportConfig, describe, summarize
@@ -52,7 +53,8 @@ def demo(arguments: Demo) -> int:
     report.table.to_csv(out / "judged.csv", index=False)
     (out / "summary.json").write_text(json.dumps(report.summary, indent=1) + "\n")
     print(describe(report.summary))
-    write_picture(out / "crystals.png", structures, report.table, title="Crystals drawn from the shipped model")
+    held_out = pd.DataFrame(held_out_statistics())
+    write_picture(out / "crystals.png", structures, report.table, held_out, "Crystals drawn from the shipped model")
     print(f"picture: {out / 'crystals.png'}; everything in {time.monotonic() - start:.0f} s")
     return 0
 

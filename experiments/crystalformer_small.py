@@ -21,9 +21,11 @@ import tyro
 from crystalformer.checkpoint import load_checkpoint, save_checkpoint
 from crystalformer.cli import main
 from crystalformer.config import TransformerConfig
+from crystalformer.crystal import to_structures
 from crystalformer.pretrained import FOLDER, NAME
 from crystalformer.train import TrainConfig, load_split
 from matterform.config import load_config
+from matterform.evaluation.report import tabulate
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 
@@ -68,6 +70,8 @@ def export(arguments: Export) -> int:
     card = make_card(rows, split.train.G, sum(leaf.size for leaf in jax.tree.leaves(half)))
     text = json.dumps(card, indent=1) + "\n"
     (FOLDER / f"{NAME}.json").write_text(text)
+    held_out = tabulate(to_structures(split.validation)).round(4)
+    (FOLDER / f"{NAME}_held_out.json").write_text(json.dumps(held_out.to_dict("list")) + "\n")
     RESULTS.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "metrics.csv", RESULTS / "metrics.csv")
     draw_curve(rows, RESULTS / "curve.png")

@@ -134,7 +134,7 @@ def test_help_names_every_command(capsys):
         (["sample", "--out=new", "--spacegroup", "225", "--elements", "Xy"], "Xy"),
         (["sample", "--out=new", "--spacegroup", "1", "--letters", "b"], "space group 1 has a to a"),
         (["sample", "--out=new", "--spacegroup", "1", "--spacegroups-from=crystals.csv"], "not both"),
-        (["sample", "--out=new", "--spacegroup", "1", "--temperature=0"], "temperature must be positive"),
+        (["sample", "--out=new", "--spacegroup", "1", "--temperature=0"], "temperature must lie in"),
         (["sample", "--out=new", "--spacegroup", "1", "--constraints=bad.json"], "bad.json"),
         (["sample", "--out=samples", "--spacegroup", "1"], "holds samples already"),
         (["score", "absent.cif"], "absent.cif"),
