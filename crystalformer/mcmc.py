@@ -7,7 +7,6 @@ coordinates, and is accepted by the Metropolis rule for logp_w + logp_xyz + logp
 import functools
 from typing import NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +17,13 @@ from crystalformer.config import TransformerConfig
 from crystalformer.constraints import Constraints, make_constraints
 from crystalformer.crystal import Crystals
 from crystalformer.dataset import lengths, truncate
-from crystalformer.likelihood import crystal_log_prob
-from crystalformer.parameters import Network, as_network
-from crystalformer.sampling import Temperature, draw_lattice, project_coordinate
+from crystalformer.likelihood import check_crystals, crystal_log_prob
+from crystalformer.parameters import Network, Params, as_network
+from crystalformer.sampling import Temperature, check_temperature, draw_lattice, project_coordinate
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import forward, read_lattice
+
+SMALLEST_WIDTH = 1e-6
 
 
 class Refined(NamedTuple):
@@ -33,7 +34,7 @@ class Refined(NamedTuple):
 
 
 def refine(
-    params: hk.Params,
+    params: Params,
     config: TransformerConfig,
     key: PRNGKeyArray,
     crystals: Crystals,
@@ -46,16 +47,18 @@ def refine(
 ) -> Refined:
     """Refines crystals in model units by `sweeps` moves of every site; crystal i uses `fold_in(key, i)` alone.
 
+    Elements follow the constraints after the first sweep, whatever the templates came with.
+
     Args:
         width: of a shift in the angle 2 pi x (rad); the shift is von Mises with concentration 1 / width^2.
         temperature: divides log-probabilities in the Metropolis rule, and heats the lattice draw.
 
     Raises:
-        ValueError: for a count, width or temperature that is not positive.
+        ValueError: for crystals that the network cannot read, or a count, width or temperature out of range.
     """
-    for name, value in (("sweeps", sweeps), ("width", width), ("temperature", temperature), ("batch_size", batch_size)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive; got {value}")
+    crystals = Crystals(*(np.asarray(field) for field in crystals))
+    _check_templates(crystals, config)
+    _check_request(sweeps, width, temperature, batch_size)
     constraints = make_constraints(config) if constraints is None else constraints
     slots = crystals.W.shape[1]
     crystals = truncate(crystals, int(lengths(crystals).max()))
@@ -73,10 +76,29 @@ def refine(
     return Refined(_pad(whole, slots), float(moves[0] / moves[1]))
 
 
+def _check_templates(crystals: Crystals, config: TransformerConfig) -> None:
+    check_crystals(crystals, config)
+    longest = int(lengths(crystals).max(initial=0))
+    if longest < 2:
+        raise ValueError("crystals: expected sites to move; found none")
+    if longest > config.n_max:
+        raise ValueError(f"crystals: n_max is {config.n_max} in this network; the longest needs {longest} slots")
+
+
+def _check_request(sweeps: int, width: float, temperature: float, batch_size: int) -> None:
+    for name, count in (("sweeps", sweeps), ("batch_size", batch_size)):
+        if not count >= 1:
+            raise ValueError(f"{name} must be at least 1; got {count}")
+    if not width >= SMALLEST_WIDTH:
+        raise ValueError(f"width must be at least {SMALLEST_WIDTH} rad, which float32 can resolve; got {width}")
+    check_temperature("temperature", temperature)
+
+
 def _pad(crystals: Crystals, slots: int) -> Crystals:
-    extra = slots - crystals.W.shape[1]
-    A, W = (np.pad(field, [(0, 0), (0, extra)]) for field in (crystals.A, crystals.W))
-    return crystals._replace(A=A, W=W, XYZ=np.pad(crystals.XYZ, [(0, 0), (0, extra), (0, 0)]))
+    extra = int(slots - np.shape(crystals.W)[1])
+    by_site = ((0, 0), (0, extra))
+    A, W = (np.pad(np.asarray(field), by_site) for field in (crystals.A, crystals.W))
+    return crystals._replace(A=A, W=W, XYZ=np.pad(np.asarray(crystals.XYZ), (*by_site, (0, 0))))
 
 
 @functools.cache
@@ -102,7 +124,7 @@ def refine_crystal(
 ) -> tuple[Crystals, Float[Array, "2"]]:
     """One crystal after `sweeps` moves of each slot; how many moves of real sites were accepted, and proposed."""
     move_key, lattice_key = jax.random.split(key)
-    n = crystal.W.shape[0]
+    slots = crystal.W.shape[0] - 1  # the last one is padding
 
     def energy(crystal: Crystals) -> Float[Array, ""]:
         log_prob = crystal_log_prob(network, None, crystal, config)
@@ -111,16 +133,17 @@ def refine_crystal(
     def move(number: Int[Array, ""], state):
         crystal, current, counts = state
         propose_key, accept_key = jax.random.split(jax.random.fold_in(move_key, number))
-        site = number % n
+        site = number % slots
         proposed = propose(propose_key, crystal, site, constraints, width, config)
         new = energy(proposed)
         real = crystal.W[site] > 0
-        accepted = real & (jnp.log(jax.random.uniform(accept_key)) * temperature < current - new)
+        likely = jnp.log(jax.random.uniform(accept_key)) * temperature < current - new
+        accepted = real & (likely | ~_keeps_constraints(crystal, site, constraints))
         crystal, current = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), (proposed, new), (crystal, current))
         return crystal, current, counts + jnp.stack([accepted, real]).astype(counts.dtype)
 
     start = crystal, energy(crystal), jnp.zeros(2)
-    crystal, _, counts = jax.lax.fori_loop(0, sweeps * n, move, start)
+    crystal, _, counts = jax.lax.fori_loop(0, sweeps * slots, move, start)
     return redraw_lattice(network, lattice_key, crystal, temperature, config), counts
 
 
@@ -159,6 +182,13 @@ def _tied_to(site: Int[Array, ""], constraints: Constraints, n: int) -> Bool[Arr
     sites = jnp.arange(n)
     root = jnp.where(constraints.ties[:n] >= 0, constraints.ties[:n], sites)
     return root == root[site]
+
+
+def _keeps_constraints(crystal: Crystals, site: Int[Array, ""], constraints: Constraints) -> Bool[Array, ""]:
+    """Whether the sites that move with `site` have one element, an allowed one."""
+    A, n = crystal.A, crystal.W.shape[0]
+    moved = _tied_to(site, constraints, n) & (crystal.W > 0)
+    return jnp.all(~moved | ((A[site] == A) & constraints.elements[site][A]))
 
 
 def _project(G: Int[Array, ""], W: Int[Array, ""], point: Float[Array, "3"]) -> Float[Array, "3"]:

@@ -9,19 +9,18 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from crystalformer import distributions, lattice
 from crystalformer.config import TransformerConfig
 from crystalformer.constraints import Constraints, check_constraints, make_constraints
 from crystalformer.crystal import Crystals
 from crystalformer.decoding import Cache, cache_bytes, copy_lane, decode_token, empty_cache, grow_cache, map_groups
-from crystalformer.parameters import TOKENS, Network, as_network
+from crystalformer.parameters import TOKENS, Network, Params, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import (
     FORBIDDEN,
@@ -43,6 +42,7 @@ STRETCHES = (2, 4, 6, 9, 13)
 # Lanes computed together on CPUs, where less work is less time; elsewhere all lanes of a device are one group.
 CPU_GROUP = 16
 CHUNK_BYTES = 2**30  # of cache on each device, unless a chunk size is given
+TEMPERATURES = 1e-6, 1e6
 LANES = "lanes"
 
 
@@ -57,7 +57,7 @@ class Temperature(NamedTuple):
 class Lanes(NamedTuple):
     """The crystals being drawn, one a lane, unfinished ones in front; without the axis b, one of them."""
 
-    key: PRNGKeyArray
+    key: Key[Array, "*b"]
     index: Int[Array, "*b"]  # the crystal's place in the chunk
     crystal: Crystals
     row: Float[Array, "*b columns"]  # raw output of the network after the last token
@@ -68,7 +68,7 @@ Sampler = Callable[..., Crystals]
 
 
 def sample(
-    params: hk.Params,
+    params: Params,
     config: TransformerConfig,
     key: PRNGKeyArray,
     spacegroups: Int[np.ndarray, " b"],
@@ -108,7 +108,7 @@ def sample(
 
 
 def sample_chunks(
-    params: hk.Params,
+    params: Params,
     config: TransformerConfig,
     key: PRNGKeyArray,
     spacegroups: Int[np.ndarray, " b"],
@@ -131,7 +131,7 @@ def sample_chunks(
         config,
         key,
         spacegroups,
-        Temperature(*map(np.float32, (temperature, T1, top_p))),
+        Temperature(*(jnp.float32(value) for value in (temperature, T1, top_p))),
         constraints,
         chunk_size,
     )
@@ -179,13 +179,19 @@ def _check_request(spacegroups, temperature: float, T1: float, top_p: float, chu
     wrong = spacegroups[(spacegroups < 1) | (spacegroups > 230)]
     if len(wrong):
         raise ValueError(f"spacegroups must lie in 1..230; got {wrong[0]}")
-    for name, value in (("temperature", temperature), ("T1", T1)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive; got {value}")
+    check_temperature("temperature", temperature)
+    check_temperature("T1", T1)
     if not 0 <= top_p <= 1:
         raise ValueError(f"top_p must lie in [0, 1]; got {top_p}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1; got {chunk_size}")
+
+
+def check_temperature(name: str, value: float) -> None:
+    """Raises ValueError for a temperature at which float32 loses the forbidden classes or overflows."""
+    coldest, hottest = TEMPERATURES
+    if not coldest <= value <= hottest:
+        raise ValueError(f"{name} must lie in {coldest}..{hottest}; got {value}")
 
 
 # --- the kernel -----------------------------------------------------------------------------------------------------
@@ -200,7 +206,7 @@ def make_sampler(config: TransformerConfig, group_size: int) -> Sampler:
 
     def sampler(
         network: Network,
-        keys: PRNGKeyArray,
+        keys: Key[Array, " b"],
         G: Int[Array, " b"],
         wanted: Bool[Array, " b"],
         temperature: Temperature,
@@ -370,7 +376,7 @@ def keep_likeliest(log_probs: Float[Array, " c"], top_p: Float[Array, ""]) -> Fl
     return jnp.where(keep, log_probs, FORBIDDEN)
 
 
-def project_coordinate(G, W, xyz: Float[Array, "3"], axis: Int[Array, ""]) -> Float[Array, ""]:
+def project_coordinate(G, W, xyz: Float[Array, "3"], axis: Int[Array, ""] | int) -> Float[Array, ""]:
     """Coordinate `axis` of the site's first operation applied to `xyz`, in [0, 1)."""
     row = jnp.asarray(symmetry_tables().first_op)[G - 1, W, axis]
     wrapped = (jnp.dot(row[:3], xyz) + row[3]) % 1.0

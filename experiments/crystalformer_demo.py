@@ -45,9 +45,9 @@ def demo(arguments: Demo) -> int:
         return status
     seconds = time.monotonic() - start
     print(f"speed: {arguments.num_samples / seconds:.0f} crystals a second, compilation and files included")
-    crystals = read_table(out / "samples.csv")
-    drawn = [i for i, length in enumerate(crystals.L[:, :3].min(1)) if length > 0]
-    crystals = Crystals(*(field[drawn] for field in crystals))
+    possible = pd.read_csv(out / "samples.csv")["problem"].isna().to_numpy()
+    crystals = Crystals(*(field[possible] for field in read_table(out / "samples.csv")))
+    print(f"{(~possible).sum()} of {len(possible)} have no possible cell and are left out of what follows")
     structures = to_structures(crystals)
     report = summarize(structures, requested=crystals.G, config=ReportConfig(strict=True))
     report.table.to_csv(out / "judged.csv", index=False)
