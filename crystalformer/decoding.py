@@ -1,8 +1,9 @@
 """One token at a time through the network, with cached attention: the inner loop of sampling.
 
-Values are not cached: the weights of a softmax sum to one, so W_v and b_v may follow the mixture of inputs. With
-absolute positions the keys need no cache either, because W_k may move to the query. Lanes (crystals drawn side by
-side) are computed in groups, so that a caller who keeps unfinished lanes in front pays for those only.
+Values are not cached: the weights of a softmax sum to one, so W_v and b_v may follow the mixture of inputs, where they
+are one matrix with the output. With absolute positions the keys need no cache either, because W_k may move to the
+query. Lanes (crystals drawn side by side) are computed in groups, so that a caller who keeps unfinished lanes in front
+pays for those only.
 """
 
 from collections.abc import Callable
@@ -53,6 +54,31 @@ def copy_lane(cache: Cache, source: Int[Array, ""], target: Int[Array, ""]) -> C
     return jax.tree.map(copy, cache)
 
 
+def fold_attention(network: Network, config: TransformerConfig) -> Network:
+    """The network with products of its weights where decoding applies one right after the other.
+
+    Per head, `attention_out` becomes W_v W_o, which takes a mixture of inputs; with absolute positions `query` becomes
+    W_q W_k^T, which is compared with inputs (the term with b_k, the same for every token, leaves softmax as it is).
+    """
+    layers = jax.tree.map(jnp.asarray, dict(network.layers))
+    value, key, out = (layers.pop(role) for role in ("value", "key", "attention_out"))
+    out_by_head = out["w"].reshape(config.num_layers, config.num_heads, config.key_size, -1)
+    product = jnp.einsum("ldhk,lhke->lhde", split_heads(value["w"], config), out_by_head)
+    bias = out["b"] + jnp.einsum("lhk,lhke->le", split_heads(value["b"], config), out_by_head)
+    layers["attention_out"] = {"w": product.reshape(config.num_layers, -1, config.model_size), "b": bias}
+    if config.generation == "rotary":
+        layers["key"] = key
+    else:
+        query, key_by_head = layers["query"], split_heads(key["w"], config)
+        product = jnp.einsum("ldhk,lehk->ldhe", split_heads(query["w"], config), key_by_head)
+        bias = jnp.einsum("lhk,lehk->lhe", split_heads(query["b"], config), key_by_head)
+        layers["query"] = {
+            "w": product.reshape(config.num_layers, config.model_size, -1),
+            "b": bias.reshape(config.num_layers, -1),
+        }
+    return network._replace(layers=layers)
+
+
 def decode_token(
     network: Network,
     cache: Cache,
@@ -62,7 +88,10 @@ def decode_token(
     group_size: int,
     config: TransformerConfig,
 ) -> tuple[Float[Array, "b columns"], Cache]:
-    """Raw outputs after token `x` at `position`, for the first `num_groups` groups of lanes; the rest is undefined."""
+    """Raw outputs after token `x` at `position`, for the first `num_groups` groups of lanes; the rest is undefined.
+
+    `network` is what `fold_attention` returned.
+    """
     if config.generation == "absolute":
         x = x + jnp.broadcast_to(network.tables["positional_embeddings"][position], x.shape)
     layers, dtype = network.layers, x.dtype
@@ -98,13 +127,11 @@ def _decode_block(
 ) -> tuple[Float[Array, "g d"], Cache]:
     """`transformer.block` for one token of the lanes from `start` on, whose past is in the cache."""
     y = layer_norm(p["attention_norm"], x)
-    query = split_heads(linear(p["query"], y), config) * config.key_size**-0.5
+    query = (linear(p["query"], y) * config.key_size**-0.5).reshape(x.shape[0], config.num_heads, -1)
     inputs = jax.lax.dynamic_update_slice(cache.inputs, y[None, :, None], (layer, start, position, 0))
     past = _lanes_of(inputs, layer, start, x.shape[0])
     if cache.keys is None:
         keys = None
-        # q (W_k y + b_k) = (q W_k) y + q b_k, whose last term is the same for every token and leaves softmax as it is.
-        query = jnp.einsum("ghk,dhk->ghd", query, split_heads(p["key"]["w"], config))
         logits = jnp.einsum("ghd,gtd->ght", query, past)
     else:
         turn = jnp.broadcast_to(position, query.shape[:-1])
@@ -115,9 +142,7 @@ def _decode_block(
     seen = jnp.broadcast_to(jnp.arange(logits.shape[-1]) <= position, logits.shape)
     weights = jax.nn.softmax(jnp.where(seen, logits, FORBIDDEN), axis=-1).astype(x.dtype)
     mixed = jnp.einsum("ght,gtd->ghd", weights, past)
-    value = jnp.einsum("ghd,dhk->ghk", mixed, split_heads(p["value"]["w"], config))
-    value = value + jnp.broadcast_to(split_heads(p["value"]["b"], config), value.shape)
-    x = x + linear(p["attention_out"], value.reshape(x.shape[0], -1))
+    x = x + linear(p["attention_out"], mixed.reshape(x.shape[0], -1))
     return x + mlp(p, layer_norm(p["mlp_norm"], x)), Cache(inputs, keys)
 
 

@@ -60,20 +60,19 @@ def refine(
     _check_templates(crystals, config)
     _check_request(sweeps, width, temperature, batch_size)
     constraints = make_constraints(config) if constraints is None else constraints
-    slots = crystals.W.shape[1]
-    crystals = truncate(crystals, int(lengths(crystals).max()))
+    templates = truncate(crystals, int(lengths(crystals).max()))
     settings = np.int32(sweeps), np.float32(width), np.float32(temperature)
     batches, moves = [], np.zeros(2)
     for start in range(0, len(crystals.G), batch_size):
         rows = np.arange(start, min(start + batch_size, len(crystals.G)))
         filled = np.resize(rows, batch_size)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, filled)
-        batch = jax.tree.map(lambda x, filled=filled: x[filled], crystals)
+        batch = jax.tree.map(lambda x, filled=filled: x[filled], templates)
         refined, counts = _compiled(config)(params, keys, batch, constraints, *settings)
         batches.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[: len(rows)], refined))
         moves += np.asarray(counts)[: len(rows)].sum(0)
     whole = Crystals(*(np.concatenate(fields) for fields in zip(*batches, strict=True)))
-    return Refined(_pad(whole, slots), float(moves[0] / moves[1]))
+    return Refined(_with_first_slots(crystals, whole), float(moves[0] / moves[1]))
 
 
 def _check_templates(crystals: Crystals, config: TransformerConfig) -> None:
@@ -94,11 +93,12 @@ def _check_request(sweeps: int, width: float, temperature: float, batch_size: in
     check_temperature("temperature", temperature)
 
 
-def _pad(crystals: Crystals, slots: int) -> Crystals:
-    extra = int(slots - np.shape(crystals.W)[1])
-    by_site = ((0, 0), (0, extra))
-    A, W = (np.pad(np.asarray(field), by_site) for field in (crystals.A, crystals.W))
-    return crystals._replace(A=A, W=W, XYZ=np.pad(np.asarray(crystals.XYZ), (*by_site, (0, 0))))
+def _with_first_slots(crystals: Crystals, refined: Crystals) -> Crystals:
+    """`crystals` with what refinement changed; the slots beyond are padding."""
+    n = refined.W.shape[1]
+    XYZ, A = np.array(crystals.XYZ), np.array(crystals.A)
+    XYZ[:, :n], A[:, :n] = refined.XYZ, refined.A
+    return crystals._replace(L=refined.L, XYZ=XYZ, A=A)
 
 
 @functools.cache

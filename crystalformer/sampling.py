@@ -19,7 +19,16 @@ from crystalformer import distributions, lattice
 from crystalformer.config import TransformerConfig
 from crystalformer.constraints import Constraints, check_constraints, make_constraints
 from crystalformer.crystal import Crystals
-from crystalformer.decoding import Cache, cache_bytes, copy_lane, decode_token, empty_cache, grow_cache, map_groups
+from crystalformer.decoding import (
+    Cache,
+    cache_bytes,
+    copy_lane,
+    decode_token,
+    empty_cache,
+    fold_attention,
+    grow_cache,
+    map_groups,
+)
 from crystalformer.parameters import TOKENS, Network, Params, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import (
@@ -212,6 +221,7 @@ def make_sampler(config: TransformerConfig, group_size: int) -> Sampler:
         temperature: Temperature,
         constraints: Constraints,
     ) -> Crystals:
+        network = fold_attention(network, config)
         add_token = make_add_token(network, temperature, constraints, config, group_size)
         lanes = _first_lanes(network, keys, G, wanted, config)
         position, cache = jnp.zeros((), jnp.int32), empty_cache(len(G), 0, config)

@@ -11,7 +11,7 @@ import pytest
 
 from crystalformer.config import TransformerConfig
 from crystalformer.crystal import Crystals
-from crystalformer.decoding import cache_bytes, copy_lane, decode_token, empty_cache, grow_cache
+from crystalformer.decoding import cache_bytes, copy_lane, decode_token, empty_cache, fold_attention, grow_cache
 from crystalformer.parameters import Network, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import embed_tokens, output_layer, run_layers
@@ -39,6 +39,7 @@ def raw_outputs(network, tokens, config):
 @functools.partial(jax.jit, static_argnames=("group_size", "config"))
 def decode(network, tokens, cache, start, num_groups, *, group_size, config):
     """Outputs (b, t, columns) after each of `tokens`, the first of which stands at `start`; and the cache."""
+    network = fold_attention(network, config)
 
     def step(cache, inputs):
         position, x = inputs
