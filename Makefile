@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PACKAGES := matterform crystalformer atomformer agedi
+RESULTS := benchmarks/results
+DATA ?= ../shared/data
 PYTEST := $(BIN)/python -m pytest -q --jaxtyping-packages=matterform,crystalformer,beartype.beartype
 
 .PHONY: demo test test-slow check format bench install clean
 
 demo: install ## samples crystals from the shipped weights; writes CIFs, a table and a picture to demo/
+	rm -rf demo
 	$(BIN)/python experiments/crystalformer_demo.py --out demo
 
 test: install ## the fast tests, on two processes
@@ -28,9 +30,9 @@ format: install ## formats, and mends what can be mended by machine
 	$(BIN)/ruff check --fix .
 
 bench: install ## measures on this machine; appends JSON lines to benchmarks/results/
-	$(BIN)/python benchmarks/crystalformer_data.py
-	$(BIN)/python benchmarks/crystalformer_likelihood.py
-	$(BIN)/python benchmarks/crystalformer_sampling.py
+	$(BIN)/python benchmarks/crystalformer_data.py $(DATA)/mp20_biternary.csv.gz >> $(RESULTS)/crystalformer_data.jsonl
+	$(BIN)/python benchmarks/crystalformer_likelihood.py --out $(RESULTS)/crystalformer_likelihood.jsonl
+	$(BIN)/python benchmarks/crystalformer_sampling.py --out $(RESULTS)/crystalformer_sampling.jsonl
 
 install: $(INSTALLED)
 

@@ -23,8 +23,8 @@ from timing import num_parameters, peak_rss_mib, report, time_calls
 from crystalformer import read_csv
 from crystalformer.config import TransformerConfig
 from crystalformer.crystal import Crystals
-from crystalformer.dataset import lengths
-from crystalformer.likelihood import LossConfig, bucket_lengths, make_example_loss, truncate
+from crystalformer.dataset import lengths, truncate
+from crystalformer.likelihood import LossConfig, bucket_lengths, make_example_loss
 from crystalformer.parameters import init_params
 from matterform.training.batches import PlannedBatch, make_batch_plan
 from matterform.training.mesh import make_mesh

@@ -90,7 +90,8 @@ def work(sites: np.ndarray, config: TransformerConfig) -> dict[str, float]:
     lanes = CPU_GROUP * -(-(ends > positions[:, None]).sum(1) // CPU_GROUP)
     attended = stops[np.searchsorted(stops, positions, side="right")]  # attention reads all that its stretch holds
     keys = width if c.generation == "rotary" else 0
-    weights = 4 * c.model_size * width + 2 * c.model_size * hidden
+    square = c.num_heads * c.model_size**2  # a product of two projections, as `fold_attention` makes them
+    weights = (2 * c.model_size * width if keys else square) + square + 2 * c.model_size * hidden
     attention = c.num_heads * (c.model_size + (c.key_size if keys else c.model_size))
     itemsize = 2 if c.compute_dtype == "bfloat16" else 4
     return {

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from crystalformer import distributions, lattice
 from crystalformer.config import TransformerConfig
 from crystalformer.crystal import Crystals
+from crystalformer.dataset import lengths, truncate
 from crystalformer.parameters import Network, Params, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import forward, read_coordinate, read_lattice
@@ -117,11 +118,11 @@ def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batc
     """
     crystals = Crystals(*(np.asarray(field) for field in crystals))
     check_crystals(crystals, config)
-    lengths = (crystals.W > 0).sum(-1) + 1
-    results = np.zeros((4, len(lengths)), np.float32)
+    slots = lengths(crystals)
+    results = np.zeros((4, len(slots)), np.float32)
     edges = (0, *bucket_lengths(crystals.W.shape[1]))
     for shortest, longest in itertools.pairwise(edges):
-        members = np.flatnonzero((lengths > shortest) & (lengths <= longest))
+        members = np.flatnonzero((slots > shortest) & (slots <= longest))
         for start in range(0, len(members), batch_size):
             rows = members[start : start + batch_size]
             filled = np.resize(rows, batch_size)
@@ -134,11 +135,6 @@ def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batc
 def bucket_lengths(n: int) -> tuple[int, ...]:
     """The lengths that batches of crystals with `n` slots are cut to."""
     return (*(length for length in BUCKETS if length < n), n)
-
-
-def truncate(crystals: Crystals, n: int) -> Crystals:
-    """The first `n` slots of a batch; the caller knows that the rest is padding."""
-    return crystals._replace(XYZ=crystals.XYZ[:, :n], A=crystals.A[:, :n], W=crystals.W[:, :n])
 
 
 def check_crystals(crystals: Crystals, config: TransformerConfig) -> None:

@@ -140,7 +140,8 @@ def as_network(params: Params, config: TransformerConfig) -> Network:
     }
     final_norm, output = final_names(config)
     return Network(
-        tables=params["~"],
+        # A NumPy table, as checkpoints have, cannot be indexed by a traced letter.
+        tables=jax.tree.map(jnp.asarray, params["~"]),
         first_letter=[params[name] for name in first_letter_names(config)],
         tokens={token: params[name] for token, name in token_names(config).items()},
         layers=layers,

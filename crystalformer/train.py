@@ -18,8 +18,8 @@ from jaxtyping import PRNGKeyArray
 from crystalformer.checkpoint import load_checkpoint, save_checkpoint
 from crystalformer.config import TransformerConfig
 from crystalformer.crystal import Crystals
-from crystalformer.dataset import lengths, open_dataset, read_csv
-from crystalformer.likelihood import LossConfig, bucket_lengths, make_example_loss, truncate
+from crystalformer.dataset import lengths, open_dataset, read_csv, truncate
+from crystalformer.likelihood import LossConfig, bucket_lengths, make_example_loss
 from crystalformer.parameters import init_params
 from matterform.config import load_config, save_config, to_dict
 from matterform.training.batches import BatchPlan, Take, make_batch_plan
