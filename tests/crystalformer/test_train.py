@@ -156,6 +156,7 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_happened(whole, tmp
         assert_published_equal(config.run_dir / "published" / name, whole.run_dir / "published" / name)
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_losses_of_one(whole, tmp_path):
     code = f"""
 import dataclasses, pathlib, jax
