@@ -104,6 +104,7 @@ def test_token_by_token_equals_the_whole_sequence_with_golden_weights(golden):
     np.testing.assert_allclose(found, case.expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_stays_close_to_the_whole_sequence(config, lively, random_crystals):
     half = dataclasses.replace(config, compute_dtype="bfloat16")
     case = make_case(lively(config), half, random_crystals(6, 5))
