@@ -15,8 +15,8 @@ import numpy as np
 from crystalformer import distributions, transformer
 from crystalformer.config import TransformerConfig
 from crystalformer.crystal import Crystals
+from crystalformer.draws import Temperature, draw_lattice, project_coordinate
 from crystalformer.likelihood import lattice_log_prob
-from crystalformer.sampling import Temperature, draw_lattice, project_coordinate
 from crystalformer.spacegroups import symmetry_tables
 
 

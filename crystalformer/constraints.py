@@ -92,12 +92,17 @@ def read_constraints(path: str | pathlib.Path) -> dict[str, Any]:
     return {known[name]: rows for name, rows in content.items()}
 
 
-def check_constraints(constraints: Constraints, spacegroups: Int[np.ndarray, " b"]) -> None:
-    """Checks on the host that the letters can stand in these space groups.
+def check_constraints(constraints: Constraints, spacegroups: Int[np.ndarray, " b"], config: TransformerConfig) -> None:
+    """Checks on the host that constraints were made for this network and that letters can stand in these groups.
 
     Raises:
-        ValueError: naming the letter and the group.
+        ValueError: naming the sizes, or the letter and the group.
     """
+    if np.shape(constraints.elements) != (config.n_max, config.atom_types):
+        raise ValueError(
+            f"constraints are for (n_max, atom_types) = {np.shape(constraints.elements)}, but this network has "
+            f"{(config.n_max, config.atom_types)}; make them with its config"
+        )
     letters = [int(letter) for letter in constraints.letters if letter > 0]
     tables = symmetry_tables()
     for G in np.unique(spacegroups):

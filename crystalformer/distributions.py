@@ -43,7 +43,8 @@ def sample_von_mises(
         z = jnp.sin(0.5 * np.pi * jax.random.uniform(sine_key, (attempts,))) ** 2
         delta = 2 * b * z / (1 - (1 - b) * z)
         log_ratio = concentration * (gap - delta) + jnp.log((gap + (1 - gap) * delta) / (gap * (2 - gap)))
-        accepted = log_ratio >= jnp.log(jax.random.uniform(accept_key, (attempts,)))
+        # Not `>=`: a NaN concentration must come out as NaN, not draw for ever.
+        accepted = ~(log_ratio < jnp.log(jax.random.uniform(accept_key, (attempts,))))
         first = jnp.argmax(accepted)
         angle = 2 * jnp.arcsin(jnp.sqrt(jnp.minimum(0.5 * delta[first], 1.0)))
         return accepted[first], jnp.where(jax.random.bernoulli(sign_key), angle, -angle)

@@ -17,9 +17,9 @@ from crystalformer.config import TransformerConfig
 from crystalformer.constraints import Constraints, make_constraints
 from crystalformer.crystal import Crystals
 from crystalformer.dataset import lengths, truncate
-from crystalformer.likelihood import check_crystals, crystal_log_prob
+from crystalformer.draws import Temperature, check_temperature, draw_lattice, project_coordinate
+from crystalformer.likelihood import bucket_lengths, check_crystals, crystal_log_prob
 from crystalformer.parameters import Network, Params, as_network
-from crystalformer.sampling import Temperature, check_temperature, draw_lattice, project_coordinate
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import forward, read_lattice
 
@@ -60,7 +60,8 @@ def refine(
     _check_templates(crystals, config)
     _check_request(sweeps, width, temperature, batch_size)
     constraints = make_constraints(config) if constraints is None else constraints
-    templates = truncate(crystals, int(lengths(crystals).max()))
+    longest = lengths(crystals).max()
+    templates = truncate(crystals, min(n for n in bucket_lengths(crystals.W.shape[1]) if n >= longest))
     settings = np.int32(sweeps), np.float32(width), np.float32(temperature)
     batches, moves = [], np.zeros(2)
     for start in range(0, len(crystals.G), batch_size):

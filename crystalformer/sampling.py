@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from crystalformer import distributions, lattice
 from crystalformer.config import TransformerConfig
 from crystalformer.constraints import Constraints, check_constraints, make_constraints
 from crystalformer.crystal import Crystals
@@ -29,11 +28,18 @@ from crystalformer.decoding import (
     grow_cache,
     map_groups,
 )
+from crystalformer.draws import (
+    Temperature,
+    check_temperature,
+    draw_class,
+    draw_coordinate,
+    draw_lattice,
+    project_coordinate,
+)
 from crystalformer.parameters import TOKENS, Network, Params, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import (
     FORBIDDEN,
-    Lattice,
     coordinate_columns,
     element_log_probs,
     embed_coordinate,
@@ -51,16 +57,7 @@ STRETCHES = (2, 4, 6, 9, 13)
 # Lanes computed together on CPUs, where less work is less time; elsewhere all lanes of a device are one group.
 CPU_GROUP = 16
 CHUNK_BYTES = 2**30  # of cache on each device, unless a chunk size is given
-TEMPERATURES = 1e-6, 1e6
 LANES = "lanes"
-
-
-class Temperature(NamedTuple):
-    """How far draws are sharpened (< 1) or flattened (> 1), and which classes are left out."""
-
-    every: Float[Array, ""]
-    first_element: Float[Array, ""]
-    top_p: Float[Array, ""]  # keep the likeliest classes until their probability exceeds this
 
 
 class Lanes(NamedTuple):
@@ -129,11 +126,11 @@ def sample_chunks(
     chunk_size: int | None = None,
 ) -> Iterator[Crystals]:
     """`sample`, chunk after chunk as they are drawn."""
-    spacegroups = np.asarray(spacegroups, np.int32)
+    spacegroups = np.asarray(spacegroups)
     constraints = make_constraints(config) if constraints is None else constraints
     T1 = temperature if T1 is None else T1
     _check_request(spacegroups, temperature, T1, top_p, chunk_size)
-    check_constraints(constraints, spacegroups)
+    check_constraints(constraints, spacegroups, config)
     key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     return _draw_chunks(
         params,
@@ -162,7 +159,7 @@ def _draw_chunks(params, config, key, spacegroups, temperature, constraints, chu
         rows = np.arange(start, start + num_lanes)
         used = rows < min(start + wanted, len(spacegroups))
         rows = np.where(used, rows, 0)
-        crystals = kernel(params, keys[rows], spacegroups[rows], used, temperature, constraints)
+        crystals = kernel(params, keys[rows], spacegroups[rows].astype(np.int32), used, temperature, constraints)
         yield jax.tree.map(lambda x, used=used: np.asarray(x)[used], crystals)
 
 
@@ -183,8 +180,10 @@ def _compiled(config: TransformerConfig, group_size: int, mesh: Mesh) -> Sampler
 
 
 def _check_request(spacegroups, temperature: float, T1: float, top_p: float, chunk_size: int | None) -> None:
-    if spacegroups.ndim != 1 or not len(spacegroups):
-        raise ValueError(f"spacegroups must be a list of one or more numbers; got shape {spacegroups.shape}")
+    if spacegroups.ndim != 1 or not len(spacegroups) or spacegroups.dtype.kind not in "iu":
+        raise ValueError(
+            f"spacegroups must be a list of one or more integers; got shape {spacegroups.shape}, {spacegroups.dtype}"
+        )
     wrong = spacegroups[(spacegroups < 1) | (spacegroups > 230)]
     if len(wrong):
         raise ValueError(f"spacegroups must lie in 1..230; got {wrong[0]}")
@@ -194,13 +193,6 @@ def _check_request(spacegroups, temperature: float, T1: float, top_p: float, chu
         raise ValueError(f"top_p must lie in [0, 1]; got {top_p}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1; got {chunk_size}")
-
-
-def check_temperature(name: str, value: float) -> None:
-    """Raises ValueError for a temperature at which float32 loses the forbidden classes or overflows."""
-    coldest, hottest = TEMPERATURES
-    if not coldest <= value <= hottest:
-        raise ValueError(f"{name} must lie in {coldest}..{hottest}; got {value}")
 
 
 # --- the kernel -----------------------------------------------------------------------------------------------------
@@ -323,7 +315,7 @@ def _draw_letter(settings: Settings, lane: Lanes, site: Int[Array, ""], token: I
     letter = jnp.arange(config.wyck_types)
     forced = jnp.where(site == config.n_max - 1, 0, constraints.letters[site])
     log_probs = jnp.where((forced < 0) | (letter == forced), log_probs, FORBIDDEN)
-    drawn = _draw_class(_key(lane, site, token), log_probs, temperature.every, temperature.top_p)
+    drawn = draw_class(_key(lane, site, token), log_probs, temperature.every, temperature.top_p)
     drawn = jnp.where(lane.finished, 0, drawn)
     return lane._replace(crystal=lane.crystal._replace(W=W.at[site].set(drawn)))
 
@@ -338,7 +330,7 @@ def _end_or_draw_element(settings: Settings, lane: Lanes, site: Int[Array, ""], 
     allowed = jnp.where(tie >= 0, element == crystal.A[tie], constraints.elements[site])
     log_probs = jnp.where(allowed | (W == 0), element_log_probs(lane.row, W, config), FORBIDDEN)
     heat = jnp.where(site == 0, temperature.first_element, temperature.every)
-    drawn = _draw_class(element_key, log_probs, heat, temperature.top_p)
+    drawn = draw_class(element_key, log_probs, heat, temperature.top_p)
     ends = (W == 0) & ~lane.finished
     mixture = read_lattice(jnp.concatenate([log_probs, lattice_columns(lane.row, config)]), config)
     L = jnp.where(ends, draw_lattice(lattice_key, crystal.G, mixture, temperature), crystal.L)
@@ -351,43 +343,11 @@ def _draw_coordinate(settings: Settings, lane: Lanes, site: Int[Array, ""], toke
     temperature, _, config = settings
     axis = token - TOKENS.index("X")
     G, W, XYZ = lane.crystal.G, lane.crystal.W[site], lane.crystal.XYZ
-    component_key, angle_key = jax.random.split(_key(lane, site, token))
     mixture = read_coordinate(coordinate_columns(lane.row, config), config)
-    k = _draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
-    concentration = mixture.concentration[k] / temperature.every
-    angle = distributions.sample_von_mises(angle_key, mixture.location[k], concentration)
-    point = XYZ[site].at[axis].set(angle / (2 * np.pi) + 0.5)
+    point = XYZ[site].at[axis].set(draw_coordinate(_key(lane, site, token), mixture, temperature))
     value = jnp.where(W > 0, project_coordinate(G, W, point, axis), 0.0)
     return lane._replace(crystal=lane.crystal._replace(XYZ=XYZ.at[site, axis].set(value)))
 
 
 def _key(lane: Lanes, site: Int[Array, ""], token: Int[Array, ""]) -> PRNGKeyArray:
     return jax.random.fold_in(lane.key, len(TOKENS) * site + token)
-
-
-def draw_lattice(key, G: Int[Array, ""], mixture: Lattice, temperature: Temperature) -> Float[Array, "6"]:
-    """Lattice in model units: one component for all six parameters, then the group's constraints."""
-    component_key, normal_key = jax.random.split(key)
-    k = _draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
-    width = mixture.width[k] * jnp.sqrt(temperature.every)
-    return lattice.impose_lattice(G, mixture.mean[k] + width * jax.random.normal(normal_key, (6,)))
-
-
-def _draw_class(key, log_probs: Float[Array, " c"], temperature, top_p) -> Int[Array, ""]:
-    return jax.random.categorical(key, keep_likeliest(log_probs / temperature, top_p)).astype(jnp.int32)
-
-
-def keep_likeliest(log_probs: Float[Array, " c"], top_p: Float[Array, ""]) -> Float[Array, " c"]:
-    """Forbids all but the smallest set of likeliest classes whose probability exceeds `top_p`."""
-    order = jnp.argsort(-log_probs)
-    probs = jax.nn.softmax(log_probs)[order]
-    before = jnp.cumsum(probs) - probs
-    keep = jnp.zeros(log_probs.shape, bool).at[order].set((before <= top_p) | (top_p >= 1))
-    return jnp.where(keep, log_probs, FORBIDDEN)
-
-
-def project_coordinate(G, W, xyz: Float[Array, "3"], axis: Int[Array, ""] | int) -> Float[Array, ""]:
-    """Coordinate `axis` of the site's first operation applied to `xyz`, in [0, 1)."""
-    row = jnp.asarray(symmetry_tables().first_op)[G - 1, W, axis]
-    wrapped = (jnp.dot(row[:3], xyz) + row[3]) % 1.0
-    return jnp.where(wrapped >= 1, 0.0, wrapped)  # a tiny negative number wraps to 1 in float32

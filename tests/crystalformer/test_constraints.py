@@ -122,7 +122,7 @@ def test_other_json_is_refused_with_the_file_name(tmp_path, text):
 
 def test_letters_must_stand_in_the_space_group(tiny_config):
     def check(letters, *groups):
-        check_constraints(make_constraints(tiny_config, letters=letters), np.array(groups))
+        check_constraints(make_constraints(tiny_config, letters=letters), np.array(groups), tiny_config)
 
     check(["a", "b", "e", "e"], 225)
     check([], 1, 230)
@@ -134,3 +134,9 @@ def test_letters_must_stand_in_the_space_group(tiny_config):
         check(["a", "a"], 225)
     with pytest.raises(ValueError, match="space group 1 has a to a, so b cannot"):
         check(["b"], 225, 1)
+
+
+def test_constraints_of_another_network_are_refused(tiny_config):
+    larger = dataclasses.replace(tiny_config, n_max=9)
+    with pytest.raises(ValueError, match=r"for \(n_max, atom_types\) = \(9, 119\), but this network has \(7, 119\)"):
+        check_constraints(make_constraints(larger), np.array([1]), tiny_config)

@@ -89,3 +89,8 @@ def test_wrapped_angles_are_the_same_angles():
     assert (wrapped >= -np.pi - 1e-6).all()
     assert (wrapped < np.pi + 1e-6).all()
     np.testing.assert_allclose(np.exp(1j * wrapped), np.exp(1j * angle.astype(np.float64)), atol=5e-6)
+
+
+def test_a_draw_at_a_concentration_that_is_not_a_number_ends():
+    drawn = sample_von_mises(jax.random.key(0), jnp.zeros(()), jnp.full((), jnp.nan))
+    assert jnp.isnan(drawn)

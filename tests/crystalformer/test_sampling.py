@@ -23,9 +23,10 @@ from crystalformer import sampling
 from crystalformer.constraints import make_constraints
 from crystalformer.crystal import Crystals
 from crystalformer.decoding import decode_token, empty_cache, fold_attention, grow_cache
+from crystalformer.draws import Temperature, draw_lattice, keep_likeliest
 from crystalformer.lattice import free_parameters, impose_lattice
 from crystalformer.parameters import as_network
-from crystalformer.sampling import Lanes, Temperature, keep_likeliest, make_add_token, sample, sample_chunks
+from crystalformer.sampling import Lanes, make_add_token, sample, sample_chunks
 from crystalformer.spacegroups import LETTERS, symmetry_tables
 from crystalformer.transformer import (
     Lattice,
@@ -318,7 +319,7 @@ def test_all_six_lattice_parameters_come_from_one_component():
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
     def draw(key, heat):
-        return sampling.draw_lattice(key, jnp.asarray(1), mixture, heat)
+        return draw_lattice(key, jnp.asarray(1), mixture, heat)
 
     L = np.asarray(draw(keys, Temperature(*jnp.ones(3))))
     second = L > 4.5
