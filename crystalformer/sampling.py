@@ -262,7 +262,7 @@ def make_add_token(
         def draw(lane: Lanes) -> Lanes:
             return jax.lax.switch(jnp.minimum(token, 2), draws, lane, site, token)
 
-        # One lane after another chooses the same branch, so the choice stays outside of the map over lanes.
+        # All lanes take the same branch, so the choice is not mapped: one branch is computed, not all of them.
         lanes = jax.vmap(draw)(lanes)
         lanes, cache = unfinished_first(lanes, cache)
         embed = jax.vmap(lambda crystal: jax.lax.switch(token, embeddings, crystal, site))

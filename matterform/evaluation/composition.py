@@ -46,7 +46,7 @@ def _is_countable(structure: "pymatgen.core.Structure") -> bool:
 
 def _load_smact_validity():
     try:
-        from smact.screening import smact_validity
+        from smact.screening import smact_validity  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("compositional validity needs SMACT: pip install 'matterform[eval]'") from error
     return smact_validity
