@@ -518,7 +518,7 @@ def test_kernel_compiles_once_and_computes_unfinished_lanes_only(params, config,
 @pytest.mark.parametrize(
     ("spacegroups", "settings", "message"),
     [
-        ([], {}, r"spacegroups must be a list of one or more numbers; got shape \(0,\)"),
+        ([], {}, r"spacegroups must be a list of one or more integers; got shape \(0,\)"),
         ([1, 231], {}, r"spacegroups must lie in 1\.\.230; got 231"),
         ([0], {}, r"spacegroups must lie in 1\.\.230; got 0"),
         ([1], {"temperature": 0.0}, r"temperature must .*got 0\.0"),

@@ -1,5 +1,6 @@
 """Interrupted and resumed training equals uninterrupted training; the loop stops when it should."""
 
+import contextlib
 import json
 import signal
 import threading
@@ -79,7 +80,11 @@ def test_a_signal_ends_the_loop_and_the_former_handlers_return(tiny, tmp_path, n
 
 
 def test_a_second_interrupt_acts_as_usual():
-    with stop_on_signals() as asked:
+    # A process started in the background of a script ignores interrupts; this one must not, wherever tests run.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGINT, former)
+        asked = stack.enter_context(stop_on_signals())
         assert not asked()
         signal.raise_signal(signal.SIGINT)
         assert asked()

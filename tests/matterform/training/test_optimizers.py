@@ -70,7 +70,7 @@ def test_wrong_options_are_refused_by_name(field, options):
         OptimizerConfig(**options)
 
 
-@pytest.mark.parametrize("field", ["name", "schedule"])
+@pytest.mark.parametrize("field", ["optimizer", "schedule"])
 def test_unknown_kinds_are_refused(field):
     # The type checker of the tests sees the wrong word before the config does.
     with pytest.raises((ValueError, TypeError), match=rf"^{field} must be one of|parameter '{field}'"):
