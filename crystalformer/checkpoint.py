@@ -16,6 +16,8 @@ from crystalformer.safe_pickle import read_pickle
 from matterform.config import from_dict, to_dict
 from matterform.files import write_atomically
 
+# What weights mean nothing without, although no shape tells it; a file that keeps its config decides.
+TRAINED_WITH = ("num_heads", "key_size", "Kx", "Kl", "Nf", "sigmamin")
 NAME_PATTERN = re.compile(r"epoch_(\d+)")
 
 
@@ -47,7 +49,13 @@ def load_checkpoint(path: str | pathlib.Path, **hyperparameters: Any) -> Checkpo
     if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
         raise ValueError(f'{path}: expected a pickled dict with a "params" tree, as CrystalFormer writes it')
     params = _as_arrays(content["params"], path)
-    config = infer_config(params, path, **(_stored_config(content, path) | hyperparameters))
+    stored = _stored_config(content, path)
+    for name in TRAINED_WITH:
+        if name in stored and hyperparameters.get(name, stored[name]) != stored[name]:
+            raise ValueError(
+                f"{path}: {name}={hyperparameters[name]} was given, but it was trained with {stored[name]}"
+            )
+    config = infer_config(params, path, **(stored | hyperparameters))
     epoch = NAME_PATTERN.search(path.stem)
     return Checkpoint(params, config, content.get("opt_state"), int(epoch[1]) if epoch else None)
 

@@ -9,7 +9,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
 
@@ -159,7 +159,8 @@ def _parse(command: type, name: str, argv: Sequence[str], default: Any = tyro.MI
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        words = complaint.getvalue().translate(str.maketrans("", "", "│╭╮╰╯─")).split()
+        _, _, text = complaint.getvalue().translate(str.maketrans("", "", "│╭╮╰╯─")).strip().partition("\n")  # no title
+        words = text.split()
         raise ValueError(" ".join(word for word in words if word.strip("-"))) from stop
 
 
@@ -210,12 +211,13 @@ def run_train(argv: Sequence[str], recipe: "TrainConfig | None" = None) -> int:
         run: TrainConfig
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", type=pathlib.Path)
-    early.add_argument("--run-dir", "--run_dir", type=pathlib.Path)
+    early.add_argument("--config", type=pathlib.Path, nargs="?")  # without a value it is for tyro to complain
+    early.add_argument("--run-dir", "--run_dir", type=pathlib.Path, nargs="?")
     early.add_argument("--resume", action="store_true")
     known, _ = early.parse_known_args(argv)
-    if known.config is None and known.resume and known.run_dir is not None and known.run_dir.is_dir():
-        known.config = known.run_dir / "config.yaml"
+    run_dir = recipe.run_dir if known.run_dir is None and recipe is not None else known.run_dir
+    if known.config is None and known.resume and run_dir is not None and run_dir.is_dir():
+        known.config = run_dir / "config.yaml"
     run = recipe if known.config is None else load_config(TrainConfig, known.config)
     default = tyro.MISSING if run is None else Train(run=run)
     arguments = _parse(Train, "train", argv, default)
@@ -238,11 +240,10 @@ def run_train(argv: Sequence[str], recipe: "TrainConfig | None" = None) -> int:
 def run_sample(arguments: Sample) -> int:
     """Draws crystals in chunks and writes each chunk when it is there."""
     import jax
-    import numpy as np
 
     from crystalformer.constraints import make_constraints, read_constraints
     from crystalformer.likelihood import log_prob
-    from crystalformer.mcmc import refine
+    from crystalformer.mcmc import check_moves, refine
     from crystalformer.sampling import sample_chunks
     from crystalformer.table import TableWriter, table_rows
 
@@ -269,26 +270,34 @@ def run_sample(arguments: Sample) -> int:
         constraints=constraints,
         chunk_size=arguments.chunk_size,
     )
+    if arguments.mcmc < 0:
+        raise ValueError(f"mcmc must be a number of sweeps, 0 for none; got {arguments.mcmc}")
+    if arguments.mcmc:
+        check_moves(arguments.mcmc, arguments.mcmc_width, arguments.temperature)
     cif_folder = arguments.out / "cif"
     if cif_folder.exists():
         raise ValueError(f"{arguments.out} holds samples already; give another --out or remove it")
     cif_folder.mkdir(parents=True)
     table = TableWriter(arguments.out / "samples.csv")
-    start, done, acceptance = time.monotonic(), 0, []
+    start, done, accepted, proposed = time.monotonic(), 0, 0, 0
     with progress_bar("sampling", arguments.num_samples) as progress:
-        for number, crystals in enumerate(chunks):
+        for crystals in chunks:
             if arguments.mcmc:
-                crystals, accepted = refine(
+                refined = refine(
                     params,
                     config,
-                    jax.random.fold_in(mcmc_key, number),
+                    mcmc_key,
                     crystals,
                     sweeps=arguments.mcmc,
                     width=arguments.mcmc_width,
+                    temperature=arguments.temperature,
                     constraints=constraints,
+                    first_index=done,
                 )
-                acceptance.append(accepted)
-            rows = table_rows(crystals, log_prob(params, config, crystals), first_index=done)
+                crystals = refined.crystals
+                accepted, proposed = accepted + refined.accepted, proposed + refined.proposed
+            indices = range(done, done + len(crystals.G))
+            rows = table_rows(crystals, log_prob(params, config, crystals), indices)
             table.write(rows)
             _write_cifs(cif_folder, rows)
             done += len(rows)
@@ -298,8 +307,8 @@ def run_sample(arguments: Sample) -> int:
     impossible = sum(bool(row["problem"]) for row in rows)
     _say(f"{len(rows)} crystals in {seconds:.1f} s with compilation, {len({row['formula'] for row in rows})} formulas")
     _say(f"table: {arguments.out / 'samples.csv'}; CIFs: {cif_folder}; {impossible} without a possible cell")
-    if acceptance:
-        _say(f"accepted moves of MCMC: {100 * np.mean(acceptance):.1f} %")
+    if proposed:
+        _say(f"accepted moves of MCMC: {100 * accepted / proposed:.1f} %")
     return 0
 
 
@@ -342,10 +351,7 @@ def _load(model: Model) -> "Checkpoint":
 
     given = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
     path = given.pop("checkpoint", None)
-    if path is not None:
-        return load_checkpoint(path, **given)
-    checkpoint = load_pretrained()
-    return checkpoint._replace(config=dataclasses.replace(checkpoint.config, **given))
+    return load_pretrained(**given) if path is None else load_checkpoint(path, **given)
 
 
 # --- score ----------------------------------------------------------------------------------------------------------
@@ -357,13 +363,13 @@ def run_score(arguments: Score) -> int:
     from crystalformer.table import TableWriter, table_rows
 
     checkpoint = _load(arguments.model)
-    crystals, refused = _read_any(arguments.structures, checkpoint.config.n_max, arguments.workers)
+    crystals, places, refused = _read_any(arguments.structures, checkpoint.config.n_max, arguments.workers)
     for row, reason in refused.items():
         sys.stderr.write(f"crystalformer: {arguments.structures}, structure {row} refused: {reason}\n")
     if not len(crystals.G):
         raise ValueError(f"{arguments.structures} holds no crystal that could be scored")
     table = TableWriter(arguments.out)
-    table.write(table_rows(crystals, log_prob(checkpoint.params, checkpoint.config, crystals)))
+    table.write(table_rows(crystals, log_prob(checkpoint.params, checkpoint.config, crystals), places))
     rows = table.finish()
     mean = sum(row["logp"] for row in rows) / len(rows)
     _say(
@@ -372,12 +378,32 @@ def run_score(arguments: Score) -> int:
     return 0
 
 
-def _read_any(path: pathlib.Path, n_max: int, workers: int) -> "tuple[Crystals, dict[int, str]]":
+class Readable(NamedTuple):
+    """Crystals of a file, the place of each in it, and {place: reason} for the rest."""
+
+    crystals: "Crystals"
+    places: list[int]
+    refused: dict[int, str]
+
+
+def _read_any(path: pathlib.Path, n_max: int, workers: int) -> Readable:
     from crystalformer.dataset import from_structures, read_csv
-    from matterform.formats import read_structures, to_structure
+    from matterform.formats import iterate_records, to_structure
 
     if ".csv" in path.suffixes:
-        return read_csv(path, n_max=n_max, workers=workers)
-    structures, unreadable = read_structures(path)
-    crystals, refused = from_structures([to_structure(structure) for structure in structures], n_max=n_max)
-    return crystals, unreadable | refused
+        crystals, refused = read_csv(path, n_max=n_max, workers=workers)
+        rows = range(len(crystals.G) + len(refused))
+        return Readable(crystals, [row for row in rows if row not in refused], refused)
+    structures, refused = {}, {}
+    for record in iterate_records(path):
+        if record.structure is None:
+            refused[record.index] = record.reason
+            continue
+        try:
+            structures[record.index] = to_structure(record.structure)
+        except ValueError as error:  # a molecule, say, which has no cell
+            refused[record.index] = str(error)
+    places = list(structures)
+    crystals, unsuitable = from_structures(structures.values(), n_max=n_max)
+    refused |= {places[i]: reason for i, reason in unsuitable.items()}
+    return Readable(crystals, [place for i, place in enumerate(places) if i not in unsuitable], refused)

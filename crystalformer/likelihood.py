@@ -120,7 +120,8 @@ def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batc
     check_crystals(crystals, config)
     slots = lengths(crystals)
     results = np.zeros((4, len(slots)), np.float32)
-    edges = (0, *bucket_lengths(crystals.W.shape[1]))
+    width = crystals.W.shape[1]
+    edges = (0, *bucket_lengths(width if config.generation == "rotary" else min(width, config.n_max)))
     for shortest, longest in itertools.pairwise(edges):
         members = np.flatnonzero((slots > shortest) & (slots <= longest))
         for start in range(0, len(members), batch_size):
@@ -152,6 +153,9 @@ def check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
         )
     if gaps := np.flatnonzero((real[:, 1:] & ~real[:, :-1]).any(-1)).tolist():
         raise ValueError(f"crystal {gaps[0]} has a site after padding; its W is {crystals.W[gaps[0]]}")
+    longest = int(real.sum(-1).max(initial=0)) + 1
+    if config.generation == "absolute" and longest > config.n_max:
+        raise ValueError(f"a crystal needs {longest} slots, but this network has positions for n_max = {config.n_max}")
     limits = (
         ("G", crystals.G, 1, 231),
         ("A", crystals.A, 0, config.atom_types),

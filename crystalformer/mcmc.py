@@ -27,10 +27,16 @@ SMALLEST_WIDTH = 1e-6
 
 
 class Refined(NamedTuple):
-    """Crystals after the last sweep, and the share of moves that were accepted."""
+    """Crystals after the last sweep, and how many moves of real sites were accepted and proposed."""
 
     crystals: Crystals
-    acceptance: float
+    accepted: int
+    proposed: int
+
+    @property
+    def acceptance(self) -> float:
+        """The share of moves that were accepted."""
+        return self.accepted / self.proposed
 
 
 def refine(
@@ -44,8 +50,11 @@ def refine(
     temperature: float = 1.0,
     constraints: Constraints | None = None,
     batch_size: int = 64,
+    first_index: int = 0,
 ) -> Refined:
-    """Refines crystals in model units by `sweeps` moves of every site; crystal i uses `fold_in(key, i)` alone.
+    """Refines crystals in model units by `sweeps` moves of every site.
+
+    Crystal i uses `fold_in(key, first_index + i)` alone, so a long list may be refined part by part.
 
     Elements follow the constraints after the first sweep, whatever the templates came with.
 
@@ -58,22 +67,24 @@ def refine(
     """
     crystals = Crystals(*(np.asarray(field) for field in crystals))
     _check_templates(crystals, config)
-    _check_request(sweeps, width, temperature, batch_size)
+    check_moves(sweeps, width, temperature)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     constraints = make_constraints(config) if constraints is None else constraints
     longest = lengths(crystals).max()
-    templates = truncate(crystals, min(n for n in bucket_lengths(crystals.W.shape[1]) if n >= longest))
+    templates = truncate(crystals, min(n for n in bucket_lengths(config.n_max) if n >= longest))
     settings = np.int32(sweeps), np.float32(width), np.float32(temperature)
     batches, moves = [], np.zeros(2)
     for start in range(0, len(crystals.G), batch_size):
         rows = np.arange(start, min(start + batch_size, len(crystals.G)))
         filled = np.resize(rows, batch_size)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, filled)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first_index + filled)
         batch = jax.tree.map(lambda x, filled=filled: x[filled], templates)
         refined, counts = _compiled(config)(params, keys, batch, constraints, *settings)
         batches.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[: len(rows)], refined))
         moves += np.asarray(counts)[: len(rows)].sum(0)
     whole = Crystals(*(np.concatenate(fields) for fields in zip(*batches, strict=True)))
-    return Refined(_with_first_slots(crystals, whole), float(moves[0] / moves[1]))
+    return Refined(_with_first_slots(crystals, whole), *map(int, moves))
 
 
 def _check_templates(crystals: Crystals, config: TransformerConfig) -> None:
@@ -85,10 +96,10 @@ def _check_templates(crystals: Crystals, config: TransformerConfig) -> None:
         raise ValueError(f"crystals: n_max is {config.n_max} in this network; the longest needs {longest} slots")
 
 
-def _check_request(sweeps: int, width: float, temperature: float, batch_size: int) -> None:
-    for name, count in (("sweeps", sweeps), ("batch_size", batch_size)):
-        if not count >= 1:
-            raise ValueError(f"{name} must be at least 1; got {count}")
+def check_moves(sweeps: int, width: float, temperature: float) -> None:
+    """Raises ValueError for settings of `refine` that are out of range."""
+    if not sweeps >= 1:
+        raise ValueError(f"sweeps must be at least 1; got {sweeps}")
     if not width >= SMALLEST_WIDTH:
         raise ValueError(f"width must be at least {SMALLEST_WIDTH} rad, which float32 can resolve; got {width}")
     check_temperature("temperature", temperature)

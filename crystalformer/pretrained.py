@@ -13,9 +13,12 @@ FOLDER = pathlib.Path(__file__).parent / "data"
 NAME = "mp20_biternary"
 
 
-def load_pretrained() -> Checkpoint:
-    """The shipped weights: binary and ternary crystals of MP-20, up to 20 atoms a primitive cell (see `model_card`)."""
-    return load_checkpoint(FOLDER / f"{NAME}.pkl")
+def load_pretrained(**hyperparameters: Any) -> Checkpoint:
+    """The shipped weights: binary and ternary crystals of MP-20, up to 20 atoms a primitive cell (see `model_card`).
+
+    `hyperparameters` are those of `load_checkpoint`.
+    """
+    return load_checkpoint(FOLDER / f"{NAME}.pkl", **hyperparameters)
 
 
 def model_card() -> dict[str, Any]:

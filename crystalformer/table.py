@@ -3,7 +3,7 @@
 import ast
 import csv
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,8 @@ COLUMNS = (
 )
 
 
-def table_rows(crystals: Crystals, log_prob: LogProb, first_index: int = 0) -> list[dict[str, Any]]:
-    """Rows for `TableWriter` in the order of the crystals; lists hold real sites only."""
+def table_rows(crystals: Crystals, log_prob: LogProb, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows for `TableWriter` in the order of the crystals, which `indices` name; lists hold real sites only."""
     rows = []
     for i, crystal in enumerate(iterate_crystals(crystals)):
         n = int((crystal.W > 0).sum())
@@ -42,7 +42,7 @@ def table_rows(crystals: Crystals, log_prob: LogProb, first_index: int = 0) -> l
         problem = cell_problem(cell) if n else "it has no site"
         rows.append(
             {
-                "index": first_index + i,
+                "index": indices[i],
                 "formula": formula(crystal) if n else "",
                 "G": int(crystal.G),
                 "L": np.round(cell, 6).tolist(),

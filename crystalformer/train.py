@@ -6,8 +6,10 @@ published/epoch_NNNNNN.pkl (to use).
 
 import contextlib
 import dataclasses
+import json
 import logging
 import pathlib
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,7 @@ from crystalformer.dataset import lengths, open_dataset, read_csv, truncate
 from crystalformer.likelihood import LossConfig, bucket_lengths, make_example_loss
 from crystalformer.parameters import init_params
 from matterform.config import load_config, save_config, to_dict
+from matterform.files import write_atomically
 from matterform.training.batches import BatchPlan, Take, make_batch_plan
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.loop import FitResult, LoopConfig, Validation, fit, metric_columns
@@ -101,7 +104,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     if split.validation is not None:
         evaluate = make_eval_step(example_loss, mesh)
         validation = Validation(evaluate, _plan(split.validation, config), _taker(split.validation))
-    _write_config(config)
+    _claim_run_dir(config, split, resume)
     with contextlib.ExitStack() as stack:
         checkpoints = _open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
         best = _open_checkpoints(stack, config.run_dir / "best", 1)
@@ -158,6 +161,10 @@ def load_split(config: TrainConfig) -> Split:
     held_out = round(config.validation_fraction * len(crystals.G))
     if held_out == 0:
         return Split(crystals, None)
+    if held_out == len(crystals.G):
+        raise ValueError(
+            f"validation_fraction {config.validation_fraction} leaves none of {held_out} crystals to train on"
+        )
     order = np.random.default_rng([config.seed, VALIDATION_KEY]).permutation(len(crystals.G))
     return Split(
         *(jax.tree.map(lambda x, rows=rows: x[rows], crystals) for rows in (order[held_out:], order[:held_out]))
@@ -201,12 +208,30 @@ def _check_run_dir(config: TrainConfig, resume: bool) -> None:
         _check_same_run(load_config(TrainConfig, path), config)
 
 
-def _write_config(config: TrainConfig) -> None:
-    """Claims the run folder; only now, so that a run whose data cannot be read leaves nothing behind."""
+def _claim_run_dir(config: TrainConfig, split: Split, resume: bool) -> None:
+    """Writes config.yaml and data.json; only now, so that a run whose data cannot be read leaves nothing behind.
+
+    Raises:
+        ValueError: if a resumed run would see other crystals than before.
+    """
+    path = config.run_dir / "data.json"
+    found = {name: None if part is None else fingerprint(part) for name, part in split._asdict().items()}
+    if resume and path.exists() and (former := json.loads(path.read_text(encoding="utf-8"))) != found:
+        raise ValueError(f"cannot resume with other data: the run has {former}, but {config.train} gives {found}")
     if jax.process_count() > 1:  # else the first process could claim the folder before the others have looked
         multihost_utils.sync_global_devices("run folder checked")
     if jax.process_index() == 0:
         save_config(config, config.run_dir / "config.yaml")
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+
+def fingerprint(crystals: Crystals) -> dict[str, int]:
+    """Number of crystals, and a checksum of their groups, elements and letters in order."""
+    checksum = 0
+    for field in (crystals.G, crystals.A, crystals.W):
+        checksum = zlib.crc32(np.asarray(field, np.int32).tobytes(), checksum)
+    return {"crystals": len(crystals.G), "crc32": checksum}
 
 
 def _open_checkpoints(stack: contextlib.ExitStack, folder: pathlib.Path, keep: int) -> Checkpoints:
@@ -235,11 +260,20 @@ def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
 
 
 def _check_same_run(former: TrainConfig, config: TrainConfig) -> None:
-    """A resumed run may train longer, report elsewhere or read faster; what decides its numbers must stay."""
+    """A resumed run may train longer, report elsewhere, read faster, find its data elsewhere; the rest must stay."""
     free = ("run_dir", "loop", "workers", "keep", "publish_every", "wandb_project", "train", "validation")
-    for name, value in to_dict(config).items():
-        if name not in free and to_dict(former)[name] != value:
-            raise ValueError(f"cannot resume with another {name}: the run has {to_dict(former)[name]}, given {value}")
+    before = _flat(to_dict(former))
+    for name, value in _flat(to_dict(config)).items():
+        if name.split(".")[0] not in free and before[name] != value:
+            raise ValueError(f"cannot resume with another {name}: the run has {before[name]}, given {value}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:

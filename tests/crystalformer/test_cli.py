@@ -114,6 +114,30 @@ def test_score_reads_csv_and_cif_alike(run, samples):
     assert tables["cif"]["0"] == pytest.approx(tables["csv"]["0"], abs=1e-3)
 
 
+def test_scores_keep_the_places_of_their_crystals(run, capsys):
+    weights = run / "run" / "published" / "best.pkl"
+    folder = run / "cifs"
+    folder.mkdir()
+    (folder / "0.cif").write_text("data_nothing\n")
+    for i, cation in enumerate(("K", "Rb"), start=1):
+        salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(6), [cation, "F"], [[0] * 3, [0.5] * 3])
+        salt.to(str(folder / f"{i}.cif"), fmt="cif")
+    assert main(["score", str(folder), f"--checkpoint={weights}", f"--out={run / 'places'}.csv"]) == 0
+    assert "structure 0 refused" in capsys.readouterr().err
+    with (run / "places.csv").open(newline="") as file:
+        found = {int(row["index"]): row["formula"] for row in csv.DictReader(file)}
+    assert found == {1: "F4 K4", 2: "F4 Rb4"}
+
+
+def test_refined_samples_do_not_depend_on_chunks(run, samples):
+    weights = run / "run" / "published" / "best.pkl"
+    flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1", "--chunk-size=8"]
+    assert main(["sample", f"--checkpoint={weights}", f"--out={run / 'chunks'}", *flags]) == 0
+    chunks, whole = (read_table(folder / "samples.csv", n_max=5) for folder in (run / "chunks", samples))
+    np.testing.assert_array_equal(chunks.A, whole.A)
+    np.testing.assert_allclose(chunks.XYZ, whole.XYZ, atol=1e-5)
+
+
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     usage = capsys.readouterr().out
@@ -129,7 +153,19 @@ def test_help_names_every_command(capsys):
         (["train", "--train=crystals.csv", "--run-dir=run"], "holds a run already"),
         (["train", "--train=crystals.csv", "--run-dir=new", "--resume"], "no run to resume"),
         (["train", "--train=crystals.csv", "--run-dir=new", "--num-layers=0"], "num_layers must be at least 1"),
-        (["train", "--run-dir=run", "--resume", "--learning-rate=0.5"], "cannot resume with another optimizer"),
+        (
+            ["train", "--run-dir=run", "--resume", "--learning-rate=0.5"],
+            "cannot resume with another optimizer.learning_rate: the run has 0.0001, given 0.5",
+        ),
+        (
+            ["train", "--run-dir=run", "--resume", "--train=crystals.csv", "--seed=42", "--validation=half.csv"],
+            "other data",
+        ),
+        (
+            ["train", "--train=crystals.csv", "--run-dir=new", "--validation-fraction=0.99"],
+            "leaves none of 16 crystals",
+        ),
+        (["train", "--run-dir"], "--run-dir"),
         (["train", "--config=absent.yaml", "--run-dir=new"], "absent.yaml"),
         (["sample", "--out=new", "--checkpoint=absent.pkl"], "absent.pkl"),
         (["sample", "--out=new", "--checkpoint=crystals.csv"], "crystals.csv"),
@@ -140,12 +176,20 @@ def test_help_names_every_command(capsys):
         (["sample", "--out=new", "--spacegroup", "1", "--temperature=0"], "temperature must lie in"),
         (["sample", "--out=new", "--spacegroup", "1", "--constraints=bad.json"], "bad.json"),
         (["sample", "--out=samples", "--spacegroup", "1"], "holds samples already"),
+        (["sample", "--out=new", "--spacegroup", "1", "--mcmc=-1"], "mcmc must be a number of sweeps"),
+        (["sample", "--out=new", "--spacegroup", "1", "--mcmc=1", "--mcmc-width=0"], "width must be at least"),
+        (
+            ["sample", "--out=new", "--spacegroup", "1", "--num-heads=4"],
+            "num_heads=4 was given, but it was trained with 2",
+        ),
+        (["sample", "--out=new", "--bogus", "3"], "crystalformer: Unrecognized options: --bogus"),
         (["score", "absent.cif"], "absent.cif"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_status_2(arguments, words, run, samples, monkeypatch, capsys):
     monkeypatch.chdir(run)
     (run / "bad.json").write_text(json.dumps({"atoms": []}))
+    (run / "half.csv").write_text("".join((run / "crystals.csv").read_text().partition("salt-8")[:1]))
     if arguments[0] == "sample" and not any(word.startswith("--checkpoint") for word in arguments):
         arguments = [*arguments, "--checkpoint=run/published/best.pkl"]
     assert main(arguments) == 2

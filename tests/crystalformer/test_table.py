@@ -17,7 +17,7 @@ def made_up_log_prob(count: int) -> LogProb:
 def test_a_table_gives_its_crystals_back(tmp_path, random_crystals):
     crystals = random_crystals(30, 7)
     table = TableWriter(tmp_path / "table.csv")
-    table.write(table_rows(crystals, made_up_log_prob(30)))
+    table.write(table_rows(crystals, made_up_log_prob(30), range(30)))
     rows = table.finish()
     order = [row["index"] for row in rows]
     back = read_table(tmp_path / "table.csv", n_max=7)
@@ -31,7 +31,7 @@ def test_a_table_gives_its_crystals_back(tmp_path, random_crystals):
 def test_rows_stand_in_the_file_before_it_is_finished_and_sorted_after(tmp_path, random_crystals):
     crystals, log_prob = random_crystals(5, 7), made_up_log_prob(5)
     table = TableWriter(tmp_path / "table.csv")
-    table.write(table_rows(crystals, log_prob, first_index=10))
+    table.write(table_rows(crystals, log_prob, range(10, 15)))
     with (tmp_path / "table.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [int(row["index"]) for row in written] == [10, 11, 12, 13, 14]
@@ -62,7 +62,7 @@ def test_impossible_cells_are_named(cell, words):
 def test_a_crystal_without_a_cell_has_no_cif(random_crystals):
     crystals = random_crystals(2, 7)
     crystals.L[1, 0] = -1.0
-    good, bad = table_rows(crystals, made_up_log_prob(2))
+    good, bad = table_rows(crystals, made_up_log_prob(2), range(2))
     assert "_space_group_IT_number" in good["cif"]
     assert not bad["cif"]
     assert "length" in bad["problem"]
