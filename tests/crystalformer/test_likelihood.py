@@ -217,3 +217,12 @@ def test_a_single_crystal_is_no_batch(params, tiny_config, crystals):
 def test_negative_weights_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must not be negative"):
         LossConfig(**{name: -1.0})
+
+
+def test_absolute_positions_end_where_the_table_ends(tiny_config, lively, random_crystals):
+    absolute = dataclasses.replace(tiny_config, generation="absolute")
+    params, crystals = lively(absolute), random_crystals(6, 12, most=absolute.n_max - 1)
+    narrow = log_prob(params, absolute, truncate(crystals, absolute.n_max))
+    np.testing.assert_allclose(log_prob(params, absolute, crystals).total, narrow.total, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"needs \d+ slots, but this network has positions for n_max = 7"):
+        log_prob(params, absolute, random_crystals(40, 12))
