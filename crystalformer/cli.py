@@ -56,7 +56,7 @@ class Model:
     """Which weights to use. Sizes are read off them; give what they do not tell if it differs from the published."""
 
     checkpoint: pathlib.Path | None = None  # a published or own .pkl; by default the small model that ships
-    num_heads: int | None = None
+    num_heads: int | None = None  # of a published file: the tree tells only num_heads x key_size
     key_size: int | None = None
     Kx: int | None = None  # components of the coordinate mixtures
     n_max: int | None = None  # slots for sites (rotary weights take any number)
@@ -81,12 +81,12 @@ class Sample:
     letters: tuple[str, ...] = ()  # exactly these Wyckoff letters, in this order
     elements: tuple[str, ...] = ()  # symbols allowed on every site
     constraints: pathlib.Path | None = None  # JSON such as {"atom_mask": [["V"], ["O", "S"]], "constraints": [[0, 2]]}
-    no_radioactive: bool = False
-    no_noble_gas: bool = False
-    temperature: float = 1.0
+    no_radioactive: bool = False  # leave out elements without a stable isotope
+    no_noble_gas: bool = False  # leave out He, Ne, Ar, Kr, Xe, Rn, Og
+    temperature: float = 1.0  # below 1 sharpens all draws, above 1 flattens them
     T1: float | None = None  # temperature of the first element
     top_p: float = 1.0  # leave out the unlikely letters, elements and mixture components beyond this probability
-    seed: int = 42
+    seed: int = 42  # the same seed gives the same crystals, whatever the chunks
     chunk_size: int | None = None  # crystals at a time; by default what fits in 1 GiB
     mcmc: int = 0  # sweeps of Markov chain Monte Carlo over elements and coordinates, with letters kept
     mcmc_width: float = 0.1  # of a coordinate move, as an angle (rad)
@@ -206,8 +206,8 @@ def run_train(argv: Sequence[str], recipe: "TrainConfig | None" = None) -> int:
         resume: bool = False  # go on with the run in --run-dir
         distributed: bool = False  # one of several processes, found by JAX (SLURM, GKE, ...)
         coordinator: str | None = None  # host:port, where JAX does not find the other processes itself
-        num_processes: int | None = None
-        process_id: int | None = None
+        num_processes: int | None = None  # with --coordinator
+        process_id: int | None = None  # with --coordinator: 0, 1, ...
         run: TrainConfig
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -19,7 +19,7 @@ class TransformerConfig:
     Kx: int = 16
     Kl: int = 4
     n_max: int = 21
-    h0_size: int = 256
+    h0_size: int = 256  # width of the first letter's MLP; 0 makes it a table
     num_layers: int = 16
     num_heads: int = 16
     key_size: int = 64
@@ -27,13 +27,13 @@ class TransformerConfig:
     embed_size: int = 32
     atom_types: int = 119
     wyck_types: int = 28
-    dropout_rate: float = 0.1
-    attn_rate: float = 0.1
-    widening_factor: int = 4
-    sigmamin: float = 1e-3
+    dropout_rate: float = 0.1  # on the outputs of attention and MLP
+    attn_rate: float = 0.1  # on the weights of attention
+    widening_factor: int = 4  # width of the MLP over model_size
+    sigmamin: float = 1e-3  # least width of the lattice's normal distributions
     generation: Generation = "rotary"
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the layers; parameters stay float32
+    remat: bool = False  # compute layers again in the backward pass, to save memory
 
     def __post_init__(self) -> None:
         positive = ("Nf", "Kx", "Kl", "num_layers", "num_heads", "key_size", "model_size", "embed_size")

@@ -56,15 +56,15 @@ class TrainConfig:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig(epochs=100)
-    batch_size: int = 100
-    accumulate: int = 1
-    ema_decay: float | None = None
+    batch_size: int = 100  # crystals a step, over all devices and processes
+    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
+    ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; published instead of them
     seed: int = 42
     start_from: pathlib.Path | None = None  # a published .pkl whose weights training starts from
     publish_every: int = 50  # epochs between published files; the last epoch and the best one are always published
     keep: int = 2  # checkpoints to resume from
     workers: int = 1  # processes that read a CSV
-    wandb_project: str | None = None
+    wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
 
     def __post_init__(self) -> None:
         if self.validation is None and not 0 <= self.validation_fraction < 1:
