@@ -144,8 +144,9 @@ def refine_crystal(
 
     def move(number: Int[Array, ""], state):
         crystal, current, counts = state
-        propose_key, accept_key = jax.random.split(jax.random.fold_in(move_key, number))
-        site = number % slots
+        sweep, site = number // slots, number % slots
+        # By sweep and site, not by number: the padding that a crystal came with must not change its chain.
+        propose_key, accept_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(move_key, sweep), site))
         proposed = propose(propose_key, crystal, site, constraints, width, config)
         new = energy(proposed)
         real = crystal.W[site] > 0
@@ -179,7 +180,7 @@ def propose(
     element = jax.random.categorical(element_key, allowed).astype(crystal.A.dtype)
     xyz = crystal.XYZ
     for axis in range(3):
-        keys = jax.random.split(shift_keys[axis], n)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(shift_keys[axis], jnp.arange(n))
         angle = jax.vmap(lambda key: distributions.sample_von_mises(key, jnp.zeros(()), width**-2))(keys)
         xyz = xyz.at[:, axis].add(angle / (2 * np.pi))
     xyz = jax.vmap(lambda W, point: _project(crystal.G, W, point))(crystal.W, xyz)

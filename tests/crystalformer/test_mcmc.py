@@ -15,6 +15,7 @@ import scipy.stats
 
 from crystalformer.constraints import make_constraints
 from crystalformer.crystal import Crystals
+from crystalformer.dataset import lengths
 from crystalformer.lattice import impose_lattice
 from crystalformer.likelihood import log_prob
 from crystalformer.mcmc import propose, refine
@@ -259,3 +260,18 @@ def test_crystals_without_sites_are_refused(refine_templates, templates):
     empty = templates._replace(W=np.zeros_like(templates.W), A=np.zeros_like(templates.A))
     with pytest.raises(ValueError, match="expected sites to move; found none"):
         refine_templates(empty)
+
+
+def test_padding_and_longer_companions_do_not_matter(params, config, templates):
+    sites = (templates.W > 0).sum(-1)
+    short = jax.tree.map(lambda x: x[sites <= 2], templates)
+    assert len(short.G) >= 2
+    longest = jax.tree.map(lambda x: x[[sites.argmax()]], templates)
+    together = jax.tree.map(lambda *x: np.concatenate(x), short, longest)
+    assert lengths(together).max() > 3 >= lengths(short).max()  # so that they are cut to different lengths
+    settings = {"sweeps": 3, "width": 0.5, "batch_size": 48}
+    alone = refine(params, config, jax.random.key(1), short, **settings).crystals
+    among = refine(params, config, jax.random.key(1), together, **settings).crystals
+    np.testing.assert_array_equal(among.A[: len(short.G)], alone.A)
+    difference = (among.XYZ[: len(short.G)] - alone.XYZ + 0.5) % 1 - 0.5
+    assert np.abs(difference).max() < 1e-5
