@@ -23,7 +23,7 @@ from matterform.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT = "atomformer-dataset-1"  # another number where an older program could not read the folder
 ROWS_AT_ONCE = 1000
 PIECE = 1_000_000  # entries written at once where a column begins late
 FINGERPRINTED = 1000
@@ -119,7 +119,7 @@ def write_dataset(folder: str | os.PathLike[str], rows: Iterable[Row]) -> int:
         _warn_of_ragged(schema)
         kept = {name: column.per_atom for name, column in schema.items() if column is not None}
         meta = {
-            "format_version": FORMAT_VERSION,
+            "format": FORMAT,
             "num_structures": num_structures,
             "num_atoms": num_atoms,
             "atoms": [name for name, per_atom in kept.items() if per_atom],
@@ -133,18 +133,19 @@ def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
     """The data set that `write_dataset` wrote, as read-only memory-mapped arrays.
 
     Raises:
-        ValueError: the folder is not one that `write_dataset` wrote, a later version wrote it, or it is damaged.
+        ValueError: the folder is not one that `write_dataset` wrote, another version wrote it, or it is damaged.
     """
     folder = pathlib.Path(folder)
     if not is_dataset(folder):
-        raise ValueError(f"{folder} is no prepared data set: it has no meta.json; write it with `write_dataset`")
+        raise ValueError(
+            f"{folder} is no prepared data set: it has no meta.json and offsets.npy; write it with `write_dataset`"
+        )
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder / 'meta.json'} is damaged ({error}); prepare the data set anew") from error
-    if meta.get("format_version") != FORMAT_VERSION:
-        found = meta.get("format_version")
-        raise ValueError(f"{folder}: expected format_version {FORMAT_VERSION}, found {found}; prepare it anew")
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{folder}: expected the format {FORMAT}, found {meta.get('format')}; prepare it anew")
     num_structures, num_atoms = meta["num_structures"], meta["num_atoms"]
     return Dataset(
         _open_column(folder / "offsets.npy", num_structures + 1),
@@ -155,7 +156,7 @@ def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
 
 def is_dataset(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a folder that `write_dataset` may have written."""
-    return pathlib.Path(path, "meta.json").is_file()
+    return all(pathlib.Path(path, name).is_file() for name in ("meta.json", "offsets.npy"))
 
 
 def fingerprint(dataset: Dataset) -> dict[str, int]:

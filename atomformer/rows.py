@@ -60,6 +60,8 @@ def check_row(row: Mapping[str, Any]) -> Row:
     if not row.pop("has_formation_energy", True):
         row.pop("formation_energy", None)
     n = _numeric("input_ids", row["input_ids"]).size
+    if n == 0:
+        raise ValueError("input_ids: the structure has no atoms")
     checked: Row = {name: _per_atom(name, row.pop(name), n) for name in PER_ATOM if name in row}
     for name in ("forces", "relaxed_coords"):
         if name in checked and np.isnan(checked[name]).all():
@@ -152,8 +154,6 @@ def _per_atom(name: str, value: Any, n: int) -> np.ndarray:
 
 
 def _check_tokens(tokens: np.ndarray, types: np.ndarray | None) -> None:
-    if len(tokens) == 0:
-        raise ValueError("input_ids: the structure has no atoms")
     if len(outside := np.flatnonzero((tokens < 1) | (tokens > NUM_ELEMENTS))):
         raise ValueError(
             f"input_ids: atom {outside[0]} has token {tokens[outside[0]]}, which is no element; expected an atomic "
