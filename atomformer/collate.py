@@ -128,9 +128,9 @@ def _pairs_within(
         raise ValueError(f"pbc is {np.asarray(pbc).tolist()} but there is no cell: give one, or no pbc")
     periodic = np.ones(3, bool) if pbc is None else np.asarray(pbc, bool)
     if cell is None or not periodic.any():
-        from scipy.spatial import cKDTree
+        from scipy.spatial import KDTree
 
-        pairs = cKDTree(positions).query_pairs(radius, output_type="ndarray")
+        pairs = KDTree(positions).query_pairs(radius, output_type="ndarray")
         apart = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=1)
         pairs = pairs[apart < radius]  # the tree counts those at the radius too
         both = np.concatenate([pairs, pairs[:, ::-1]])
