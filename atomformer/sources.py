@@ -118,7 +118,7 @@ def _accepted(reads: Iterable[ReadRow], refused: dict[int, str]) -> Iterator[Row
 def _check_some(path: str | os.PathLike[str], accepted: int, refused: dict[int, str]) -> None:
     if not accepted:
         some = "; ".join(f"row {index}: {reason}" for index, reason in itertools.islice(refused.items(), 3))
-        raise ValueError(f"{path} holds no structure that can be used; the first refusals: {some or 'it is empty'}")
+        raise ValueError(f"{path} holds no structure that can be used; {some or 'it has no rows'}")
 
 
 def _splits(path: pathlib.Path) -> Splits:
@@ -190,6 +190,7 @@ def _stored_rows(dataset: Dataset) -> Iterator[Row]:
 
 def _database_entries(path: pathlib.Path) -> Iterator["AtomsRow"]:
     import ase.db
+    from ase.io.formats import UnknownFileTypeError
 
     if path.suffix == ".db":
         with path.open("rb") as file:  # SQLite would make a database of an empty file
@@ -205,7 +206,7 @@ def _database_entries(path: pathlib.Path) -> Iterator["AtomsRow"]:
         while page := list(database.select(f"id>{last}", sort="id", limit=DB_ROWS_AT_ONCE)):
             yield from page
             last = page[-1].id
-    except (sqlite3.DatabaseError, ValueError, LookupError, TypeError) as error:
+    except (UnknownFileTypeError, sqlite3.DatabaseError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as an ASE database: {reason_of(error)}") from error
 
 
