@@ -18,7 +18,7 @@ Leaves = Mapping[str, Array]
 MIN_WIDTH = 1e-5  # added to the widths of the Gaussians
 NORM_EPS = 1e-5
 # Pairs of one structure whose expansion is in memory at once: below this, splitting costs time and saves nothing.
-MAX_PAIRS = 10_000
+MAX_PAIRS = 1200
 
 
 def pair_coordinates(
@@ -78,6 +78,8 @@ def _forward(u, means, widths, matrix):
 
 @jax.checkpoint  # so that the second derivative, which conservative forces need, keeps nothing of size p x k either
 def _gradients(u, means, widths, matrix, y, dy):
+    # Without the barrier the compiler sees that the forward pass computed the same, and keeps it until now.
+    u, dy = jax.lax.optimization_barrier((u, dy))
     half_z, density, centred, inverse_std = _gaussians(u, means, widths)
     # The backward pass of LayerNorm, h - mean(h) - normed mean(normed h) with h = matrix dy, whose two means over k
     # follow from the small arrays: mean(h) is taken out of the matrix, sum(normed h) is y . dy.

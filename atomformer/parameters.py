@@ -29,14 +29,15 @@ def init_params(key: PRNGKeyArray, config: AtomformerConfig) -> Params:
     return {"encoder": _init_encoder(encoder_key, config), "heads": _init_heads(head_key, config)}
 
 
-def fold_params(params: Params, config: AtomformerConfig) -> Params:
-    """The same network with the two halves of every out_proj, both of which go to the residual, added beforehand.
+def fold_halves(out_proj: Float[Array, "*s columns"], dim: int) -> Float[Array, "*s dim"]:
+    """The projection out of a block with its two halves, both of which go to the residual, added; once is enough."""
+    return out_proj if out_proj.shape[-1] == dim else out_proj[..., :dim] + out_proj[..., dim:]
 
-    For prediction only: training needs the two halves apart.
-    """
-    blocks = dict(params["encoder"]["blocks"])
-    if blocks["out_proj"].shape[-1] != config.dim:
-        blocks["out_proj"] = blocks["out_proj"][..., : config.dim] + blocks["out_proj"][..., config.dim :]
+
+def fold_params(params: Params, config: AtomformerConfig) -> Params:
+    """The same network with less to compute, for prediction only: training needs the halves of out_proj apart."""
+    blocks = params["encoder"]["blocks"]
+    blocks = {**blocks, "out_proj": fold_halves(blocks["out_proj"], config.dim)}
     return {**params, "encoder": {**params["encoder"], "blocks": blocks}}
 
 

@@ -15,7 +15,7 @@ from atomformer.biases import MASKED, attention_biases
 from atomformer.config import AtomformerConfig
 from atomformer.heads import Outputs, add_derivatives, read_heads
 from atomformer.layers import layer_norm
-from atomformer.parameters import Params, init_params
+from atomformer.parameters import Params, fold_halves, init_params
 from atomformer.structure import Structure
 from atomformer.vocabulary import GRAPH
 
@@ -74,6 +74,8 @@ def encode(
     if config.gradient_checkpointing:
         run = jax.checkpoint(run)
     blocks = {name: encoder["blocks"][name] for name in BLOCK_LEAVES}
+    # The sum of the two halves' outputs is the output of the summed halves, at half the cost.
+    blocks["out_proj"] = fold_halves(blocks["out_proj"], config.dim)
     x, _ = jax.lax.scan(run, x, (cast_floats(blocks, config.compute_dtype), biases, dropout_keys))
     return x
 
@@ -101,11 +103,7 @@ def block(
     projected = layer_norm(leaves["in_norm"], x) @ leaves["in_proj"]
     mlp = jax.nn.gelu(projected[:, :hidden], approximate=False)
     attended = attention(leaves, projected[:, hidden:], bias, config)
-    # The sum of the two halves' outputs is the output of the summed halves, at half the cost.
-    weights = leaves["out_proj"]
-    if weights.shape[-1] != config.dim:
-        weights = weights[:, : config.dim] + weights[:, config.dim :]
-    update = jnp.concatenate([mlp, attended], axis=-1) @ weights
+    update = jnp.concatenate([mlp, attended], axis=-1) @ leaves["out_proj"]
     return x + _dropout(key, update, config.dropout)
 
 
@@ -117,11 +115,11 @@ def attention(
 ) -> Float[Array, "rows d"]:
     """Attention of all heads with one bias, normalised queries and keys, and a softmax that is never in half precision."""
     rows = projected.shape[0]
-    query, key, value = (part.reshape(rows, config.num_heads, -1) for part in jnp.split(projected, 3, axis=-1))
-    query, key = layer_norm(leaves["q_norm"], query), layer_norm(leaves["k_norm"], key)
-    logits = jnp.einsum("qhc,khc->hqk", query * config.head_dim**-0.5, key).astype(bias.dtype) + bias[None]
+    heads = jnp.moveaxis(projected.reshape(rows, 3, config.num_heads, -1), 0, 2)
+    query, key, value = layer_norm(leaves["q_norm"], heads[0]), layer_norm(leaves["k_norm"], heads[1]), heads[2]
+    logits = (query * config.head_dim**-0.5 @ jnp.swapaxes(key, 1, 2)).astype(bias.dtype) + bias[None]
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("hqk,khc->qhc", weights, value).reshape(rows, -1)
+    return jnp.swapaxes(weights @ value, 0, 1).reshape(rows, -1)
 
 
 def _dropout(key: PRNGKeyArray | None, x: Float[Array, "*s"], rate: float) -> Float[Array, "*s"]:
