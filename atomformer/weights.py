@@ -113,10 +113,11 @@ def write_config(folder: str | os.PathLike[str], config: AtomformerConfig) -> No
     values |= {"problem_type": PROBLEM_TYPES[ours.pop("problem")], **SPECIAL_TOKENS, "model_type": MODEL_TYPE}
     values |= {"architectures": [name for name, heads in ARCHITECTURES.items() if heads == config.heads]}
     values |= {OUR_KEY: ours}
-    if _parse_config(values, {}) != config:
+    text = json.dumps(values, indent=1) + "\n"
+    if _parse_config(json.loads(text), {}) != config:
         raise ValueError(f"{config} does not survive saving; give its fields values of exactly their annotated types")
     with write_atomically(pathlib.Path(folder, CONFIG)) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _read_config(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]) -> AtomformerConfig:
@@ -253,17 +254,18 @@ def _hub_folder(hub_id: str) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    patterns = [CONFIG, "*.safetensors", INDEX]
-    try:
-        folder = pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
-        if (folder / CONFIG).exists() and any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-            return folder
-    except errors.LocalEntryNotFoundError:
-        pass  # not in the cache
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
-    except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage] - httpx's or requests'
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"there is no folder {hub_id}, and Hugging Face does not give it ({reason}); {advice}"
-        ) from error
+    reason = ""
+    for offline in (True, False):
+        try:
+            folder = huggingface_hub.snapshot_download(
+                hub_id, allow_patterns=[CONFIG, "*.safetensors", INDEX], local_files_only=offline
+            )
+        # HTTPError is httpx's or requests', whichever is in use.
+        except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            reason = str(error).partition("\n")[0]
+            continue
+        path = pathlib.Path(folder)
+        if (path / CONFIG).exists() and any((path / name).exists() for name in (WEIGHTS, INDEX)):
+            return path
+        reason = f"it has no {CONFIG} or no {WEIGHTS}"
+    raise ValueError(f"there is no folder {hub_id}, and Hugging Face does not give it ({reason}); {advice}")
