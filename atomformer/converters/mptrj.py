@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from atomformer.converters.reading import Entry, list_files, open_stream, read_entries
 from atomformer.rows import Row
@@ -28,8 +29,8 @@ def iterate_rows(path: str | os.PathLike[str], *, energy: str = "corrected") -> 
 
     Args:
         energy: which total energy. The corrected one (MP2020 scheme) is what the formation energies derive from, and
-            the one that is comparable between calculations with and without a Hubbard U. The corrections depend on the
-            composition alone, so the forces go with both.
+            the one that is comparable between calculations with and without a Hubbard U. The corrections do not
+            depend on the positions, so the forces go with both.
 
     Raises:
         ValueError: not JSON, or cut off.
@@ -86,7 +87,7 @@ def _number_of(index: int, species: list[dict[str, Any]]) -> int:
     return atomic_number(species[0]["element"])
 
 
-def _to_ase_stress(stress_kbar: Any) -> Any:
+def _to_ase_stress(stress_kbar: list[list[float]] | None) -> Float[np.ndarray, "6"] | None:
     """ASE's stress (eV/Å³, 6) from VASP's (kbar, 3 x 3, of opposite sign)."""
     from ase.units import GPa
 

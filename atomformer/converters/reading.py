@@ -66,7 +66,7 @@ def list_files(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[
     for found in (path.iterdir(), path.rglob("*")):
         files = files or [file for file in found if _suffix(file) in suffixes and not file.name.startswith(".")]
     if not files:
-        advice = f"; of its .lmdb files: {PICKLE_ADVICE}" if any(path.rglob("*.lmdb")) else ""
+        advice = f"; its .lmdb is not read: {PICKLE_ADVICE}" if any(path.rglob("*.lmdb")) else ""
         raise ValueError(f"{path} has no {' or '.join(suffixes)} files, compressed (.xz, .gz) or not{advice}")
     compressions: dict[str, pathlib.Path] = {}
     for file in files:

@@ -50,11 +50,11 @@ def _iterate_entries(path: str | os.PathLike[str]) -> Iterator[Entry]:
         try:
             with h5py.File(file, "r") as groups:
                 for name in groups:
-                    group = groups[name]
-                    items = dict(group) if isinstance(group, h5py.Group) else {}
-                    arrays = {key: item for key, item in items.items() if isinstance(item, h5py.Dataset)}
+                    group = groups.get(name)  # None for a link to nowhere
+                    items = group.items() if isinstance(group, h5py.Group) else ()
+                    arrays = {str(key): item for key, item in items if isinstance(item, h5py.Dataset)}
                     yield from _iterate_molecule(file, name, arrays)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # HDF5 raises either
             raise ValueError(f"{file} is not HDF5, or is damaged or cut off: {error}; fetch it again") from error
 
 
@@ -89,6 +89,9 @@ def _fault_of(arrays: "dict[str, h5py.Dataset]") -> str:
         return f"expected a group with atomic_numbers and conformations, found {', '.join(arrays) or 'neither'}"
     m, n = arrays["conformations"].shape[:1], arrays["atomic_numbers"].shape
     shapes = {"conformations": (*m, *n, 3), "dft_total_gradient": (*m, *n, 3)}
+    for key in ("atomic_numbers", *DOCUMENTED_UNITS):
+        if key in arrays and arrays[key].dtype.kind not in "iuf":
+            return f"{key} has entries of type {arrays[key].dtype}, expected numbers"
     for key in DOCUMENTED_UNITS:
         expected = shapes.get(key, m)
         if key in arrays and arrays[key].shape != expected:

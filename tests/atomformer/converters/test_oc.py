@@ -13,7 +13,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from atomformer.converters import iterate_raw, oc
+from atomformer.converters import CONVERTERS, iterate_raw, oc
+from atomformer.sources import iterate_rows, write_parquet
 
 
 def adsorbed_oxygen(rng):
@@ -226,10 +227,24 @@ def test_a_folder_of_lmdbs_says_that_pickles_are_not_read(tmp_path):
         rows_of(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["oc20", "oc22"])
+def test_rows_survive_parquet(tmp_path, frames, kind):
+    frames[1].calc.results["energy"] = float("nan")
+    write_pair(tmp_path / "split", "0", frames, [f"random{i},frame0,1.0" for i in range(3)])
+    rows = [entry.row for entry in iterate_raw(kind, tmp_path / "split")]
+    assert ["formation_energy" in row for row in rows] == [kind == "oc20", False, kind == "oc20"]
+    write_parquet(tmp_path / "rows.parquet", rows)
+    np.testing.assert_equal([entry.row for entry in iterate_rows(tmp_path / "rows.parquet")], rows)
+
+
+@pytest.mark.parametrize("kind", CONVERTERS)
+def test_every_kind_says_that_a_file_is_missing(tmp_path, kind):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        next(iterate_raw(kind, tmp_path / "nowhere"))
+
+
 def test_unknown_kinds_and_releases_are_named():
     with pytest.raises(ValueError, match=r"expected one of mptrj, oc20, oc22, odac23, spice; found 'oc23'"):
         iterate_raw("oc23", "nowhere")
     with pytest.raises(ValueError, match=r"release: expected 'oc20' or 'oc22', found 'oc23'"):
         oc.iterate_rows("nowhere", release="oc23")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        rows_of("nowhere")

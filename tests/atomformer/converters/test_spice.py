@@ -137,14 +137,18 @@ def test_a_molecule_that_is_none_is_refused_and_the_others_read(path, rng):
         add_molecule(file, "N2", rng, conformations=np.zeros((2, 3)), dft_total_gradient=None)
         add_molecule(file, "NH3", rng)
         file["OH/conformations/0"] = np.zeros((1, 3))  # a group where an array is expected
+        add_molecule(file, "P2", rng, dft_total_energy=[b"-40", b"-41"], units=False)
+        file["lost"] = h5py.SoftLink("/nowhere")
     rows, refused = rows_of(path)
-    assert refused.keys() == {0, 1, 2, 3, 6}
+    assert refused.keys() == {0, 1, 2, 3, 6, 7, 8}
     assert refused[0] == "CH4: dft_total_energy has shape (3,), expected (2,) for 5 atoms"
     assert refused[1] == "COMMENT: expected a group with atomic_numbers and conformations, found neither"
     assert refused[2].startswith("H2: expected a group with atomic_numbers and conformations, found atomic_numbers, ")
     assert refused[3] == "N2: conformations has shape (2, 3), expected (2, 2, 3) for 2 atoms"
     assert [row["molecule"] for row in rows[4:6]] == ["NH3", "NH3"]
     assert refused[6] == "OH: expected a group with atomic_numbers and conformations, found neither"
+    assert refused[7] == "P2: dft_total_energy has entries of type object, expected numbers"
+    assert refused[8] == "lost: expected a group with atomic_numbers and conformations, found neither"
 
 
 def test_a_file_that_is_not_hdf5_or_cut_off_is_one_clear_error(path, rng):
