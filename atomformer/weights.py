@@ -24,7 +24,14 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 MODEL_TYPE = "atomformer"
 # Fields of ours that `config.json` holds under their own names; all others are kept together under OUR_KEY.
 PUBLISHED_FIELDS = (
-    *("vocab_size", "dim", "num_heads", "depth", "mlp_ratio", "k", "dropout", "gradient_checkpointing"),
+    "vocab_size",
+    "dim",
+    "num_heads",
+    "depth",
+    "mlp_ratio",
+    "k",
+    "dropout",
+    "gradient_checkpointing",
     "num_labels",
 )
 OUR_KEY = "matterform"
@@ -111,8 +118,9 @@ def write_config(folder: str | os.PathLike[str], config: AtomformerConfig) -> No
     ours = to_dict(config)
     values: dict[str, Any] = {name: ours.pop(name) for name in PUBLISHED_FIELDS}
     values |= {"problem_type": PROBLEM_TYPES[ours.pop("problem")], **SPECIAL_TOKENS, "model_type": MODEL_TYPE}
-    values |= {"architectures": [name for name, heads in ARCHITECTURES.items() if heads == config.heads]}
-    values |= {OUR_KEY: ours}
+    # Conservative forces have no tensors, so no published architecture fits them.
+    names = [name for name, heads in ARCHITECTURES.items() if heads == config.heads and not config.conservative]
+    values |= {"architectures": names, OUR_KEY: ours}
     text = json.dumps(values, indent=1) + "\n"
     if _parse_config(json.loads(text), {}) != config:
         raise ValueError(f"{config} does not survive saving; give its fields values of exactly their annotated types")
@@ -250,7 +258,8 @@ def _hub_folder(hub_id: str) -> pathlib.Path:
         "put both into one folder and give its path"
     )
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise ValueError(f"there is no folder {hub_id}, and huggingface_hub is not installed to look it up; {advice}")
+        missing = "huggingface_hub is not installed to look it up (pip install 'matterform[datasets]')"
+        raise ValueError(f"there is no folder {hub_id}, and {missing}; or {advice}")
     import huggingface_hub
     from huggingface_hub import errors
 
