@@ -33,7 +33,7 @@ def attention_biases(
 def token_distances(structure: Structure, config: AtomformerConfig) -> Float[Array, "rows rows"]:
     """Distances (Å) between all tokens, to the nearest images if the config says so."""
     displacements = structure.positions[None] - structure.positions[:, None]
-    if config.periodic == "minimum_image" and structure.cell is not None:
+    if config.periodic == "minimum_image" and structure.cell is not None and structure.pbc is not None:
         displacements = nearest_images(displacements, structure.cell, structure.pbc)
     system = system_distances(structure, config)
     own = jnp.concatenate([jnp.zeros_like(system[:1]), system])

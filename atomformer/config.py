@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any, Literal
 
-from matterform.elements import element_table
-
 # The published sizes: width, heads, blocks, Gaussians.
 SIZES = {
     "tiny": {"dim": 128, "num_heads": 4, "depth": 4, "k": 128},
@@ -101,13 +99,3 @@ def model_config(size: str, **changes: Any) -> AtomformerConfig:
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
     return AtomformerConfig(**{**SIZES[size], **changes})
-
-
-def reference_energies(config: AtomformerConfig) -> dict[int, float]:
-    """Reference energy (eV) by atomic number; empty where the network predicts the whole energy."""
-    return dict(config.energy.references)
-
-
-def symbols(numbers: list[int]) -> str:
-    """Chemical symbols for messages."""
-    return ", ".join(str(element_table().symbol[number]) for number in numbers)

@@ -1,11 +1,10 @@
-"""What is read off the encoder: energies, forces, masked tokens, coordinates, labels. No head needs labels to predict."""
+"""What is read off the encoder: energies, forces, masked tokens, coordinates, labels; none of it needs labels."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from atomformer.config import AtomformerConfig
@@ -61,7 +60,7 @@ def _energy(number: Float[Array, ""], mask: Bool[Array, " n"], config: Atomforme
 def _labels(numbers: Float[Array, " labels"], config: AtomformerConfig) -> Float[Array, " labels"]:
     if not config.label_scale:
         return numbers
-    return np.asarray(config.label_mean, np.float32) + numbers * np.asarray(config.label_scale, np.float32)
+    return jnp.asarray(config.label_mean) + numbers * jnp.asarray(config.label_scale)
 
 
 def add_derivatives(outputs, structure, heads, config: AtomformerConfig) -> Outputs:
@@ -75,7 +74,7 @@ def add_derivatives(outputs, structure, heads, config: AtomformerConfig) -> Outp
         deformation = jnp.eye(3, dtype=strain.dtype) + 0.5 * (strain + strain.T)
         cell = None if structure.cell is None else structure.cell @ deformation
         found = outputs(structure._replace(positions=positions @ deformation, cell=cell))
-        return getattr(found, config.energy_head), found
+        return getattr(found, config.energy_head or ""), found  # the config makes sure that there is one
 
     no_strain = jnp.zeros((3, 3), structure.positions.dtype)
     (slope, virial), found = jax.grad(energy, argnums=(0, 1), has_aux=True)(structure.positions, no_strain)

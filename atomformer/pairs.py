@@ -22,7 +22,11 @@ MAX_PAIRS = 1200
 
 
 def pair_coordinates(
-    pair: Leaves, first: Int[Array, "*pairs"], second: Int[Array, "*pairs"], distances: Float[Array, "*pairs"], vocab: int
+    pair: Leaves,
+    first: Int[Array, "*#pairs"],
+    second: Int[Array, "*#pairs"],
+    distances: Float[Array, "*pairs"],
+    vocab: int,
 ) -> Float[Array, "*pairs"]:
     """u = mul[t] d + bias[t], with one pair of scalars for every ordered pair of tokens t (Graphormer-3D)."""
     types = first * vocab + second
@@ -63,7 +67,7 @@ def normed_projection(
 
 
 def _gaussians(u, means, widths):
-    """z / sqrt(2) with z = (u - mean) / width, the densities, these less their mean (all (p, k)), and 1 / std (p, 1)."""
+    """(u - mean) / width / sqrt(2), the densities, these less their mean (all (p, k)), and 1 / std (p, 1)."""
     inverse = math.sqrt(0.5) / widths
     half_z = u[:, None] * inverse[None] - (means * inverse)[None]
     density = jnp.exp(-half_z * half_z) * (1 / (math.sqrt(2 * math.pi) * widths))[None]

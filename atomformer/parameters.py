@@ -1,4 +1,4 @@
-"""The parameter tree: names, shapes and initial values. Blocks are stacked along a leading axis, linears are (in, out)."""
+"""The parameter tree: names, shapes, initial values. Blocks are stacked on a leading axis, linears are (in, out)."""
 
 import math
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ FIRST_STEP = 0.01
 def init_params(key: PRNGKeyArray, config: AtomformerConfig) -> Params:
     """Fresh float32 parameters.
 
-    Gaussians from U(0, 3), mul 1 and bias 0 (spec section 2), tables N(0, 1), weights N(0, 1/inputs), those that write to
-    the residual stream smaller by sqrt(2 depth); the heads for classes, labels and total energies start at zero.
+    Gaussians from U(0, 3), mul 1 and bias 0 (spec section 2), tables N(0, 1), weights N(0, 1/inputs), those that
+    write to the residual stream smaller by sqrt(2 depth); the heads for labels and total energies start at zero.
     """
     encoder_key, head_key = jax.random.split(key)
     return {"encoder": _init_encoder(encoder_key, config), "heads": _init_heads(head_key, config)}
@@ -105,4 +105,3 @@ def _init_heads(key: PRNGKeyArray, config: AtomformerConfig) -> dict[str, Any]:
                 return {"norm": _norm(c.dim), "w": jnp.zeros((c.dim, c.num_labels))}
 
     return {name: leaves for name in c.heads if (leaves := read(name))}
-

@@ -20,8 +20,8 @@ def reduced_cell(cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]) -> 
     if not pbc.any():
         return np.eye(3)
     partial = np.where(np.asarray(pbc)[:, None], cell, 0.0)
-    reduced, _ = minkowski_reduce(complete_cell(partial), pbc=pbc)
-    return reduced
+    reduced, _ = minkowski_reduce(complete_cell(partial), pbc=pbc)  # pyright: ignore[reportArgumentType]
+    return np.asarray(reduced)
 
 
 def safe_norm(x: Float[Array, "*s 3"]) -> Float[Array, "*s"]:
@@ -40,13 +40,10 @@ def nearest_images(
     """
     fractional = jax.lax.stop_gradient(displacements @ jnp.linalg.inv(cell))
     wrapped = displacements - (jnp.round(fractional) * jnp.broadcast_to(pbc, fractional.shape)) @ cell
-    shifts = (NEIGHBOURING_CELLS * pbc[None]) @ cell
-    lengths = jnp.sum((jax.lax.stop_gradient(wrapped)[..., None, :] + _leading(shifts, wrapped.ndim - 1)) ** 2, axis=-1)
+    shifts = (jnp.asarray(NEIGHBOURING_CELLS, cell.dtype) * pbc[None]) @ cell
+    images = jax.lax.stop_gradient(wrapped[..., None, :] + shifts.reshape((1,) * (wrapped.ndim - 1) + shifts.shape))
+    lengths = jnp.sum(images**2, axis=-1)
     return wrapped + shifts[jnp.argmin(lengths, axis=-1)]
-
-
-def _leading(x: Array, dims: int) -> Array:
-    return x.reshape((1,) * dims + x.shape)
 
 
 def image_edges(

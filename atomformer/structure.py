@@ -1,11 +1,10 @@
 """The input of the network: one structure, padded."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-AnyArray = np.ndarray | Array  # for containers that live on the host first and on devices later
+AnyArray = Any  # on the host first, on devices later
 
 
 class Edges(NamedTuple):

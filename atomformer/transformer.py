@@ -34,7 +34,7 @@ class Model(NamedTuple):
 
 
 def make_transformer(key: PRNGKeyArray, config: AtomformerConfig) -> Model:
-    """Fresh parameters and the network; `transformer(params, key, structure)` for one structure, key=None: no dropout."""
+    """Fresh parameters and `transformer(params, key, structure) -> Outputs` of one structure; key=None: no dropout."""
     return Model(init_params(key, config), make_apply(config))
 
 
@@ -113,7 +113,7 @@ def attention(
     bias: Float[Array, "rows rows"],
     config: AtomformerConfig,
 ) -> Float[Array, "rows d"]:
-    """Attention of all heads with one bias, normalised queries and keys, and a softmax that is never in half precision."""
+    """Attention with one bias for all heads, normalised queries and keys, and a softmax never in half precision."""
     rows = projected.shape[0]
     heads = jnp.moveaxis(projected.reshape(rows, 3, config.num_heads, -1), 0, 2)
     query, key, value = layer_norm(leaves["q_norm"], heads[0]), layer_norm(leaves["k_norm"], heads[1]), heads[2]
