@@ -1,10 +1,6 @@
 """The command line `crystalformer`: prepare, train, sample, score."""
 
-import argparse
-import contextlib
 import dataclasses
-import io
-import logging
 import pathlib
 import sys
 import time
@@ -13,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
 
+from matterform.commandline import dispatch, parse, parse_run, report_run, say
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -108,60 +105,13 @@ def main(argv: Sequence[str] | None = None, recipe: "TrainConfig | None" = None)
 
     A `recipe` replaces the defaults of `train`.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
     commands: dict[str, Callable[[Sequence[str]], int]] = {
-        "prepare": lambda rest: run_prepare(_parse(Prepare, "prepare", rest)),
+        "prepare": lambda rest: run_prepare(parse(Prepare, "crystalformer prepare", rest)),
         "train": lambda rest: run_train(rest, recipe),
-        "sample": lambda rest: run_sample(_parse(Sample, "sample", rest)),
-        "score": lambda rest: run_score(_parse(Score, "score", rest)),
+        "sample": lambda rest: run_sample(parse(Sample, "crystalformer sample", rest)),
+        "score": lambda rest: run_score(parse(Score, "crystalformer score", rest)),
     }
-    if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(USAGE)
-        return 0 if argv else 2
-    if argv[0] not in commands:
-        return _fail(f"unknown command {argv[0]!r}; the commands are {', '.join(commands)}")
-    _configure_logging()
-    try:
-        return commands[argv[0]](argv[1:])
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        logging.getLogger(__name__).debug("where it happened", exc_info=True)
-        return _fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        return 130
-
-
-def _fail(message: str) -> int:
-    sys.stderr.write(f"crystalformer: {message}\n")
-    return 2
-
-
-def _say(message: str) -> None:
-    sys.stdout.write(f"{message}\n")
-
-
-def _configure_logging() -> None:
-    """Our own messages, but of other libraries only warnings: orbax reports every file it touches."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    for name in ("crystalformer", "matterform"):
-        logging.getLogger(name).setLevel(logging.INFO)
-
-
-def _parse(command: type, name: str, argv: Sequence[str], default: Any = tyro.MISSING) -> Any:
-    """The command's arguments; a mistake in them becomes a ValueError with what tyro says in its box, in one line."""
-    given = {} if default is tyro.MISSING else {"default": default}
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                command, prog=f"crystalformer {name}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **given
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise  # --help
-        _, _, text = complaint.getvalue().translate(str.maketrans("", "", "│╭╮╰╯─")).strip().partition("\n")  # no title
-        words = text.split()
-        raise ValueError(" ".join(word for word in words if word.strip("-"))) from stop
+    return dispatch("crystalformer", USAGE, commands, argv)
 
 
 # --- prepare --------------------------------------------------------------------------------------------------------
@@ -180,58 +130,30 @@ def run_prepare(arguments: Prepare) -> int:
             column=arguments.column,
             progress=progress,
         )
-    _say(f"{summary.accepted} crystals in {arguments.out}; {len(summary.refused)} rows refused, see refused.csv there")
+    say(f"{summary.accepted} crystals in {arguments.out}; {len(summary.refused)} rows refused, see refused.csv there")
     return 0
 
 
 # --- train ----------------------------------------------------------------------------------------------------------
 
 
+TRAIN = """Trains a model; the run folder holds config.yaml, metrics.csv, checkpoints/ to resume and published/ to use.
+
+crystalformer train --train mp_20.csv --run-dir runs/mp20 --epochs 500 --learning-rate 1e-3
+
+crystalformer train --run-dir runs/mp20 --resume
+"""
+
+
 def run_train(argv: Sequence[str], recipe: "TrainConfig | None" = None) -> int:
     """Trains from flags, on top of a saved config or of a `recipe`; or on from where a run was interrupted."""
     from crystalformer.train import TrainConfig, train
-    from matterform.config import load_config
     from matterform.training.mesh import initialize_distributed
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Train:
-        """Trains a model; the run folder holds config.yaml, metrics.csv, checkpoints/ to resume and published/ to use.
-
-        crystalformer train --train mp_20.csv --run-dir runs/mp20 --epochs 500 --learning-rate 1e-3
-
-        crystalformer train --run-dir runs/mp20 --resume
-        """
-
-        config: pathlib.Path | None = None  # YAML of an earlier run; flags override it
-        resume: bool = False  # go on with the run in --run-dir
-        distributed: bool = False  # one of several processes, found by JAX (SLURM, GKE, ...)
-        coordinator: str | None = None  # host:port, where JAX does not find the other processes itself
-        num_processes: int | None = None  # with --coordinator
-        process_id: int | None = None  # with --coordinator: 0, 1, ...
-        run: TrainConfig
-
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", type=pathlib.Path, nargs="?")  # without a value it is for tyro to complain
-    early.add_argument("--run-dir", "--run_dir", type=pathlib.Path, nargs="?")
-    early.add_argument("--resume", action="store_true")
-    known, _ = early.parse_known_args(argv)
-    run_dir = recipe.run_dir if known.run_dir is None and recipe is not None else known.run_dir
-    if known.config is None and known.resume and run_dir is not None and run_dir.is_dir():
-        known.config = run_dir / "config.yaml"
-    run = recipe if known.config is None else load_config(TrainConfig, known.config)
-    default = tyro.MISSING if run is None else Train(run=run)
-    arguments = _parse(Train, "train", argv, default)
-    if arguments.distributed or arguments.coordinator is not None:
-        initialize_distributed(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    result = train(arguments.run, resume=arguments.resume)
-    if result.outcome == "interrupted":
-        _say(f"stopped and saved; go on with: crystalformer train --run-dir {arguments.run.run_dir} --resume")
-        return 130
-    best = "" if result.best_loss is None else f"; lowest validation loss {result.best_loss:.4f}"
-    _say(
-        f"{result.outcome} after step {int(result.state.step)}{best}; weights in {arguments.run.run_dir / 'published'}"
-    )
-    return 0
+    run, resume, processes = parse_run(TrainConfig, "crystalformer train", TRAIN, argv, recipe)
+    if processes is not None:
+        initialize_distributed(*processes)
+    return report_run("crystalformer", "train", run.run_dir, train(run, resume=resume), "published")
 
 
 # --- sample ---------------------------------------------------------------------------------------------------------
@@ -305,10 +227,10 @@ def run_sample(arguments: Sample) -> int:
     rows = table.finish()
     seconds = time.monotonic() - start
     impossible = sum(bool(row["problem"]) for row in rows)
-    _say(f"{len(rows)} crystals in {seconds:.1f} s with compilation, {len({row['formula'] for row in rows})} formulas")
-    _say(f"table: {arguments.out / 'samples.csv'}; CIFs: {cif_folder}; {impossible} without a possible cell")
+    say(f"{len(rows)} crystals in {seconds:.1f} s with compilation, {len({row['formula'] for row in rows})} formulas")
+    say(f"table: {arguments.out / 'samples.csv'}; CIFs: {cif_folder}; {impossible} without a possible cell")
     if proposed:
-        _say(f"accepted moves of MCMC: {100 * accepted / proposed:.1f} %")
+        say(f"accepted moves of MCMC: {100 * accepted / proposed:.1f} %")
     return 0
 
 
@@ -372,9 +294,7 @@ def run_score(arguments: Score) -> int:
     table.write(table_rows(crystals, log_prob(checkpoint.params, checkpoint.config, crystals), places))
     rows = table.finish()
     mean = sum(row["logp"] for row in rows) / len(rows)
-    _say(
-        f"{len(rows)} crystals scored, mean log-probability {mean:.3f}; {len(refused)} refused; table: {arguments.out}"
-    )
+    say(f"{len(rows)} crystals scored, mean log-probability {mean:.3f}; {len(refused)} refused; table: {arguments.out}")
     return 0
 
 

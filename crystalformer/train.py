@@ -6,7 +6,6 @@ published/epoch_NNNNNN.pkl (to use).
 
 import contextlib
 import dataclasses
-import json
 import logging
 import pathlib
 import zlib
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import PRNGKeyArray
 
 from crystalformer.checkpoint import load_checkpoint, save_checkpoint
@@ -23,20 +21,22 @@ from crystalformer.crystal import Crystals
 from crystalformer.dataset import lengths, open_dataset, read_csv, truncate
 from crystalformer.likelihood import LossConfig, bucket_lengths, make_example_loss
 from crystalformer.parameters import init_params
-from matterform.config import load_config, save_config, to_dict
-from matterform.files import write_atomically
+from matterform.config import to_dict
 from matterform.training.batches import BatchPlan, Take, make_batch_plan
 from matterform.training.checkpoint import Checkpoints
-from matterform.training.loop import FitResult, LoopConfig, Validation, fit, metric_columns
+from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
 from matterform.training.metrics import open_metrics
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
 from matterform.training.state import TrainState, inference_params, init_state
 from matterform.training.step import make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("loss_w", "loss_xyz", "loss_a", "loss_l")
+# A resumed run may train longer, report elsewhere, read faster, find its data elsewhere; the rest must stay.
+FREE = ("run_dir", "loop", "workers", "keep", "publish_every", "wandb_project", "train", "validation")
 VALIDATION_KEY = 1  # folded into the seed where a validation set is split off
 
 
@@ -88,29 +88,29 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
         ValueError: if the run folder holds another run, nothing to resume, or the data do not fit the network.
         FloatingPointError: if the loss is not finite.
     """
-    _check_run_dir(config, resume)
+    check_run(config, resume, FREE)
     split = load_split(config)
     mesh = make_mesh()
     example_loss = make_example_loss(config.transformer, config.loss)
-    optimizer = make_optimizer(config.optimizer)
+    plan = _plan(split.train, config)
+    optimizer = make_optimizer(config.optimizer, last_step(config.loop, plan))
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = _first_params(config, init_key, resume)
     state = init_state(params, optimizer, mesh, ema=config.ema_decay is not None)
     step = make_train_step(
         example_loss, optimizer, step_key, mesh, accumulate=config.accumulate, ema_decay=config.ema_decay
     )
-    plan = _plan(split.train, config)
     validation = None
     if split.validation is not None:
         evaluate = make_eval_step(example_loss, mesh)
         validation = Validation(evaluate, _plan(split.validation, config), _taker(split.validation))
-    _claim_run_dir(config, split, resume)
+    claim_run(config, fingerprints(split), resume)
     with contextlib.ExitStack() as stack:
-        checkpoints = _open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
-        best = _open_checkpoints(stack, config.run_dir / "best", 1)
+        checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
+        best = open_checkpoints(stack, config.run_dir / "best", 1)
         resumed = None
         if resume:
-            state, resumed = _restore(config, checkpoints, state)
+            state, resumed = restore_run(config.run_dir, checkpoints, state)
         writer = open_metrics(
             config.run_dir,
             metric_columns(PARTS, validation is not None),
@@ -197,33 +197,9 @@ def load_crystals(path: pathlib.Path, config: TransformerConfig, workers: int = 
     return truncate(crystals, config.n_max)
 
 
-def _check_run_dir(config: TrainConfig, resume: bool) -> None:
-    """Checks that the run folder is new, or holds the same run."""
-    path = config.run_dir / "config.yaml"
-    if resume and not path.exists():
-        raise ValueError(f"{config.run_dir} holds no run to resume (no config.yaml); leave out --resume to begin one")
-    if path.exists():
-        if not resume:
-            raise ValueError(f"{config.run_dir} holds a run already; give --resume to go on, or another --run-dir")
-        _check_same_run(load_config(TrainConfig, path), config)
-
-
-def _claim_run_dir(config: TrainConfig, split: Split, resume: bool) -> None:
-    """Writes config.yaml and data.json; only now, so that a run whose data cannot be read leaves nothing behind.
-
-    Raises:
-        ValueError: if a resumed run would see other crystals than before.
-    """
-    path = config.run_dir / "data.json"
-    found = {name: None if part is None else fingerprint(part) for name, part in split._asdict().items()}
-    if resume and path.exists() and (former := json.loads(path.read_text(encoding="utf-8"))) != found:
-        raise ValueError(f"cannot resume with other data: the run has {former}, but {config.train} gives {found}")
-    if jax.process_count() > 1:  # else the first process could claim the folder before the others have looked
-        multihost_utils.sync_global_devices("run folder checked")
-    if jax.process_index() == 0:
-        save_config(config, config.run_dir / "config.yaml")
-        with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
+def fingerprints(split: Split) -> dict[str, dict[str, int] | None]:
+    """What a resumed run must find again."""
+    return {name: None if part is None else fingerprint(part) for name, part in split._asdict().items()}
 
 
 def fingerprint(crystals: Crystals) -> dict[str, int]:
@@ -234,22 +210,6 @@ def fingerprint(crystals: Crystals) -> dict[str, int]:
     return {"crystals": len(crystals.G), "crc32": checksum}
 
 
-def _open_checkpoints(stack: contextlib.ExitStack, folder: pathlib.Path, keep: int) -> Checkpoints:
-    checkpoints = Checkpoints(folder, keep=keep)
-    stack.callback(checkpoints.close)
-    return checkpoints
-
-
-def _restore(config: TrainConfig, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    if checkpoints.latest_step() is None:
-        raise ValueError(
-            f"{config.run_dir} ended before its first checkpoint; delete it and begin anew, without --resume"
-        )
-    state, progress = checkpoints.restore(state)
-    logger.info("resuming after step %d", int(state.step))
-    return state, progress
-
-
 def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
     held_out = 0 if split.validation is None else len(split.validation.G)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -257,23 +217,6 @@ def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
         "%d crystals to train on, %d held out, %d parameters, %d devices",
         *(len(split.train.G), held_out, num_parameters, num_devices),
     )
-
-
-def _check_same_run(former: TrainConfig, config: TrainConfig) -> None:
-    """A resumed run may train longer, report elsewhere, read faster, find its data elsewhere; the rest must stay."""
-    free = ("run_dir", "loop", "workers", "keep", "publish_every", "wandb_project", "train", "validation")
-    before = _flat(to_dict(former))
-    for name, value in _flat(to_dict(config)).items():
-        if name.split(".")[0] not in free and before[name] != value:
-            raise ValueError(f"cannot resume with another {name}: the run has {before[name]}, given {value}")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:

@@ -31,7 +31,7 @@ class OptimizerConfig:
     clip_value: float | None = None  # largest absolute value of each entry, applied before clip_norm
     schedule: Literal["constant", "cosine", "inverse_time"] = "constant"
     warmup_steps: int = 0
-    total_steps: int | None = None  # cosine only
+    total_steps: int | None = None  # cosine only; None is the whole run
     final_fraction: float = 0.0  # cosine only
     decay: float = 0.0  # inverse_time only, per step
 
@@ -50,8 +50,9 @@ class OptimizerConfig:
         _check("decay", self.decay, self.decay >= 0, "at least 0")
         if self.optimizer == "adam" and self.weight_decay:
             raise ValueError(f"weight_decay needs optimizer='adamw'; got {self.weight_decay} with 'adam'")
-        if self.schedule == "cosine" and (self.total_steps is None or self.total_steps < 1):
-            raise ValueError(f"total_steps must be at least 1 for schedule='cosine'; got {self.total_steps}")
+        _check(
+            "total_steps", self.total_steps, self.total_steps is None or self.total_steps >= 1, "at least 1, or none"
+        )
 
 
 def make_schedule(config: OptimizerConfig) -> Schedule:
@@ -62,8 +63,10 @@ def make_schedule(config: OptimizerConfig) -> Schedule:
     return lambda count: rate(count) * jnp.minimum(1.0, (count + 1) / config.warmup_steps)
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, then Adam or AdamW at the scheduled rate."""
+def make_optimizer(config: OptimizerConfig, run_steps: int | None = None) -> optax.GradientTransformation:
+    """Clipping, then Adam or AdamW at the scheduled rate; `run_steps` are the total steps where the config has none."""
+    if config.total_steps is None:
+        config = dataclasses.replace(config, total_steps=run_steps)
     transforms = []
     if config.clip_value is not None:
         transforms.append(optax.clip(config.clip_value))
@@ -79,7 +82,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 def _make_rate(config: OptimizerConfig) -> Schedule:
     if config.schedule == "cosine":
-        assert config.total_steps is not None  # checked by the config
+        if config.total_steps is None:
+            raise ValueError("schedule='cosine' needs total_steps, or a run whose length is known; got neither")
         return optax.cosine_decay_schedule(config.learning_rate, config.total_steps, config.final_fraction)
     if config.schedule == "inverse_time":
         return lambda count: config.learning_rate / (1 + config.decay * count)

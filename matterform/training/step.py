@@ -150,6 +150,8 @@ def _weighted_sums(example_loss: ExampleLoss, params: Any, keys: Any, batch: Bat
 
 def _sum_over(function: Callable[[Any], Any], parts: Any) -> Any:
     """Sum of `function(part)` over the leading axis of `parts`, one part in memory at a time."""
+    if len(jax.tree.leaves(parts)[0]) == 1:  # spares a second copy of the gradient
+        return function(jax.tree.map(lambda x: x[0], parts))
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None), zeros, parts)

@@ -1,5 +1,8 @@
 """Schedules and first steps against numbers worked by hand."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -61,7 +64,7 @@ def test_clipping_by_norm_and_by_value():
         ("b2", {"b2": 1.0}),
         ("clip_norm", {"clip_norm": 0.0}),
         ("weight_decay", {"weight_decay": 0.1}),
-        ("total_steps", {"schedule": "cosine"}),
+        ("total_steps", {"schedule": "cosine", "total_steps": 0}),
         ("warmup_steps", {"warmup_steps": -1}),
     ],
 )
@@ -75,3 +78,20 @@ def test_unknown_kinds_are_refused(field):
     # The type checker of the tests sees the wrong word before the config does.
     with pytest.raises((ValueError, TypeError), match=rf"^{field} must be one of|parameter '{field}'"):
         OptimizerConfig(**{field: "sgd"})
+
+
+def test_cosine_without_total_steps_lasts_the_run():
+    config = OptimizerConfig(schedule="cosine", learning_rate=1.0, optimizer="adam")
+    params = {"w": jnp.ones(())}
+
+    def updates(optimizer, count):
+        state, found = optimizer.init(params), []
+        for _ in range(count):
+            change, state = optimizer.update({"w": jnp.ones(())}, state, params)
+            found.append(float(change["w"]))
+        return found
+
+    explicit = make_optimizer(dataclasses.replace(config, total_steps=5))
+    assert updates(make_optimizer(config, run_steps=5), 6) == updates(explicit, 6)
+    with pytest.raises(ValueError, match="total_steps"):
+        make_optimizer(config)

@@ -1,0 +1,84 @@
+"""A run's folder: whose it is, whether it may be resumed, and its checkpoints."""
+
+import contextlib
+import json
+import logging
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from matterform.config import load_config, save_config, to_dict
+from matterform.files import write_atomically
+from matterform.training.checkpoint import Checkpoints
+from matterform.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def check_run(config: Any, resume: bool, free: Collection[str]) -> None:
+    """Checks that the folder `config.run_dir` is new, or holds the same run.
+
+    Args:
+        free: top-level fields that a resumed run may change.
+
+    Raises:
+        ValueError: there is nothing to resume, something not to be overwritten, or a run with other settings.
+    """
+    path = config.run_dir / "config.yaml"
+    if resume and not path.exists():
+        raise ValueError(f"{config.run_dir} holds no run to resume (no config.yaml); leave out --resume to begin one")
+    if path.exists():
+        if not resume:
+            raise ValueError(f"{config.run_dir} holds a run already; give --resume to go on, or another --run-dir")
+        before = _flat(to_dict(load_config(type(config), path)))
+        for name, value in _flat(to_dict(config)).items():
+            if name.split(".")[0] not in free and before[name] != value:
+                raise ValueError(f"cannot resume with another {name}: the run has {before[name]}, given {value}")
+
+
+def claim_run(config: Any, data: Mapping[str, Any], resume: bool) -> None:
+    """Writes config.yaml and data.json, the fingerprints of the data.
+
+    To be called when the data have been read, so that a run that cannot read them leaves nothing behind.
+
+    Raises:
+        ValueError: a resumed run would see other data than before.
+    """
+    path = config.run_dir / "data.json"
+    if resume and path.exists() and (former := json.loads(path.read_text(encoding="utf-8"))) != data:
+        raise ValueError(f"cannot resume with other data: the run has {former}, but {config.train} gives {dict(data)}")
+    if jax.process_count() > 1:  # else the first process could claim the folder before the others have looked
+        multihost_utils.sync_global_devices("run folder checked")
+    if jax.process_index() == 0:
+        save_config(config, config.run_dir / "config.yaml")
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
+
+
+def open_checkpoints(stack: contextlib.ExitStack, folder: pathlib.Path, keep: int) -> Checkpoints:
+    """The checkpoints in a folder, closed with the stack."""
+    checkpoints = Checkpoints(folder, keep=keep)
+    stack.callback(checkpoints.close)
+    return checkpoints
+
+
+def restore_run(
+    run_dir: pathlib.Path, checkpoints: Checkpoints, state: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state to go on from, and what `fit` takes as `resumed`."""
+    if checkpoints.latest_step() is None:
+        raise ValueError(f"{run_dir} ended before its first checkpoint; delete it and begin anew, without --resume")
+    state, progress = checkpoints.restore(state)
+    logger.info("resuming after step %d", int(state.step))
+    return state, progress
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
