@@ -1,0 +1,348 @@
+"""Training of AtomFormer, from nothing or from published weights: one config, one run folder that describes itself.
+
+A run folder holds config.yaml, metrics.csv, TensorBoard events, checkpoints/<step>/ (to resume), best/<step>/ and
+model/ (config.json and model.safetensors, to use), which is the best model on the validation set, or else the last.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import shutil
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import PRNGKeyArray
+
+from atomformer.config import ENERGY_HEADS, SIZES, AtomformerConfig
+from atomformer.dataset import Dataset, fingerprint, lengths, select
+from atomformer.examples import bucket_lengths, make_take, stack_labels
+from atomformer.losses import (
+    LossConfig,
+    average_counts,
+    make_example_loss,
+    metric_names,
+    required_heads,
+    requirements,
+)
+from atomformer.metrics import ATOM3D
+from atomformer.parameters import Params, init_params
+from atomformer.references import fit_energy_scale, isolated_energies
+from atomformer.sources import load_dataset
+from atomformer.transformer import make_apply
+from atomformer.weights import Pretrained, from_pretrained, save_pretrained
+from matterform.training.batches import BatchPlan, make_batch_plan
+from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
+from matterform.training.mesh import make_mesh
+from matterform.training.metrics import open_metrics
+from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
+from matterform.training.state import TrainState, inference_params, init_state
+from matterform.training.step import make_eval_step, make_train_step
+
+logger = logging.getLogger(__name__)
+
+# A resumed run may train longer, report elsewhere, find its data elsewhere; the rest must stay.
+FREE = ("run_dir", "loop", "keep", "wandb_project", "train", "validation", "start_from", "isolated_atoms")
+VALIDATION_KEY = 1  # folded into the seed where a validation set is split off
+ENCODER_SIZES = ("vocab_size", "dim", "num_heads", "depth", "mlp_ratio", "k")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole training run.
+
+    `train` and `validation` are anything that `atomformer prepare` reads, or what it wrote. Without `validation`, a
+    share `validation_fraction` of the training set is held out, drawn from `seed`.
+    """
+
+    train: pathlib.Path
+    run_dir: pathlib.Path
+    validation: pathlib.Path | None = None
+    validation_fraction: float = 0.05
+    split: str | None = None  # part of a Hugging Face folder to train on
+    validation_split: str | None = None  # part of the same folder, or of `validation`, to validate on
+    start_from: str | None = None  # folder or hub id of a model whose encoder, and heads where they fit, to start from
+    freeze: Literal["none", "encoder"] = "none"  # what is not to change
+    task: Literal["SMP", "RES", "MSP", "LEP", "PPI", "LBA", "PSR", "RSR"] | None = None  # of ATOM3D
+    label_columns: tuple[str, ...] = ()  # properties to learn; by default `labels`
+    standardize: bool = True  # labels of a regression get the training set's mean and deviation as origin and unit
+    references: Literal["none", "fit"] = "none"  # energies per element to learn differences from: least squares
+    isolated_atoms: pathlib.Path | None = None  # file of single atoms: their energies are the references, up to a shift
+    size: Literal["tiny", "mini", "small", "base", "large"] | None = None  # instead of dim, num_heads, depth and k
+    model: AtomformerConfig = AtomformerConfig()  # heads follow from the loss; with start_from sizes from there
+    loss: LossConfig = LossConfig(formation_energy=1.0, forces=1.0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig(epochs=10)
+    batch_size: int = 128  # structures a step, over all devices and processes
+    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
+    ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; used instead of them
+    seed: int = 42
+    keep: int = 2  # checkpoints to resume from
+    wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
+
+    def __post_init__(self) -> None:
+        if self.validation is None and not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie in [0, 1); got {self.validation_fraction}")
+        for name in ("batch_size", "accumulate", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.references == "fit" and self.isolated_atoms is not None:
+            raise ValueError("give references='fit' or isolated_atoms, not both")
+        if self.task is not None and not self.loss.labels:
+            raise ValueError(f"task {self.task} needs the loss term labels; give it a weight")
+
+
+# The published recipe of pre-training (spec section 3); the warm-up is 0.001 of the steps of s2ef-15m, 10 epochs.
+PUBLISHED = OptimizerConfig(
+    optimizer="adamw", learning_rate=3e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine", warmup_steps=1000
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Pre-training: energies and forces, masked atoms, coordinate denoising, or several at once, by their weights."""
+
+    model: AtomformerConfig = AtomformerConfig(gradient_checkpointing=True)
+    optimizer: OptimizerConfig = PUBLISHED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Fine-tuning on properties (`label_columns`, or an ATOM3D `task`), or on energies and forces by their weights."""
+
+    validation_fraction: float = 0.1
+    loss: LossConfig = LossConfig(labels=1.0)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        optimizer="adamw", learning_rate=1e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine"
+    )
+    loop: LoopConfig = LoopConfig(epochs=50)
+    batch_size: int = 16
+
+
+class Split(NamedTuple):
+    """Training structures, and held-out ones (None without validation)."""
+
+    train: Dataset
+    validation: Dataset | None
+
+
+def train(config: TrainConfig, resume: bool = False) -> FitResult:
+    """Trains until the loop ends, is interrupted or stops early; returns its result.
+
+    Raises:
+        ValueError: the run folder holds another run, nothing to resume, or the data do not fit the network.
+        FloatingPointError: the loss is not finite.
+    """
+    check_run(config, resume, FREE)
+    split = load_split(config)
+    start = None if config.start_from is None else from_pretrained(config.start_from)
+    model = resolve_model(config, split.train, None if start is None else start.config)
+    mesh = make_mesh()
+    plan = _plan(split.train, config)
+    optimizer = make_model_optimizer(config, last_step(config.loop, plan))
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    params = first_params(init_key, model, start)
+    state = init_state(params, optimizer, mesh, ema=config.ema_decay is not None)
+    columns = label_columns(config)
+    required = requirements(config.loss, columns)
+    step = make_train_step(
+        make_example_loss(model, config.loss, average_counts(split.train, config.loss, columns)),
+        optimizer,
+        step_key,
+        mesh,
+        accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
+    )
+    take = make_take(split.train, model, required)
+    validation = None
+    if split.validation is not None:
+        held_out = split.validation
+        loss = make_example_loss(model, config.loss, average_counts(held_out, config.loss, columns))
+        evaluate = make_eval_step(loss, mesh)
+        validation = Validation(evaluate, _plan(held_out, config), make_take(held_out, model, required))
+    data = {name: None if part is None else fingerprint(part) for name, part in split._asdict().items()}
+    claim_run(config, data, resume)
+    with contextlib.ExitStack() as stack:
+        checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
+        best = open_checkpoints(stack, config.run_dir / "best", 1)
+        resumed = None
+        if resume:
+            state, resumed = restore_run(config.run_dir, checkpoints, state)
+        writer = open_metrics(
+            config.run_dir,
+            metric_columns(metric_names(model, config.loss), validation is not None),
+            resumed_step=int(state.step) if resume else None,
+            tensorboard=True,
+            wandb_project=config.wandb_project,
+        )
+        stack.callback(writer.close)
+        _log_sizes(split, state, mesh.size)
+        result = fit(
+            config.loop,
+            step,
+            state,
+            mesh,
+            plan,
+            take,
+            validation=validation,
+            checkpoints=checkpoints,
+            best=best,
+            writer=writer,
+            resumed=resumed,
+        )
+        if result.outcome != "interrupted":
+            chosen = result.state
+            if best.latest_step() is not None:
+                chosen, _ = best.restore(chosen)
+            publish(config.run_dir / "model", Pretrained(inference_params(chosen), model, make_apply(model)))
+    return result
+
+
+def publish(folder: pathlib.Path, model: Pretrained) -> None:
+    """Writes the model for use, in place of an earlier one of the same run."""
+    if jax.process_index() == 0:
+        model = model._replace(params=jax.tree.map(np.asarray, model.params))
+        fresh = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        save_pretrained(fresh, model)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+
+
+def load_split(config: TrainConfig) -> Split:
+    """The training and validation structures of a run; the same whenever it is resumed."""
+    dataset = _load(config.train, config.split)
+    if config.validation is not None or config.validation_split is not None:
+        return Split(dataset, _load(config.validation or config.train, config.validation_split))
+    total = len(lengths(dataset))
+    held_out = round(config.validation_fraction * total)
+    if held_out == 0:
+        return Split(dataset, None)
+    if held_out == total:
+        raise ValueError(
+            f"validation_fraction {config.validation_fraction} leaves none of {total} structures to train on"
+        )
+    order = np.random.default_rng([config.seed, VALIDATION_KEY]).permutation(total)
+    return Split(select(dataset, np.sort(order[held_out:])), select(dataset, np.sort(order[:held_out])))
+
+
+def _load(path: pathlib.Path, split: str | None) -> Dataset:
+    dataset, refused = load_dataset(path, split=split)
+    if refused:
+        row, reason = next(iter(refused.items()))
+        logger.warning("%s: refused %d of its structures; the first is %d: %s", path, len(refused), row, reason)
+    return dataset
+
+
+def label_columns(config: TrainConfig) -> tuple[str, ...]:
+    """The properties that the term `labels` learns."""
+    return config.label_columns or ("labels",)
+
+
+def resolve_model(config: TrainConfig, dataset: Dataset, start: AtomformerConfig | None) -> AtomformerConfig:
+    """The network that the run trains: its sizes, its heads, and the origins and units that the data set gives.
+
+    Raises:
+        ValueError: the data lack what is asked for.
+    """
+    model = config.model
+    if start is not None:
+        model = dataclasses.replace(model, **{name: getattr(start, name) for name in ENCODER_SIZES})
+    elif config.size is not None:
+        model = dataclasses.replace(model, **SIZES[config.size])
+    heads = required_heads(config.loss, model.conservative)
+    changes: dict[str, Any] = {"heads": heads}
+    if config.loss.labels:
+        changes |= _label_settings(config, dataset)
+    energy = next((name for name in ENERGY_HEADS if getattr(config.loss, name)), None)
+    if energy is not None and (config.references == "fit" or config.isolated_atoms is not None):
+        isolated = None if config.isolated_atoms is None else isolated_energies(config.isolated_atoms)
+        changes["energy"] = fit_energy_scale(dataset, energy, model.energy.per_atom, isolated)
+    return dataclasses.replace(model, **changes)
+
+
+def _label_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    columns = label_columns(config)
+    if missing := [name for name in columns if name not in dataset.structures]:
+        known = ", ".join(sorted(dataset.structures))
+        raise ValueError(f"{config.train} has no column {missing[0]!r} to learn; found {known}")
+    labels = stack_labels(dataset, columns)
+    problem, num_labels = config.model.problem, labels.shape[1]
+    if config.task is not None:
+        task = ATOM3D[config.task]
+        problem, num_labels = task.problem, task.num_labels
+    elif problem == "multiclass":
+        num_labels = max(config.model.num_labels, int(np.nanmax(labels)) + 1)
+    settings: dict[str, Any] = {"problem": problem, "num_labels": num_labels, "label_names": ()}
+    if problem != "multiclass":
+        settings["label_names"] = _label_names(dataset, columns)
+    if problem == "regression" and config.standardize:
+        scale = np.nanstd(labels, axis=0)
+        settings["label_mean"] = tuple(np.nanmean(labels, axis=0).tolist())
+        settings["label_scale"] = tuple(np.where(scale > 0, scale, 1.0).tolist())
+    elif problem != "regression":
+        _check_classes(labels, 2 if problem == "binary" else num_labels, columns)
+    return settings
+
+
+def _check_classes(labels: np.ndarray, classes: int, columns: tuple[str, ...]) -> None:
+    known = labels[np.isfinite(labels)]
+    wrong = known[(known < 0) | (known >= classes) | (known != np.round(known))]
+    if len(wrong):
+        raise ValueError(
+            f"the column {', '.join(columns)} must hold classes 0 to {classes - 1}; found {wrong[0]:g}; "
+            "for a number to predict use the problem regression"
+        )
+
+
+def _label_names(dataset: Dataset, columns: tuple[str, ...]) -> tuple[str, ...]:
+    names = []
+    for column in columns:
+        shape = dataset.structures[column].shape[1:]
+        names += [f"{column}[{i}]" for i in range(shape[0])] if shape else [column]
+    return tuple(names)
+
+
+def first_params(key: PRNGKeyArray, model: AtomformerConfig, start: Pretrained | None) -> Params:
+    """Fresh parameters, replaced by those of `start` for the encoder and for the heads of the same name and shape."""
+    params = init_params(key, model)
+    if start is None:
+        return params
+    heads = dict(params["heads"])
+    for name, leaves in start.params["heads"].items():
+        if name in heads and jax.tree.map(np.shape, heads[name]) == jax.tree.map(np.shape, leaves):
+            heads[name] = leaves
+    return {"encoder": start.params["encoder"], "heads": heads}
+
+
+def make_model_optimizer(config: TrainConfig, run_steps: int) -> optax.GradientTransformation:
+    """The optimiser of what is to change: never the table of element features, nor what the config freezes."""
+
+    def labels(params: Params) -> Any:
+        def label(path: Any, _: Any) -> str:
+            names = [entry.key for entry in path]
+            frozen = "metadata" in names or (config.freeze == "encoder" and names[0] == "encoder")
+            return "frozen" if frozen else "trained"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.partition(
+        {"trained": make_optimizer(config.optimizer, run_steps), "frozen": optax.set_to_zero()}, labels
+    )
+
+
+def _plan(dataset: Dataset, config: TrainConfig) -> BatchPlan:
+    counts = lengths(dataset)
+    return make_batch_plan(counts, config.batch_size, bucket_lengths(counts), config.seed)
+
+
+def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
+    held_out = 0 if split.validation is None else len(lengths(split.validation))
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    logger.info(
+        "%d structures to train on, %d held out, %d parameters, %d devices",
+        *(len(lengths(split.train)), held_out, num_parameters, num_devices),
+    )
