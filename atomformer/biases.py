@@ -75,9 +75,10 @@ def _image_biases(encoder, tokens, structure: Structure, config: AtomformerConfi
     weights = jnp.concatenate([seen, jnp.ones(3 * rows - 2, seen.dtype)])
     u = pair_coordinates(encoder["pair"], tokens[first], tokens[second], distances, config.vocab_size)
     biases = block_biases(encoder["pair"], encoder["blocks"], u)
-    highest = jax.lax.stop_gradient(jnp.max(biases, axis=0, keepdims=True))
-    terms = weights[:, None] * jnp.exp(biases - highest)
+    # Each row's own highest: against one of all rows, a row of low biases would vanish.
+    highest = jax.lax.stop_gradient(jax.ops.segment_max(biases, first, rows))
+    terms = weights[:, None] * jnp.exp(biases - highest[first])
     sums = jnp.zeros((rows, rows, config.depth), terms.dtype).at[first, second].add(terms)
     near = sums > TINY
-    totals = jnp.where(near, jnp.log(jnp.where(near, sums, 1.0)) + highest[None], MASKED)
+    totals = jnp.where(near, jnp.log(jnp.where(near, sums, 1.0)) + highest[:, None], MASKED)
     return jnp.moveaxis(totals, -1, 0)
