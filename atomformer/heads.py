@@ -82,5 +82,5 @@ def add_derivatives(outputs, structure, heads, config: AtomformerConfig) -> Outp
     if structure.cell is not None:
         found = found._replace(stress=virial / jnp.abs(jnp.linalg.det(structure.cell)))
     if "coords" in heads:
-        found = found._replace(coords=structure.positions - heads["coords"]["step"] * slope)
+        found = found._replace(coords=structure.positions - heads["coords"]["step"][0] * slope)
     return found
