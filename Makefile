@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TORCH := $(VENV)/.torch
 RESULTS := benchmarks/results
 DATA ?= ../shared/data
-PYTEST := $(BIN)/python -m pytest -q --jaxtyping-packages=matterform,crystalformer,beartype.beartype
+PYTEST := $(BIN)/python -m pytest -q --jaxtyping-packages=matterform,crystalformer,atomformer,beartype.beartype
 
 .PHONY: demo test test-slow check format bench install clean
 
@@ -19,7 +20,7 @@ test: install ## the fast tests, on two processes
 test-slow: install ## the long ones
 	$(PYTEST) -m slow
 
-check: install ## what continuous integration runs
+check: install $(TORCH) ## what continuous integration runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -39,7 +40,12 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,viz]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Some tests and benchmarks compare with PyTorch; not part of `install`, because pip may take gigabytes of it.
+$(TORCH): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	touch $@
 
 clean: ## removes what these commands made

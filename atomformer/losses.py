@@ -40,7 +40,7 @@ class LossConfig:
     labels: float = 0.0
     masked: float = 0.0
     denoising: float = 0.0
-    per_atom: bool = False  # energy errors are divided by the number of atoms
+    errors_per_atom: bool = False  # energy errors are divided by the number of atoms
     error: Literal["l1", "l2"] = "l1"
     mask_probability: float | Literal["cosine"] = 0.15  # cosine: a share cos(pi u / 2), u ~ U(0, 1), of each structure
     noise_ang: float = 0.05  # standard deviation of the noise on every coordinate of atoms that are not fixed
@@ -118,8 +118,8 @@ def _parts(column: np.ndarray, rows: int = 1_000_000):
 def make_example_loss(config: AtomformerConfig, loss: LossConfig, counts: dict[str, float]) -> ExampleLoss:
     """The loss of one structure, with the mean error of each term as metrics; `counts` are `average_counts`.
 
-    Metrics: `<term>` is the mean absolute error (eV, or eV an atom with `per_atom`; eV/Å; Å; labels in units of their
-    scale) or the cross-entropy (nats), `<term>_accuracy` the share of right classes.
+    Metrics: `<term>` is the mean absolute error (eV, or eV an atom with `errors_per_atom`; eV/Å; Å; labels in units of
+    their scale) or the cross-entropy (nats), `<term>_accuracy` the share of right classes.
     """
     apply = make_apply(config)
     clean = [name for name in loss.active if name in CLEAN_TERMS]
@@ -220,7 +220,7 @@ def clean_errors(name: str, outputs: Any, example: Example, config: AtomformerCo
             return label_errors(outputs.labels, target, known, config)
         case _:
             error = jnp.abs(getattr(outputs, name) - target)
-            return Errors(error / jnp.sum(example.structure.mask) if loss.per_atom else error, known)
+            return Errors(error / jnp.sum(example.structure.mask) if loss.errors_per_atom else error, known)
 
 
 def label_errors(

@@ -92,18 +92,24 @@ def load_dataset(path: str | os.PathLike[str], *, split: str | None = None) -> t
 
 
 def prepare_dataset(
-    path: str | os.PathLike[str], folder: str | os.PathLike[str], *, split: str | None = None
+    source: str | os.PathLike[str] | Iterable[ReadRow], out: str | os.PathLike[str], *, split: str | None = None
 ) -> Summary:
-    """Converts a source of any length into a folder for `load_dataset`, whole or not at all, with bounded memory.
+    """Converts a source of any length with bounded memory, whole or not at all.
+
+    Args:
+        source: a path that `iterate_rows` reads, or the entries that it or a converter gives.
+        out: a folder, which `load_dataset` opens at once; or a file NAME.parquet, the columns that others read.
 
     Raises:
-        ValueError: as `iterate_rows`; no row can be used; or `folder` already holds something.
+        ValueError: as `iterate_rows`; no row can be used; or `out` is a folder that already holds something.
     """
+    reads = iterate_rows(source, split=split) if isinstance(source, str | os.PathLike) else source
     refused: dict[int, str] = {}
-    rows = _accepted(iterate_rows(path, split=split), refused)
+    rows = _accepted(reads, refused)
     first = list(itertools.islice(rows, 1))
-    _check_some(path, len(first), refused)
-    return Summary(write_dataset(folder, itertools.chain(first, rows)), refused)
+    _check_some(source if isinstance(source, str | os.PathLike) else "the source", len(first), refused)
+    write = write_parquet if pathlib.Path(out).suffix == ".parquet" else write_dataset
+    return Summary(write(out, itertools.chain(first, rows)), refused)
 
 
 def _accepted(reads: Iterable[ReadRow], refused: dict[int, str]) -> Iterator[Row]:

@@ -69,7 +69,7 @@ class TrainConfig:
     task: Literal["SMP", "RES", "MSP", "LEP", "PPI", "LBA", "PSR", "RSR"] | None = None  # of ATOM3D
     label_columns: tuple[str, ...] = ()  # properties to learn; by default `labels`
     standardize: bool = True  # labels of a regression get the training set's mean and deviation as origin and unit
-    references: Literal["none", "fit"] = "none"  # energies per element to learn differences from: least squares
+    fit_references: bool = False  # energies are learned as differences from energies per element, by least squares
     isolated_atoms: pathlib.Path | None = None  # file of single atoms: their energies are the references, up to a shift
     size: Literal["tiny", "mini", "small", "base", "large"] | None = None  # instead of dim, num_heads, depth and k
     model: AtomformerConfig = AtomformerConfig()  # heads follow from the loss; with start_from sizes from there
@@ -89,8 +89,8 @@ class TrainConfig:
         for name in ("batch_size", "accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.references == "fit" and self.isolated_atoms is not None:
-            raise ValueError("give references='fit' or isolated_atoms, not both")
+        if self.fit_references and self.isolated_atoms is not None:
+            raise ValueError("give fit_references or isolated_atoms, not both")
         if self.task is not None and not self.loss.labels:
             raise ValueError(f"task {self.task} needs the loss term labels; give it a weight")
 
@@ -258,7 +258,7 @@ def resolve_model(config: TrainConfig, dataset: Dataset, start: AtomformerConfig
     if config.loss.labels:
         changes |= _label_settings(config, dataset)
     energy = next((name for name in ENERGY_HEADS if getattr(config.loss, name)), None)
-    if energy is not None and (config.references == "fit" or config.isolated_atoms is not None):
+    if energy is not None and (config.fit_references or config.isolated_atoms is not None):
         isolated = None if config.isolated_atoms is None else isolated_energies(config.isolated_atoms)
         changes["energy"] = fit_energy_scale(dataset, energy, model.energy.per_atom, isolated)
     return dataclasses.replace(model, **changes)

@@ -87,7 +87,7 @@ def parse_run(
         coordinator: str | None = None  # host:port, where JAX does not find the other processes itself
         num_processes: int | None = None  # with --coordinator
         process_id: int | None = None  # with --coordinator: 0, 1, ...
-        run: config_class  # pyright: ignore[reportInvalidTypeForm]
+        run: config_class
 
     Arguments.__doc__ = explanation
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
