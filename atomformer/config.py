@@ -82,6 +82,8 @@ class AtomformerConfig:
         for name in ("label_names", "label_mean", "label_scale"):
             if len(getattr(self, name)) not in (0, self.num_labels):
                 raise ValueError(f"{name} must have num_labels = {self.num_labels} entries, or none")
+        if not all(scale > 0 for scale in self.label_scale):
+            raise ValueError(f"label_scale must be positive; got {self.label_scale}")
 
     @property
     def head_dim(self) -> int:

@@ -58,9 +58,9 @@ def _energy(number: Float[Array, ""], mask: Bool[Array, " n"], config: Atomforme
 
 
 def _labels(numbers: Float[Array, " labels"], config: AtomformerConfig) -> Float[Array, " labels"]:
-    if not config.label_scale:
-        return numbers
-    return jnp.asarray(config.label_mean) + numbers * jnp.asarray(config.label_scale)
+    if config.label_scale:
+        numbers = numbers * jnp.asarray(config.label_scale)
+    return numbers + jnp.asarray(config.label_mean) if config.label_mean else numbers
 
 
 def add_derivatives(outputs, structure, heads, config: AtomformerConfig) -> Outputs:

@@ -28,7 +28,7 @@ def lively() -> Callable[..., Any]:
 
     @functools.cache
     def make(config: AtomformerConfig, seed: int = 0) -> Any:
-        params = init_params(jax.random.key(seed), config)
+        params = jax.jit(init_params, static_argnums=1)(jax.random.key(seed), config)
         metadata = params["encoder"]["metadata"]  # a table, not a parameter
         leaves, tree = jax.tree.flatten(params)
         rng = np.random.default_rng(seed)

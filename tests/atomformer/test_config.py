@@ -59,6 +59,7 @@ def test_sizes_can_be_changed():
         ({"heads": ("forces",), "conservative": True}, "conservative forces need one of the heads formation_energy"),
         ({"num_labels": 2, "label_names": ("a",)}, "label_names must have num_labels = 2 entries, or none"),
         ({"num_labels": 2, "label_scale": (1.0,)}, "label_scale must have num_labels = 2 entries, or none"),
+        ({"label_scale": (-1.0,)}, "label_scale must be positive"),
     ],
 )
 def test_impossible_configs_are_refused_in_one_line(changes, message):
