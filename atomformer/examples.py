@@ -133,13 +133,7 @@ def check_dataset(dataset: Dataset, config: AtomformerConfig, required: Requirem
             known = ", ".join(sorted(set(dataset.structures) | set(dataset.atoms)))
             raise ValueError(f"the data have no column {name!r}; found {known}")
     if required.label_columns:
-        num_labels = stack_labels(dataset, required.label_columns).shape[1]
-        expected = 1 if config.problem == "multiclass" else config.num_labels
-        if num_labels != expected:
-            raise ValueError(
-                f"the label columns {', '.join(required.label_columns)} hold {num_labels} numbers a structure; "
-                f"a network with num_labels = {config.num_labels} for a {config.problem} problem needs {expected}"
-            )
+        check_labels(stack_labels(dataset, required.label_columns), config, ", ".join(required.label_columns))
     present = np.unique(dataset.atoms["input_ids"])
     if present[-1] >= config.vocab_size:
         raise ValueError(f"the data have the token {present[-1]}; the network knows {config.vocab_size} tokens")
@@ -147,3 +141,19 @@ def check_dataset(dataset: Dataset, config: AtomformerConfig, required: Requirem
         known = {number for number, _ in config.energy.references}
         if missing := [str(element_table().symbol[number]) for number in present if int(number) not in known]:
             raise ValueError(f"the reference energies lack {', '.join(missing)}; give one for every element")
+
+
+def check_labels(labels: Float[np.ndarray, "m labels"], config: AtomformerConfig, columns: str) -> None:
+    """Refuses labels of another number than the network's outputs, and what is no class where it tells classes."""
+    expected = 1 if config.problem == "multiclass" else config.num_labels
+    if labels.shape[1] != expected:
+        raise ValueError(
+            f"the label columns {columns} hold {labels.shape[1]} numbers a structure; "
+            f"a network with num_labels = {config.num_labels} for a {config.problem} problem needs {expected}"
+        )
+    if config.problem == "regression":
+        return
+    # Indexing on devices clamps: a class that is not there would be learned as another.
+    classes, known = 2 if config.problem == "binary" else config.num_labels, labels[np.isfinite(labels)]
+    if len(wrong := known[(known < 0) | (known >= classes) | (known != np.round(known))]):
+        raise ValueError(f"the label columns {columns} must hold classes 0 to {classes - 1}; found {wrong[0]:g}")
