@@ -71,8 +71,11 @@ def encode(
         leaves, bias, dropout_key = inputs
         return block(leaves, dropout_key, x, bias, config), None
 
-    if config.gradient_checkpointing:
-        run = jax.checkpoint(run)
+    # Of a block only the large matrix products are kept for the backward pass, or with gradient checkpointing nothing:
+    # to compute the rest again is cheaper than to write it to memory and read it back.
+    if config.gradient_checkpointing or not config.conservative:  # a second derivative would pay twice
+        policy = None if config.gradient_checkpointing else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # the scan itself prevents it
     blocks = {name: encoder["blocks"][name] for name in BLOCK_LEAVES}
     # The sum of the two halves' outputs is the output of the summed halves, at half the cost.
     blocks["out_proj"] = fold_halves(blocks["out_proj"], config.dim)
