@@ -7,6 +7,7 @@ depends neither on its companions nor on the number of devices.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -96,11 +97,10 @@ def average_counts(dataset: Dataset, loss: LossConfig, label_columns: tuple[str,
             known = int(np.isfinite(stack_labels(dataset, label_columns)).sum())
         elif name in ENERGY_HEADS:
             known = int(np.isfinite(dataset.structures[name]).sum())
-        elif name in ("forces", "relaxed_coords"):
+        elif name == "forces":
             known = sum(int(np.isfinite(part).sum()) for part in _parts(dataset.atoms[name]))
-        elif name == "denoising":
-            held = dataset.atoms.get("fixed")
-            known = 3 * (int(dataset.offsets[-1]) - (0 if held is None else int(np.count_nonzero(held))))
+        elif name in ("relaxed_coords", "denoising"):  # only of atoms that may move
+            known = sum(int(np.isfinite(part[~held]).sum()) for part, held in _coordinates(dataset, name))
         else:
             share = 2 / np.pi if loss.mask_probability == "cosine" else loss.mask_probability
             known = float(share * dataset.offsets[-1])
@@ -110,9 +110,16 @@ def average_counts(dataset: Dataset, loss: LossConfig, label_columns: tuple[str,
     return counts
 
 
-def _parts(column: np.ndarray, rows: int = 1_000_000):
+def _parts(column: np.ndarray, rows: int = 1_000_000) -> Iterator[np.ndarray]:
     """A column that may be larger than memory, piece by piece."""
     return (column[start : start + rows] for start in range(0, len(column), rows))
+
+
+def _coordinates(dataset: Dataset, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The coordinates that a term compares with, and which atoms are fixed, piece by piece."""
+    column = dataset.atoms["relaxed_coords" if name == "relaxed_coords" else "coords"]
+    held = dataset.atoms.get("fixed", np.broadcast_to(np.False_, len(column)))
+    return zip(_parts(column), _parts(held), strict=True)
 
 
 def make_example_loss(config: AtomformerConfig, loss: LossConfig, counts: dict[str, float]) -> ExampleLoss:
