@@ -102,12 +102,21 @@ def average_counts(dataset: Dataset, loss: LossConfig, label_columns: tuple[str,
         elif name in ("relaxed_coords", "denoising"):  # only of atoms that may move
             known = sum(int(np.isfinite(part[~held]).sum()) for part, held in _coordinates(dataset, name))
         else:
-            share = 2 / np.pi if loss.mask_probability == "cosine" else loss.mask_probability
-            known = float(share * dataset.offsets[-1])
+            sizes, times = np.unique(lengths(dataset), return_counts=True)
+            known = float(np.dot([expected_masked(int(n), loss.mask_probability) for n in sizes], times))
         if not known:
             raise ValueError(f"no structure of the data has a value for {name}; leave that term out")
         counts[name] = known / size
     return counts
+
+
+def expected_masked(atoms: int, probability: float | Literal["cosine"]) -> float:
+    """How many of a structure's atoms `choose_masked` takes on average."""
+    if probability != "cosine":
+        return probability * atoms
+    # One, and one more for each m that the rounded cos(pi u / 2) x atoms exceeds.
+    thresholds = (np.arange(1, atoms) + 0.5) / atoms
+    return 1 + float(np.sum(np.arccos(thresholds))) * 2 / np.pi
 
 
 def _parts(column: np.ndarray, rows: int = 1_000_000) -> Iterator[np.ndarray]:

@@ -25,6 +25,7 @@ from atomformer.losses import (
     clean_errors,
     corrupt,
     corrupted_errors,
+    expected_masked,
     label_errors,
     make_example_loss,
     metric_names,
@@ -283,11 +284,47 @@ def test_shares_follow_the_cosine():
     assert np.abs(share - 2 / np.pi).max() < 4.5 * (2 / np.pi * (1 - 2 / np.pi) / len(chosen)) ** 0.5
 
 
-@pytest.mark.parametrize("real", [1, 2])
+@pytest.mark.parametrize("real", [1, 2, 3, 6])
 def test_small_molecules_have_at_least_one_masked_atom(real):
-    chosen = draws("cosine", np.arange(4) < real, 2000)
-    assert (chosen[:, :real].sum(1) >= 1).all()
+    chosen = draws("cosine", np.arange(8) < real)
+    numbers = chosen[:, :real].sum(1)
+    assert numbers.min() == 1
     assert not chosen[:, real:].any()
+    # The mean that the loss divides by knows of rounding and of the one.
+    error = numbers.std() / len(numbers) ** 0.5
+    assert abs(numbers.mean() - expected_masked(real, "cosine")) <= 4.5 * error
+
+
+@pytest.mark.parametrize("problem", ["binary", "multiclass"])
+def test_means_over_the_data_of_classes_and_masked_atoms(tiny_config, lively, problem):
+    columns = ("class",) if problem == "multiclass" else ("class", "other")
+    config = dataclasses.replace(tiny_config, heads=("classification", "masked"), problem=problem, num_labels=2)
+    loss = LossConfig(labels=1.0, masked=0.5, mask_probability=1.0)
+    data, params = dataset(), lively(config)
+    data.structures["class"], data.structures["other"] = np.array([0, 1, NAN, 1]), np.array([1, NAN, 0, 1.0])
+    value, metrics = jax.jit(mean_loss(config, loss, data, columns), compiler_options=FAST)(params)
+    structure = make_take(data, config, requirements(loss, columns))(np.arange(4), 4).structure
+    apply = jax.jit(jax.vmap(make_apply(config), in_axes=(None, None, 0)), compiler_options=FAST)
+    found = np.asarray(apply(params, None, structure).labels, np.float64)
+    if problem == "binary":
+        targets = np.stack([data.structures[name] for name in columns], axis=1)
+        entropy = np.log1p(np.exp(-found)) * targets + np.log1p(np.exp(found)) * (1 - targets)
+        right = np.where(np.isnan(targets), NAN, (found > 0) == (targets == 1))
+    else:
+        entropy = -np.log(scipy.special.softmax(found, axis=1))[[0, 1, 3], [0, 1, 1]]
+        right = found.argmax(1)[[0, 1, 3]] == [0, 1, 1]
+    covered = apply(params, None, structure._replace(tokens=np.where(structure.mask, 0, structure.tokens)))
+    log_probs = np.log(scipy.special.softmax(np.asarray(covered.logits, np.float64), axis=-1))[structure.mask]
+    tokens = structure.tokens[structure.mask]
+    expected = {
+        "labels": np.nanmean(entropy),
+        "labels_accuracy": np.nanmean(right),
+        "masked": -log_probs[np.arange(len(tokens)), tokens].mean(),
+        "masked_accuracy": (log_probs.argmax(1) == tokens).mean(),
+    }
+    assert {name: float(mean) for name, mean in metrics.items()} == pytest.approx(expected, rel=1e-4)
+    assert float(value) == pytest.approx(expected["labels"] + 0.5 * expected["masked"], rel=1e-4)
+    assert set(metrics) == set(metric_names(config, loss))
 
 
 def test_noise_moves_what_is_not_fixed_by_its_standard_deviation():

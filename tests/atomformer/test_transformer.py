@@ -117,6 +117,31 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(plain, tiny_config, l
             assert np.abs(want).max() > 0, path
 
 
+def test_conservative_forces_and_their_training_are_those_of_the_plain_form(plain, tiny_config, lively, molecules):
+    config = dataclasses.replace(tiny_config, conservative=True)
+    params, batch = lively(config), molecules((5, 3))
+    apply = jax.vmap(make_apply(config), in_axes=(None, None, 0))
+
+    def plain_forces(params):
+        def energy(positions):
+            return plain.forward(params, tiny_config, batch._replace(positions=positions)).formation_energy.sum()
+
+        return -jax.grad(energy)(jnp.asarray(batch.positions))
+
+    def loss(forces):
+        return jnp.sum(jnp.where(batch.mask[..., None], jnp.sin(forces), 0.0)), forces
+
+    both: list[Any] = [
+        quickly(jax.value_and_grad(lambda params: loss(forces(params)), has_aux=True))
+        for forces in (lambda params: apply(params, None, batch).forces, plain_forces)
+    ]
+    with_plain_head = params | {"heads": params["heads"] | {"forces": lively(tiny_config)["heads"]["forces"]}}
+    ((_, found), slopes), ((_, expected), plain_slopes) = both[0](params), both[1](with_plain_head)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    assert relative_error(slopes["encoder"], plain_slopes["encoder"]) < 1e-4
+    assert relative_error(slopes["heads"], {"formation_energy": plain_slopes["heads"]["formation_energy"]}) < 1e-4
+
+
 # --- ways of computing ----------------------------------------------------------------------------------------------
 
 
