@@ -228,7 +228,8 @@ def test_masked_and_denoised_errors_are_those_worked_by_hand(rng):
 
 @pytest.mark.parametrize("conservative", [False, True])
 def test_missing_targets_leave_gradients_finite(tiny_config, lively, conservative):
-    loss = LossConfig(total_energy=1.0, forces=1.0, relaxed_coords=1.0, masked=1.0)
+    error = "l1" if conservative else "l2"
+    loss = LossConfig(total_energy=1.0, forces=1.0, relaxed_coords=1.0, masked=1.0, error=error)
     config = dataclasses.replace(tiny_config, conservative=conservative, heads=required_heads(loss, conservative))
     params = lively(config)
     counts = dict.fromkeys(loss.active, 1.0)
@@ -356,6 +357,16 @@ def test_a_term_that_is_off_corrupts_nothing():
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
+
+
+def test_noise_in_validation_depends_on_the_structures_number_alone(tiny_config, lively):
+    loss = LossConfig(denoising=1.0)
+    config = dataclasses.replace(tiny_config, heads=("coords",))
+    example_loss, params = make_example_loss(config, loss, {"denoising": 1.0}), lively(config)
+    errors = jax.jit(jax.vmap(lambda one: example_loss(params, None, one)[0]), compiler_options=FAST)
+    values = errors(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(example(index=i) for i in (3, 5, 3))))
+    assert values[0] == values[2] != values[1]
+
 
 NAMES = ("formation_energy", "total_energy", "forces", "labels", "masked", "masked_accuracy", "denoising")
 EVERYTHING = LossConfig(formation_energy=1.0, total_energy=1.0, forces=1.0, labels=1.0, masked=1.0, denoising=1.0)
