@@ -72,6 +72,15 @@ def lengths(dataset: Dataset) -> Int64[np.ndarray, " m"]:
     return np.diff(dataset.offsets)
 
 
+def elements(dataset: Dataset) -> Int64[np.ndarray, " e"]:
+    """The atomic numbers that occur, increasing; counted piece by piece, since the atoms may exceed the memory."""
+    tokens = dataset.atoms["input_ids"]
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(tokens), PIECE):
+        counts += np.bincount(tokens[start : start + PIECE], minlength=256)
+    return np.flatnonzero(counts)
+
+
 def select(dataset: Dataset, indices: Sequence[int] | Int[np.ndarray, " k"]) -> Dataset:
     """The structures with these indices, in this order, in memory."""
     indices = np.asarray(indices, np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from atomformer.config import ENERGY_HEADS, AtomformerConfig
-from atomformer.dataset import Dataset, lengths
+from atomformer.dataset import Dataset, elements, lengths
 from atomformer.periodic import image_edges, reduced_cell
 from atomformer.structure import AnyArray, Edges, Structure
 from atomformer.vocabulary import PAD
@@ -134,7 +134,7 @@ def check_dataset(dataset: Dataset, config: AtomformerConfig, required: Requirem
             raise ValueError(f"the data have no column {name!r}; found {known}")
     if required.label_columns:
         check_labels(stack_labels(dataset, required.label_columns), config, ", ".join(required.label_columns))
-    present = np.unique(dataset.atoms["input_ids"])
+    present = elements(dataset)
     if present[-1] >= config.vocab_size:
         raise ValueError(f"the data have the token {present[-1]}; the network knows {config.vocab_size} tokens")
     if config.energy.references and set(required.targets) & set(ENERGY_HEADS):

@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from atomformer.config import EnergyScale
-from atomformer.dataset import Dataset, lengths
+from atomformer.dataset import Dataset, elements, lengths
 from atomformer.rows import row_from_atoms
 from matterform.elements import element_table
 from matterform.formats import read_structures, to_atoms
@@ -44,7 +44,7 @@ def fit_energy_scale(
     """
     if column not in dataset.structures:
         raise ValueError(f"the data have no column {column!r} to fit references to")
-    numbers = np.unique(dataset.atoms["input_ids"])
+    numbers = elements(dataset)
     table = element_table().symbol
     if isolated is not None and (missing := [str(table[z]) for z in numbers if int(z) not in isolated]):
         raise ValueError(f"the isolated atoms lack {', '.join(missing)}; add one of every element of the data")
