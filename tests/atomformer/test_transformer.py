@@ -128,15 +128,18 @@ def test_conservative_forces_and_their_training_are_those_of_the_plain_form(plai
 
         return -jax.grad(energy)(jnp.asarray(batch.positions))
 
-    def loss(forces):
-        return jnp.sum(jnp.where(batch.mask[..., None], jnp.sin(forces), 0.0)), forces
+    def training(forces) -> Any:
+        def loss(params):
+            found = forces(params)
+            return jnp.sum(jnp.where(batch.mask[..., None], jnp.sin(found), 0.0)), found
 
-    both: list[Any] = [
-        quickly(jax.value_and_grad(lambda params: loss(forces(params)), has_aux=True))
-        for forces in (lambda params: apply(params, None, batch).forces, plain_forces)
-    ]
+        return quickly(jax.value_and_grad(loss, has_aux=True))
+
     with_plain_head = params | {"heads": params["heads"] | {"forces": lively(tiny_config)["heads"]["forces"]}}
-    ((_, found), slopes), ((_, expected), plain_slopes) = both[0](params), both[1](with_plain_head)
+    ((_, found), slopes), ((_, expected), plain_slopes) = (
+        training(lambda params: apply(params, None, batch).forces)(params),
+        training(plain_forces)(with_plain_head),
+    )
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     assert relative_error(slopes["encoder"], plain_slopes["encoder"]) < 1e-4
     assert relative_error(slopes["heads"], {"formation_energy": plain_slopes["heads"]["formation_energy"]}) < 1e-4
