@@ -66,8 +66,8 @@ def _labels(numbers: Float[Array, " labels"], config: AtomformerConfig) -> Float
 def add_derivatives(outputs, structure, heads, config: AtomformerConfig) -> Outputs:
     """`outputs(structure)` with the forces, stress and denoised coordinates that follow from its energy.
 
-    Stress is the derivative by a symmetric strain of positions and cell over the volume (eV/Å³, ASE's sign); with
-    partial periodicity the missing lattice vectors are the unit vectors of the reduced cell, so it is not given.
+    Stress is the derivative by a symmetric strain of positions and cell over the volume (eV/Å³, ASE's sign). It means
+    something where all three directions are periodic; `predict_all` and the calculator leave it out elsewhere.
     """
 
     def energy(positions: Float[Array, "n 3"], strain: Float[Array, "3 3"]) -> tuple[Float[Array, ""], Outputs]:

@@ -8,6 +8,7 @@ one matrix product serve all blocks.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,9 @@ Leaves = Mapping[str, Array]
 
 MIN_WIDTH = 1e-5  # added to the widths of the Gaussians
 NORM_EPS = 1e-5
-# Pairs of one structure whose expansion is in memory at once: below this, splitting costs time and saves nothing.
-MAX_PAIRS = 1200
+# Pairs of one structure whose expansion is in memory at once. The backward pass makes several arrays of that size,
+# which should fit a processor's cache; the forward pass makes two, and is split only to bound the memory.
+FORWARD_PAIRS, BACKWARD_PAIRS = 10_000, 1200
 
 
 def pair_coordinates(
@@ -39,19 +41,8 @@ def block_biases(pair: Leaves, blocks: Mapping[str, Leaves], u: Float[Array, " p
     matrix = (norm["scale"] * projection["w"]).T
     constant = jnp.sum(norm["offset"] * projection["w"], axis=-1) + projection["b"]
     widths = jnp.abs(pair["stds"]) + MIN_WIDTH
-    projected = _in_parts(normed_projection, u, pair["means"], widths, matrix)
+    projected = normed_projection(u, pair["means"], widths, matrix)
     return projected + jnp.broadcast_to(constant, projected.shape)
-
-
-def _in_parts(function, u: Float[Array, " pairs"], *parameters: Array) -> Float[Array, "pairs depth"]:
-    """`function(u, *parameters)` in equal parts of at most MAX_PAIRS rows, one after another."""
-    parts = -(-u.shape[0] // MAX_PAIRS)
-    if parts == 1:
-        return function(u, *parameters)
-    rows = -(-u.shape[0] // parts)
-    padded = jnp.pad(u, (0, parts * rows - u.shape[0])).reshape(parts, rows)
-    out = jax.lax.map(lambda part: function(part, *parameters), padded)
-    return out.reshape(parts * rows, -1)[: u.shape[0]]
 
 
 @jax.custom_vjp
@@ -62,8 +53,29 @@ def normed_projection(
 
     The backward pass computes the densities again: nothing of size p x k is kept for it.
     """
-    _, _, centred, inverse_std = _gaussians(u, means, widths)
-    return centred @ matrix * inverse_std
+
+    def project(part: tuple[Float[Array, " rows"]]) -> Float[Array, "rows l"]:
+        _, _, centred, inverse_std = _gaussians(part[0], means, widths)
+        return centred @ matrix * inverse_std
+
+    return _joined(_map_parts(project, FORWARD_PAIRS, u), u.shape[0])
+
+
+def _map_parts(function, most: int, *columns: Array) -> Any:
+    """`function` of equal parts of the columns, of at most `most` rows, one after another; results are stacked."""
+    pairs = columns[0].shape[0]
+    parts = -(-pairs // most)
+    rows = -(-pairs // parts)
+
+    def split(column: Array) -> Array:
+        padding = [(0, parts * rows - pairs)] + [(0, 0)] * (column.ndim - 1)
+        return jnp.pad(column, padding).reshape(parts, rows, *column.shape[1:])
+
+    return jax.lax.map(function, tuple(map(split, columns)))
+
+
+def _joined(parts: Array, pairs: int) -> Array:
+    return parts.reshape(-1, *parts.shape[2:])[:pairs]
 
 
 def _gaussians(u, means, widths):
@@ -80,8 +92,15 @@ def _forward(u, means, widths, matrix):
     return y, (u, means, widths, matrix, y)
 
 
+def _backward(residuals, dy):
+    u, means, widths, matrix, y = residuals
+    # The rows that fill the last part have dy = 0, so they add nothing.
+    d_u, *d_parameters = _map_parts(lambda part: _gradients(*part, means, widths, matrix), BACKWARD_PAIRS, u, y, dy)
+    return (_joined(d_u, u.shape[0]), *(jnp.sum(parts, axis=0) for parts in d_parameters))
+
+
 @jax.checkpoint  # so that the second derivative, which conservative forces need, keeps nothing of size p x k either
-def _gradients(u, means, widths, matrix, y, dy):
+def _gradients(u, y, dy, means, widths, matrix):
     # Without the barrier the compiler sees that the forward pass computed the same, and keeps it until now.
     u, dy = jax.lax.optimization_barrier((u, dy))
     half_z, density, centred, inverse_std = _gaussians(u, means, widths)
@@ -97,4 +116,4 @@ def _gradients(u, means, widths, matrix, y, dy):
     return d_u, d_means, d_widths, centred.T @ (dy * inverse_std)
 
 
-normed_projection.defvjp(_forward, lambda residuals, dy: _gradients(*residuals, dy))
+normed_projection.defvjp(_forward, _backward)

@@ -124,6 +124,11 @@ def test_ordered_pairs_of_tokens_have_their_own_scalars():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def split(monkeypatch, most):
+    for name in ("FORWARD_PAIRS", "BACKWARD_PAIRS"):
+        monkeypatch.setattr(pairs, name, most)
+
+
 @pytest.mark.parametrize(("most", "count"), [(10, 43), (7, 8), (1, 5)])
 def test_working_in_parts_changes_nothing(monkeypatch, most, count):
     def run(*args):
@@ -134,10 +139,9 @@ def test_working_in_parts_changes_nothing(monkeypatch, most, count):
         u = jnp.asarray(np.random.default_rng(1).uniform(-1, 4, count))
         expected = run(pair, blocks, u)
         sizes = []
-        monkeypatch.setattr(pairs, "MAX_PAIRS", most)
-        monkeypatch.setattr(
-            pairs, "normed_projection", lambda u, *rest: (sizes.append(len(u)), normed_projection(u, *rest))[1]
-        )
+        split(monkeypatch, most)
+        gaussians = pairs._gaussians
+        monkeypatch.setattr(pairs, "_gaussians", lambda u, *rest: (sizes.append(len(u)), gaussians(u, *rest))[1])
         assert_close(run(pair, blocks, u), expected, 1e-11)
     assert 0 < max(sizes) <= most
 
@@ -153,11 +157,10 @@ def test_no_expansion_is_kept_for_the_backward_pass(monkeypatch, most):
     p, k = 1000, 64
     args = arguments(p, k, 2, np.float32)
     expansion = p * k
-    monkeypatch.setattr(pairs, "MAX_PAIRS", most)
-    in_parts = functools.partial(pairs._in_parts, normed_projection)
-    assert max(residual_sizes(in_parts, *args)) <= expansion / 10
+    split(monkeypatch, most)
+    assert max(residual_sizes(normed_projection, *args)) <= expansion / 10
     assert max(residual_sizes(plain_projection, *args)) >= expansion
     # Conservative forces: the backward pass of a gradient.
     force = lambda f: jax.grad(functools.partial(probe, f))  # noqa: E731
-    assert max(residual_sizes(force(in_parts), *args)) <= expansion / 10
+    assert max(residual_sizes(force(normed_projection), *args)) <= expansion / 10
     assert max(residual_sizes(force(plain_projection), *args)) >= expansion

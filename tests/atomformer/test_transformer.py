@@ -272,7 +272,8 @@ def test_companions_change_nothing(config, lively, molecules):
 def test_working_in_parts_changes_nothing(tiny_config, lively, molecules, monkeypatch):
     params, batch = lively(tiny_config), molecules(COUNTS)
     expected = compiled(tiny_config)(params, None, batch)
-    monkeypatch.setattr(pairs, "MAX_PAIRS", 20)
+    monkeypatch.setattr(pairs, "FORWARD_PAIRS", 20)
+    monkeypatch.setattr(pairs, "BACKWARD_PAIRS", 20)
     found = quickly(jax.vmap(make_apply(tiny_config), in_axes=(None, None, 0)))(params, None, batch)
     assert_same(found, expected, batch.mask)
 
