@@ -22,8 +22,10 @@ from atomformer.weights import Pretrained
 if TYPE_CHECKING:
     import ase
 
-# Pairs of atoms in a batch: enough to keep a processor busy, and for `base` below 1 GB, gradients included.
+# Pairs of atoms in a batch: `base` takes 0.1 GB for them, and with conservative forces 1 GB.
 MAX_PAIRS = 100_000
+# An atom takes the memory of so many pairs, so that batches of small structures are bounded by their atoms.
+PAIRS_PER_ATOM = 100
 # Atoms of the structures that are sorted by size together; their predictions are in memory at once.
 WINDOW_ATOMS = 30_000
 
@@ -71,7 +73,8 @@ def predict_all(
 
     Args:
         features: also the hidden states of the system token and of the atoms.
-        max_pairs: a batch has at most so many pairs of atoms (or edges, with explicit images), or one structure.
+        max_pairs: a batch has at most so many pairs of atoms (or edges, with explicit images) and a hundredth of that
+            in atoms, or one structure.
 
     Raises:
         ValueError: names the structure that cannot be used, by its index, and why.
@@ -255,7 +258,7 @@ def _grown(shape: _Shape, members: Sequence[Structure], length: int, max_pairs: 
     capacity = max((len(member.edges.first) for member in members if member.edges is not None), default=0)
     if shape.capacity:
         capacity = grown_capacity(shape.capacity, capacity)
-    size = min(len(members), max(1, max_pairs // max(length**2, capacity)))
+    size = min(len(members), max(1, max_pairs // max(length * max(length, PAIRS_PER_ATOM), capacity)))
     return _Shape(size if size > 2 * shape.size or capacity > shape.capacity else shape.size, capacity)
 
 

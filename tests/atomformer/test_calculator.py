@@ -178,7 +178,7 @@ def test_a_run_compiles_once_and_again_only_for_many_more_edges(make_model):
 
 
 def test_forces_are_differences_of_the_energy(atoms):
-    forces, start, step = atoms.get_forces(), atoms.positions.copy(), 0.02
+    forces, start, step = atoms.get_forces(), atoms.positions.copy(), 0.005
     assert np.abs(forces).max() > 1e-2
     rng = np.random.default_rng(0)
     for _ in range(3):  # along random directions

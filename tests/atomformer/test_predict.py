@@ -239,11 +239,15 @@ def shapes_and_sums(tiny_config):
     return run
 
 
-def test_batches_stay_within_the_bound_on_pairs(shapes_and_sums):
+def test_batches_stay_within_the_bounds_on_pairs_and_atoms(shapes_and_sums):
     structures = random_atoms([10] * 7 + [4] * 9)
-    shapes, sums = shapes_and_sums(structures, 200)
+    shapes, sums = shapes_and_sums(structures, 2000)
     assert list(sums) == [atoms.numbers.sum() for atoms in structures]
-    assert sorted(shapes) == [(2, 10)] * 4 + [(9, 4)]
+    assert sorted(shapes) == [(2, 10)] * 4 + [(5, 4)] * 2
+    rows = [{"input_ids": np.ones(200, int), "coords": np.eye(200, 3) + np.arange(200)[:, None]}] * 5
+    shapes, sums = shapes_and_sums(rows, 80_000)
+    assert len(list(sums)) == 5
+    assert shapes == [(2, 200)] * 3
 
 
 def test_structures_are_read_as_results_are_taken(shapes_and_sums, monkeypatch):
@@ -263,7 +267,7 @@ def test_structures_are_read_as_results_are_taken(shapes_and_sums, monkeypatch):
 
 def test_a_few_structures_of_a_size_do_not_set_its_batches_for_good(shapes_and_sums, monkeypatch):
     monkeypatch.setattr(prediction_module, "WINDOW_ATOMS", 20)
-    shapes, sums = shapes_and_sums(random_atoms([8, 8] + [4] + [4] * 15), 1000)
+    shapes, sums = shapes_and_sums(random_atoms([8, 8] + [4] + [4] * 15), 10_000)
     assert len(list(sums)) == 18
     assert shapes == [(2, 8), (1, 4), (5, 4), (5, 4), (5, 4)]
 
