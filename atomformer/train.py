@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Int64, PRNGKeyArray
 
 from atomformer.config import ENERGY_HEADS, SIZES, AtomformerConfig
 from atomformer.dataset import Dataset, fingerprint, lengths, select
@@ -123,9 +123,10 @@ class FinetuneConfig(TrainConfig):
 
 
 class Split(NamedTuple):
-    """Training structures, and held-out ones (None without validation)."""
+    """Which structures of a data set to train on, and held-out ones (None without validation)."""
 
     train: Dataset
+    rows: Int64[np.ndarray, " m"]
     validation: Dataset | None
 
 
@@ -141,7 +142,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     start = None if config.start_from is None else from_pretrained(config.start_from)
     model = resolve_model(config, split.train, None if start is None else start.config)
     mesh = make_mesh()
-    plan = _plan(split.train, config)
+    plan = _plan(lengths(split.train)[split.rows], config)
     optimizer = make_model_optimizer(config, last_step(config.loop, plan))
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = first_params(init_key, model, start)
@@ -156,14 +157,15 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
     )
-    take = make_take(split.train, model, required)
+    take_stored = make_take(split.train, model, required)
     validation = None
     if split.validation is not None:
         held_out = split.validation
         loss = make_example_loss(model, config.loss, average_counts(held_out, config.loss, columns))
         evaluate = make_eval_step(loss, mesh)
-        validation = Validation(evaluate, _plan(held_out, config), make_take(held_out, model, required))
-    data = {name: None if part is None else fingerprint(part) for name, part in split._asdict().items()}
+        validation = Validation(evaluate, _plan(lengths(held_out), config), make_take(held_out, model, required))
+    data = {"train": fingerprint(split.train), "rows": len(split.rows)}
+    data["validation"] = None if split.validation is None else fingerprint(split.validation)
     claim_run(config, data, resume)
     with contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
@@ -186,7 +188,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
             state,
             mesh,
             plan,
-            take,
+            lambda indices, length: take_stored(split.rows[indices], length),
             validation=validation,
             checkpoints=checkpoints,
             best=best,
@@ -213,20 +215,26 @@ def publish(folder: pathlib.Path, model: Pretrained) -> None:
 
 
 def load_split(config: TrainConfig) -> Split:
-    """The training and validation structures of a run; the same whenever it is resumed."""
+    """The training and validation structures of a run; the same whenever it is resumed.
+
+    A memory-mapped set stays where it is: origins and units are then those of all its structures, held-out ones too.
+    """
     dataset = _load(config.train, config.split)
-    if config.validation is not None or config.validation_split is not None:
-        return Split(dataset, _load(config.validation or config.train, config.validation_split))
     total = len(lengths(dataset))
+    if config.validation is not None or config.validation_split is not None:
+        return Split(dataset, np.arange(total), _load(config.validation or config.train, config.validation_split))
     held_out = round(config.validation_fraction * total)
     if held_out == 0:
-        return Split(dataset, None)
+        return Split(dataset, np.arange(total), None)
     if held_out == total:
         raise ValueError(
             f"validation_fraction {config.validation_fraction} leaves none of {total} structures to train on"
         )
     order = np.random.default_rng([config.seed, VALIDATION_KEY]).permutation(total)
-    return Split(select(dataset, np.sort(order[held_out:])), select(dataset, np.sort(order[:held_out])))
+    kept, others = np.sort(order[held_out:]), np.sort(order[:held_out])
+    if isinstance(dataset.offsets, np.memmap):
+        return Split(dataset, kept, select(dataset, others))
+    return Split(select(dataset, kept), np.arange(total - held_out), select(dataset, others))
 
 
 def _load(path: pathlib.Path, split: str | None) -> Dataset:
@@ -283,19 +291,7 @@ def _label_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         scale = np.nanstd(labels, axis=0)
         settings["label_mean"] = tuple(np.nanmean(labels, axis=0).tolist())
         settings["label_scale"] = tuple(np.where(scale > 0, scale, 1.0).tolist())
-    elif problem != "regression":
-        _check_classes(labels, 2 if problem == "binary" else num_labels, columns)
     return settings
-
-
-def _check_classes(labels: np.ndarray, classes: int, columns: tuple[str, ...]) -> None:
-    known = labels[np.isfinite(labels)]
-    wrong = known[(known < 0) | (known >= classes) | (known != np.round(known))]
-    if len(wrong):
-        raise ValueError(
-            f"the column {', '.join(columns)} must hold classes 0 to {classes - 1}; found {wrong[0]:g}; "
-            "for a number to predict use the problem regression"
-        )
 
 
 def _label_names(dataset: Dataset, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -334,8 +330,7 @@ def make_model_optimizer(config: TrainConfig, run_steps: int) -> optax.GradientT
     )
 
 
-def _plan(dataset: Dataset, config: TrainConfig) -> BatchPlan:
-    counts = lengths(dataset)
+def _plan(counts: Int64[np.ndarray, " m"], config: TrainConfig) -> BatchPlan:
     return make_batch_plan(counts, config.batch_size, bucket_lengths(counts), config.seed)
 
 
@@ -344,5 +339,5 @@ def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     logger.info(
         "%d structures to train on, %d held out, %d parameters, %d devices",
-        *(len(lengths(split.train)), held_out, num_parameters, num_devices),
+        *(len(split.rows), held_out, num_parameters, num_devices),
     )
