@@ -38,7 +38,7 @@ def make_model(tiny_config, lively):
         config = dataclasses.replace(tiny_config, **changes)
         network = dataclasses.replace(config, energy=EnergyScale(), problem="regression")  # the rest is the host's
         if network not in made:
-            params = lively(network, seed=1)
+            params = jax.tree.map(jnp.copy, lively(network, seed=1))  # which is shared
             blocks = params["encoder"]["blocks"]  # so that much depends on distances
             blocks |= {"pair_proj": {**blocks["pair_proj"], "w": 2 * blocks["pair_proj"]["w"]}}
             blocks |= {"out_proj": 3 * blocks["out_proj"]}
