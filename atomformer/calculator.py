@@ -13,7 +13,7 @@ from atomformer.examples import pad_edges
 from atomformer.heads import Outputs
 from atomformer.inputs import input_row, prepare_structure, reference_energy
 from atomformer.parameters import fold_params
-from atomformer.predict import gives_forces, grown_capacity
+from atomformer.prediction import gives_forces, grown_capacity
 from atomformer.structure import Structure
 from atomformer.weights import Pretrained, from_pretrained
 

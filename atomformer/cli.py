@@ -153,7 +153,7 @@ def run_predict(arguments: Predict) -> int:
     """Predicts structure by structure; refused ones are named and left out."""
     import numpy as np
 
-    from atomformer.predict import annotate, predict_all
+    from atomformer.prediction import annotate, predict_all
     from atomformer.rows import row_to_atoms
     from atomformer.weights import from_pretrained
     from matterform.formats import write_structures

@@ -164,4 +164,6 @@ def laplacian_encodings(num_atoms: int, edges: Int[np.ndarray, "2 e"], k: int) -
     sizes = np.abs(vectors)
     largest = np.argmax(sizes >= sizes.max(axis=0, keepdims=True) - SAME_COMPONENT, axis=0)
     vectors *= np.sign(vectors[largest, np.arange(num_atoms)])[None]
-    return np.pad(vectors[:, :k], [(0, 0), (0, max(0, k - num_atoms))]).astype(np.float32)
+    encodings = np.zeros((num_atoms, k), np.float32)
+    encodings[:, :num_atoms] = vectors[:, :k]
+    return encodings

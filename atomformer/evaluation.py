@@ -8,7 +8,7 @@ import numpy as np
 
 from atomformer.config import ENERGY_HEADS, AtomformerConfig
 from atomformer.metrics import ATOM3D, task_metrics
-from atomformer.predict import Prediction, predict_all
+from atomformer.prediction import Prediction, predict_all
 from atomformer.rows import Row
 from atomformer.weights import Pretrained
 from matterform.files import write_atomically

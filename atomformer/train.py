@@ -95,9 +95,9 @@ class TrainConfig:
             raise ValueError(f"task {self.task} needs the loss term labels; give it a weight")
 
 
-# The published recipe of pre-training (spec section 3); the warm-up is 0.001 of the steps of s2ef-15m, 10 epochs.
+# The published recipe of pre-training.
 PUBLISHED = OptimizerConfig(
-    optimizer="adamw", learning_rate=3e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine", warmup_steps=1000
+    optimizer="adamw", learning_rate=3e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine", warmup_fraction=0.001
 )
 
 

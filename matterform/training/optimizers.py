@@ -31,7 +31,8 @@ class OptimizerConfig:
     clip_value: float | None = None  # largest absolute value of each entry, applied before clip_norm
     schedule: Literal["constant", "cosine", "inverse_time"] = "constant"
     warmup_steps: int = 0
-    total_steps: int | None = None  # cosine only; None is the whole run
+    warmup_fraction: float = 0.0  # of total_steps, in place of warmup_steps
+    total_steps: int | None = None  # of the cosine and of warmup_fraction; None is the whole run
     final_fraction: float = 0.0  # cosine only
     decay: float = 0.0  # inverse_time only, per step
 
@@ -46,8 +47,11 @@ class OptimizerConfig:
         _check("clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "positive, or none")
         _check("clip_value", self.clip_value, self.clip_value is None or self.clip_value > 0, "positive, or none")
         _check("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
+        _check("warmup_fraction", self.warmup_fraction, 0 <= self.warmup_fraction < 1, "in [0, 1)")
         _check("final_fraction", self.final_fraction, 0 <= self.final_fraction <= 1, "in [0, 1]")
         _check("decay", self.decay, self.decay >= 0, "at least 0")
+        if self.warmup_steps and self.warmup_fraction:
+            raise ValueError(f"give warmup_steps or warmup_fraction; got {self.warmup_steps}, {self.warmup_fraction}")
         if self.optimizer == "adam" and self.weight_decay:
             raise ValueError(f"weight_decay needs optimizer='adamw'; got {self.weight_decay} with 'adam'")
         _check(
@@ -67,6 +71,11 @@ def make_optimizer(config: OptimizerConfig, run_steps: int | None = None) -> opt
     """Clipping, then Adam or AdamW at the scheduled rate; `run_steps` are the total steps where the config has none."""
     if config.total_steps is None:
         config = dataclasses.replace(config, total_steps=run_steps)
+    if config.warmup_fraction:
+        if config.total_steps is None:
+            raise ValueError("warmup_fraction needs total_steps, or a run whose length is known; got neither")
+        warmup = round(config.warmup_fraction * config.total_steps)
+        config = dataclasses.replace(config, warmup_steps=warmup, warmup_fraction=0.0)
     transforms = []
     if config.clip_value is not None:
         transforms.append(optax.clip(config.clip_value))

@@ -19,7 +19,7 @@ from ase.optimize.bfgslinesearch import BFGSLineSearch
 from atomformer.calculator import Calculator
 from atomformer.config import EnergyScale
 from atomformer.inputs import input_row, prepare_structure
-from atomformer.predict import predict_all
+from atomformer.prediction import predict_all
 from atomformer.transformer import make_apply
 from atomformer.weights import Pretrained, save_pretrained
 
@@ -227,5 +227,5 @@ def test_dynamics_with_conservative_forces_conserve_energy(atoms):
 
 
 def test_importing_the_prediction_does_not_import_ase():
-    code = "import sys, atomformer.predict; sys.exit('ase' in sys.modules)"
+    code = "import sys, atomformer.prediction; sys.exit('ase' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

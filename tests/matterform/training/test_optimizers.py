@@ -95,3 +95,19 @@ def test_cosine_without_total_steps_lasts_the_run():
     assert updates(make_optimizer(config, run_steps=5), 6) == updates(explicit, 6)
     with pytest.raises(ValueError, match="total_steps"):
         make_optimizer(config)
+
+
+def test_warmup_may_be_a_fraction_of_the_run():
+    config = OptimizerConfig(learning_rate=1.0, schedule="constant")
+    params, gradient = {"w": jnp.ones(())}, {"w": jnp.ones(())}
+
+    def first_update(optimizer):
+        return float(optimizer.update(gradient, optimizer.init(params), params)[0]["w"])
+
+    by_steps = make_optimizer(dataclasses.replace(config, warmup_steps=4))
+    assert first_update(make_optimizer(dataclasses.replace(config, warmup_fraction=0.04), 100)) == first_update(
+        by_steps
+    )
+    assert first_update(by_steps) == pytest.approx(first_update(make_optimizer(config)) / 4)
+    with pytest.raises(ValueError, match="warmup_fraction"):
+        make_optimizer(dataclasses.replace(config, warmup_fraction=0.04))

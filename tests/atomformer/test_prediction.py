@@ -14,11 +14,11 @@ from pymatgen.core import Lattice
 from pymatgen.core import Structure as PymatgenStructure
 from scipy.special import erf
 
-import atomformer.predict as prediction_module
+import atomformer.prediction as prediction_module
 from atomformer.config import HEADS, EnergyScale
 from atomformer.heads import Outputs
 from atomformer.inputs import input_row, prepare_structure, reference_energy
-from atomformer.predict import Prediction, annotate, embed, predict, predict_all
+from atomformer.prediction import Prediction, annotate, embed, predict, predict_all
 from atomformer.rows import check_row
 from atomformer.transformer import make_apply
 from atomformer.vocabulary import GRAPH
