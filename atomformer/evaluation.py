@@ -118,7 +118,7 @@ def _side_by_side(values: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray
 
 
 def write_parity(path: str | os.PathLike[str], evaluation: Evaluation, title: str = "") -> None:
-    """A picture of predicted against known values, one panel a quantity; classes have none.
+    """A picture of predicted against known values, one panel a quantity; classes have none, and alone no picture.
 
     Raises:
         ImportError: matplotlib is missing; it comes with the extra `viz`.
@@ -126,6 +126,8 @@ def write_parity(path: str | os.PathLike[str], evaluation: Evaluation, title: st
     from matterform.evaluation.curves import new_figure
 
     panels = {name: pair for name, pair in evaluation.pairs.items() if pair[0].shape == pair[1].shape}
+    if not panels:
+        return
     units = {"formation_energy": "eV", "total_energy": "eV", "forces": "eV/Å"}
     figure, axes = new_figure(len(panels), title)
     for axis, (name, (known, predicted)) in zip(axes, panels.items(), strict=True):

@@ -18,7 +18,7 @@ from jaxtyping import Int64, PRNGKeyArray
 
 from atomformer.config import ENERGY_HEADS, SIZES, AtomformerConfig
 from atomformer.dataset import Dataset, fingerprint, lengths, select
-from atomformer.examples import bucket_lengths, make_take, stack_labels
+from atomformer.examples import bucket_lengths, check_dataset, make_take, stack_labels
 from atomformer.losses import (
     LossConfig,
     average_counts,
@@ -149,6 +149,8 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     state = init_state(params, optimizer, mesh, ema=config.ema_decay is not None)
     columns = label_columns(config)
     required = requirements(config.loss, columns)
+    for part in filter(None, (split.train, split.validation)):
+        check_dataset(part, model, required)
     step = make_train_step(
         make_example_loss(model, config.loss, average_counts(split.train, config.loss, columns)),
         optimizer,
@@ -199,8 +201,14 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
             chosen = result.state
             if best.latest_step() is not None:
                 chosen, _ = best.restore(chosen)
-            publish(config.run_dir / "model", Pretrained(inference_params(chosen), model, make_apply(model)))
+            publish(config.run_dir / "model", Pretrained(published_params(chosen), model, make_apply(model)))
     return result
+
+
+def published_params(state: TrainState) -> Params:
+    """The parameters to use; a moving average, which rounds, does not touch the table of element features."""
+    params = inference_params(state)
+    return {**params, "encoder": {**params["encoder"], "metadata": state.params["encoder"]["metadata"]}}
 
 
 def publish(folder: pathlib.Path, model: Pretrained) -> None:
@@ -258,6 +266,10 @@ def resolve_model(config: TrainConfig, dataset: Dataset, start: AtomformerConfig
     """
     model = config.model
     if start is not None:
+        asked = SIZES[config.size] if config.size is not None else {}
+        if differing := [name for name, value in asked.items() if getattr(start, name) != value]:
+            found = ", ".join(f"{name}={getattr(start, name)}" for name in differing)
+            raise ValueError(f"size {config.size} differs from {config.start_from}, which has {found}; leave it out")
         model = dataclasses.replace(model, **{name: getattr(start, name) for name in ENCODER_SIZES})
     elif config.size is not None:
         model = dataclasses.replace(model, **SIZES[config.size])

@@ -40,8 +40,13 @@ def new_figure(panels: int, title: str = "") -> "tuple[Figure, Sequence[Axes]]":
 
 
 def write_learning_curves(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], title: str = "") -> None:
-    """A picture of every metric in a run's metrics.csv against the epoch, training and validation, on log scales."""
+    """A picture of every metric in a run's metrics.csv against the epoch, training and validation.
+
+    Scales are logarithmic where all values are positive. A run without a row yet gets no picture.
+    """
     rows = _read_metrics(pathlib.Path(run_dir, "metrics.csv"))
+    if not rows:
+        return
     names = [name for name in rows[0] if f"validation_{name}" in rows[0]] or ["loss"]
     figure, axes = new_figure(len(names), title)
     for axis, name in zip(axes, names, strict=True):
@@ -59,7 +64,4 @@ def write_learning_curves(run_dir: str | os.PathLike[str], path: str | os.PathLi
 
 def _read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(file)]
-    if not rows:
-        raise ValueError(f"{path} holds no rows yet; there is nothing to draw")
-    return rows
+        return [{name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(file)]
