@@ -13,13 +13,13 @@ import pathlib
 import urllib.parse
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int64
 
 from atomformer.rows import Row
-from matterform.files import write_atomically
+from matterform.files import appending, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def _write_columns(
     folder: pathlib.Path, schema: Schema, rows: Iterator[Row], files: contextlib.ExitStack
 ) -> tuple[int, int]:
     """Appends all rows to the files of their columns; returns the numbers of structures and of atoms."""
-    append_offsets = files.enter_context(_appending(folder / "offsets.npy", np.int64, ()))
+    append_offsets = files.enter_context(appending(folder / "offsets.npy", np.int64, ()))
     append_offsets(np.zeros(1, np.int64))
     append: dict[str, Append] = {}
     num_structures = num_atoms = 0
@@ -195,7 +195,7 @@ def _write_columns(
             assert column is not None  # only such columns are packed
             if name not in append:
                 path = _file_of(folder, column.per_atom, name)
-                append[name] = files.enter_context(_appending(path, column.dtype, column.shape))
+                append[name] = files.enter_context(appending(path, column.dtype, column.shape))
                 for count in _in_pieces(num_atoms if column.per_atom else num_structures):
                     append[name](_missing(column, count))
             append[name](values)
@@ -214,30 +214,6 @@ def _file_of(folder: pathlib.Path, per_atom: bool, name: str) -> pathlib.Path:
 
 def _in_pieces(count: int) -> Iterator[int]:
     return (min(PIECE, count - start) for start in range(0, count, PIECE))
-
-
-@contextlib.contextmanager
-def _appending(path: pathlib.Path, dtype: type[np.generic], shape: tuple[int, ...]) -> Iterator[Append]:
-    """Writes an .npy file of entries of one shape; gives the function that appends some."""
-    count = 0
-
-    def write_header(file: IO[bytes]) -> None:
-        empty = np.zeros((0, *shape), dtype)
-        header = np.lib.format.header_data_from_array_1_0(empty) | {"shape": (count, *shape)}
-        np.lib.format.write_array_header_1_0(file, header)
-
-    with path.open("wb") as file:
-        write_header(file)
-
-        def append(array: np.ndarray) -> None:
-            nonlocal count
-            count += len(array)
-            file.write(array.astype(dtype).tobytes())
-
-        yield append
-        # NumPy pads headers so that the first axis can grow without moving the data.
-        file.seek(0)
-        write_header(file)
 
 
 def _open_column(path: pathlib.Path, count: int) -> np.ndarray:

@@ -14,14 +14,14 @@ import multiprocessing
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from crystalformer.crystal import Crystals, num_sites
 from crystalformer.symmetrize import crystal_from_structure, crystal_from_text
-from matterform.files import write_atomically
+from matterform.files import appending, write_atomically
 from matterform.formats import TextRecord, UnreadableStructure, iterate_csv
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def prepare(
         empty = [*_padded([], n_max), np.zeros(0, np.int64)]
         names = [*Crystals._fields, "row"]
         files = [
-            stack.enter_context(_appending(folder / f"{name}.npy", like))
+            stack.enter_context(appending(folder / f"{name}.npy", like.dtype, like.shape[1:]))
             for name, like in zip(names, empty, strict=True)
         ]
         writer = csv.writer(stack.enter_context((folder / "refused.csv").open("w", newline="", encoding="utf-8")))
@@ -237,29 +237,6 @@ def _merged(chunks: Sequence[Chunk], n_max: int) -> tuple[Crystals, dict[int, st
     batches = [chunk.crystals for chunk in chunks] or [_padded([], n_max)]
     refused = {row: reason for chunk in chunks for row, reason in chunk.refused.items()}
     return Crystals(*map(np.concatenate, zip(*batches, strict=True))), refused
-
-
-@contextlib.contextmanager
-def _appending(path: pathlib.Path, like: np.ndarray) -> Iterator[Callable[[np.ndarray], None]]:
-    """Writes an .npy file of arrays shaped as `like` but for the first axis; gives the function that appends one."""
-    count = 0
-
-    def write_header(file: IO[bytes]) -> None:
-        header = np.lib.format.header_data_from_array_1_0(like) | {"shape": (count, *like.shape[1:])}
-        np.lib.format.write_array_header_1_0(file, header)
-
-    with path.open("wb") as file:
-        write_header(file)
-
-        def append(array: np.ndarray) -> None:
-            nonlocal count
-            count += len(array)
-            file.write(np.ascontiguousarray(array, like.dtype).tobytes())
-
-        yield append
-        # NumPy pads headers so that the first axis can grow without moving the data.
-        file.seek(0)
-        write_header(file)
 
 
 def _numeric_columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:

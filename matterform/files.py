@@ -7,7 +7,10 @@ import os
 import pathlib
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import IO
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -58,3 +61,29 @@ def damage_explained(path: pathlib.Path) -> Iterator[None]:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged or cut off ({error}); fetch or compress it again") from error
+
+
+@contextlib.contextmanager
+def appending(
+    path: pathlib.Path, dtype: np.dtype | type[np.generic], shape: tuple[int, ...] = ()
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Writes an .npy file of any number of entries of one shape; gives the function that appends some (n, *shape)."""
+    count = 0
+
+    def write_header(file: IO[bytes]) -> None:
+        empty = np.zeros((0, *shape), dtype)
+        header = np.lib.format.header_data_from_array_1_0(empty) | {"shape": (count, *shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+    with path.open("wb") as file:
+        write_header(file)
+
+        def append(array: np.ndarray) -> None:
+            nonlocal count
+            count += len(array)
+            file.write(np.ascontiguousarray(array, dtype).tobytes())
+
+        yield append
+        # NumPy pads headers so that the first axis can grow without moving the data.
+        file.seek(0)
+        write_header(file)
