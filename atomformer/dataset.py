@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "atomformer-dataset-1"  # another number where an older program could not read the folder
 ROWS_AT_ONCE = 1000
-PIECE = 1_000_000  # entries written at once where a column begins late
+PIECE = 1_000_000  # entries of a column that are read, or written where it begins late, at once
 FINGERPRINTED = 1000
 
 
@@ -74,11 +74,15 @@ def lengths(dataset: Dataset) -> Int64[np.ndarray, " m"]:
 
 def elements(dataset: Dataset) -> Int64[np.ndarray, " e"]:
     """The atomic numbers that occur, increasing; counted piece by piece, since the atoms may exceed the memory."""
-    tokens = dataset.atoms["input_ids"]
     counts = np.zeros(256, np.int64)
-    for start in range(0, len(tokens), PIECE):
-        counts += np.bincount(tokens[start : start + PIECE], minlength=256)
+    for tokens in pieces(dataset.atoms["input_ids"]):
+        counts += np.bincount(tokens, minlength=256)
     return np.flatnonzero(counts)
+
+
+def pieces(column: np.ndarray) -> Iterator[np.ndarray]:
+    """A column that may be larger than memory, piece by piece."""
+    return (column[start : start + PIECE] for start in range(0, len(column), PIECE))
 
 
 def select(dataset: Dataset, indices: Sequence[int] | Int[np.ndarray, " k"]) -> Dataset:

@@ -1,6 +1,7 @@
 """How far predictions are from what is known: errors of energies, forces and labels, as numbers, table and picture."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -41,21 +42,25 @@ def evaluate(
             kept.append(row)
             yield row
 
+    columns = label_columns or _columns(model.config)
     found: dict[str, list[tuple[Any, Any]]] = {}
     sizes: dict[str, list[int]] = {}
     for index, prediction in enumerate(predict_all(model, remembered())):
         row, kept[index] = kept[index], {}
-        for name, known, predicted in _compared(row, prediction, label_columns or _columns(model.config)):
+        for name, known, predicted in _compared(row, prediction, columns):
             found.setdefault(name, []).append((known, predicted))
             sizes.setdefault(name, []).append(len(row["input_ids"]))
     if not found:
         raise ValueError(f"none of the structures knows what the model predicts: {', '.join(model.config.heads)}")
+    if "labels" in found:
+        found["labels"] = _filled(found["labels"], columns)
     pairs = {name: _side_by_side(values) for name, values in found.items()}
     metrics: dict[str, float] = {}
     for name, (known, predicted) in pairs.items():
         if name == "labels":
             wanted = None if task is None else ATOM3D[task].metrics
             names = model.config.label_names or [f"label {i}" for i in range(known.shape[1])]
+            names = columns if model.config.problem == "multiclass" else names
             metrics |= task_metrics(model.config.problem, predicted, known, names, wanted)
         elif name == "forces":
             metrics |= force_errors(known, predicted)
@@ -90,8 +95,8 @@ def force_errors(known: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def _columns(config: AtomformerConfig) -> tuple[str, ...]:
-    """The property columns that a model's labels stand for; a vector's entries are called name[i]."""
-    return tuple(dict.fromkeys(name.split("[")[0] for name in config.label_names)) or ("labels",)
+    """The property columns that a model's labels stand for; entries of a vector, and classes, are called name[i]."""
+    return tuple(dict.fromkeys(re.sub(r"\[\d+\]$", "", name) for name in config.label_names)) or ("labels",)
 
 
 def _compared(row: Row, prediction: Prediction, columns: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
@@ -102,11 +107,26 @@ def _compared(row: Row, prediction: Prediction, columns: Sequence[str]) -> Itera
     if prediction.forces is not None and "forces" in row:
         yield "forces", row["forces"], prediction.forces
     if prediction.labels is not None:
-        if missing := [name for name in columns if name not in row]:
-            if len(missing) == len(columns):
-                return
-            raise ValueError(f"a structure lacks the label columns {', '.join(missing)}; give it NaN where unknown")
-        yield "labels", np.concatenate([np.atleast_1d(row[name]) for name in columns]), prediction.labels
+        known = [np.atleast_1d(row[name]) if name in row else None for name in columns]
+        if any(part is not None for part in known):
+            yield "labels", known, prediction.labels
+
+
+def _filled(values: list[tuple[Any, Any]], columns: Sequence[str]) -> list[tuple[Any, Any]]:
+    """Labels, column by column, joined; NaN stands where a structure lacks a column that others have."""
+    widths = []
+    for place, name in enumerate(columns):
+        sizes = {part[place].size for part, _ in values if part[place] is not None}
+        if len(sizes) != 1:
+            found = f"vectors of {', '.join(map(str, sorted(sizes)))} numbers" if sizes else "no structure with it"
+            raise ValueError(f"the label column {name} must have one length in all structures; found {found}")
+        widths.append(sizes.pop())
+
+    def joined(parts: Sequence[Any]) -> np.ndarray:
+        pairs = zip(parts, widths, strict=True)
+        return np.concatenate([np.full(width, np.nan) if part is None else part for part, width in pairs])
+
+    return [(joined(known), predicted) for known, predicted in values]
 
 
 def _side_by_side(values: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +155,7 @@ def write_parity(path: str | os.PathLike[str], evaluation: Evaluation, title: st
         # Total energies are large and nearly equal: the deviation from their mean is what one wants to see.
         origin = known.mean() if name in ENERGY_HEADS else 0.0
         known, predicted = (known - origin).ravel(), (predicted - origin).ravel()
-        low, high = min(known.min(), predicted.min()), max(known.max(), predicted.max())
+        low, high = (pick([pick(known), pick(predicted)]) for pick in (np.nanmin, np.nanmax))
         axis.plot([low, high], [low, high], color="#aab2ba", linewidth=1)
         axis.scatter(known, predicted, s=6, alpha=0.5, linewidths=0, rasterized=True)
         axis.set(title=name.replace("_", " "), xlabel=f"known{unit}", ylabel=f"predicted{unit}")

@@ -18,6 +18,7 @@ from matterform.training.batches import Take
 # Lengths of buckets grow by this factor: at most a fifth of a row is padding, a third of the pairs.
 BUCKET_GROWTH = 1.25
 PER_ATOM_TARGETS = ("forces", "relaxed_coords")
+KEPT_PERIODIC = 10_000  # structures whose edges are in memory: 0.1 MB each, at 100 atoms and a cutoff of 6 Å
 
 
 class Example(NamedTuple):
@@ -39,7 +40,8 @@ class Requirements(NamedTuple):
 def make_take(dataset: Dataset, config: AtomformerConfig, required: Requirements) -> Take:
     """`take(indices, length)`: a batch of Examples padded to `length` atoms.
 
-    Periodic data (reduced cells, edges) are worked out when a structure is first taken, and kept.
+    Periodic data (reduced cells, edges) are worked out when a structure is taken; those of the last KEPT_PERIODIC
+    structures are kept. Explicit images need one pass over all structures first, to know how many edges there are.
 
     Raises:
         ValueError: the data set lacks a required column, or has elements that the references or the network lack.
@@ -50,7 +52,7 @@ def make_take(dataset: Dataset, config: AtomformerConfig, required: Requirements
     for number, energy in config.energy.references:
         references[number] = energy
 
-    @functools.cache
+    @functools.lru_cache(KEPT_PERIODIC)
     def periodic(index: int) -> tuple[np.ndarray, Edges]:
         rows = slice(dataset.offsets[index], dataset.offsets[index + 1])
         cell, pbc = np.asarray(dataset.structures["cell"][index], float), dataset.structures["pbc"][index]
@@ -60,9 +62,13 @@ def make_take(dataset: Dataset, config: AtomformerConfig, required: Requirements
         return reduced, image_edges(np.asarray(dataset.atoms["coords"][rows], float), reduced, pbc, config.cutoff)
 
     @functools.cache
+    def edge_counts() -> np.ndarray:
+        return np.array([len(periodic(i)[1].first) for i in range(len(counts))], np.int32)
+
+    @functools.cache
     def capacity(length: int) -> int:
         """Edges of the structure with most of them among those of at most `length` atoms."""
-        return max(len(periodic(int(i))[1].first) for i in np.flatnonzero(counts <= length))
+        return int(edge_counts()[counts <= length].max())
 
     def take(indices: Int[np.ndarray, " b"], length: int) -> Example:
         mask = np.arange(length) < counts[indices][:, None]
@@ -91,7 +97,7 @@ def make_take(dataset: Dataset, config: AtomformerConfig, required: Requirements
                 baseline = np.where(mask, references[dataset.atoms["input_ids"][rows]], 0).sum(axis=1)
                 found[name] = dataset.structures[name][indices] - baseline  # in double precision
         if required.label_columns:
-            found["labels"] = stack_labels(dataset, required.label_columns)[indices]
+            found["labels"] = stack_labels(dataset, required.label_columns, indices)
         return {name: value.astype(np.float32) for name, value in found.items()}
 
     return take
@@ -110,9 +116,11 @@ def pad_edges(edges: Sequence[Edges], capacity: int) -> Edges:
     return Edges(*(padded(column) for column in range(len(Edges._fields))))
 
 
-def stack_labels(dataset: Dataset, columns: Sequence[str]) -> Float[np.ndarray, "m labels"]:
-    """Property columns, scalars or vectors, side by side."""
-    parts = [np.asarray(dataset.structures[name]) for name in columns]
+def stack_labels(
+    dataset: Dataset, columns: Sequence[str], indices: Int[np.ndarray, " k"] | slice = slice(None)
+) -> Float[np.ndarray, "k labels"]:
+    """Property columns, scalars or vectors, side by side; of all structures or of some."""
+    parts = [np.asarray(dataset.structures[name][indices]) for name in columns]
     return np.concatenate([part[:, None] if part.ndim == 1 else part for part in parts], axis=1)
 
 

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from atomformer.config import ENERGY_HEADS, FORCE_HEADS, AtomformerConfig
-from atomformer.dataset import Dataset, lengths
+from atomformer.dataset import Dataset, lengths, pieces
 from atomformer.examples import Example, Requirements, stack_labels
 from atomformer.structure import Structure
 from atomformer.transformer import make_apply
@@ -98,7 +98,7 @@ def average_counts(dataset: Dataset, loss: LossConfig, label_columns: tuple[str,
         elif name in ENERGY_HEADS:
             known = int(np.isfinite(dataset.structures[name]).sum())
         elif name == "forces":
-            known = sum(int(np.isfinite(part).sum()) for part in _parts(dataset.atoms[name]))
+            known = sum(int(np.isfinite(part).sum()) for part in pieces(dataset.atoms[name]))
         elif name in ("relaxed_coords", "denoising"):  # only of atoms that may move
             known = sum(int(np.isfinite(part[~held]).sum()) for part, held in _coordinates(dataset, name))
         else:
@@ -119,16 +119,11 @@ def expected_masked(atoms: int, probability: float | Literal["cosine"]) -> float
     return 1 + float(np.sum(np.arccos(thresholds))) * 2 / np.pi
 
 
-def _parts(column: np.ndarray, rows: int = 1_000_000) -> Iterator[np.ndarray]:
-    """A column that may be larger than memory, piece by piece."""
-    return (column[start : start + rows] for start in range(0, len(column), rows))
-
-
 def _coordinates(dataset: Dataset, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The coordinates that a term compares with, and which atoms are fixed, piece by piece."""
     column = dataset.atoms["relaxed_coords" if name == "relaxed_coords" else "coords"]
     held = dataset.atoms.get("fixed", np.broadcast_to(np.False_, len(column)))
-    return zip(_parts(column), _parts(held), strict=True)
+    return zip(pieces(column), pieces(held), strict=True)
 
 
 def make_example_loss(config: AtomformerConfig, loss: LossConfig, counts: dict[str, float]) -> ExampleLoss:

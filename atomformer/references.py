@@ -5,10 +5,12 @@ import os
 import numpy as np
 
 from atomformer.config import EnergyScale
-from atomformer.dataset import Dataset, elements, lengths
+from atomformer.dataset import Dataset, elements, lengths, pieces
 from atomformer.rows import row_from_atoms
 from matterform.elements import element_table
 from matterform.formats import read_structures, to_atoms
+
+STRUCTURES_AT_ONCE = 10_000  # of a data set that may be larger than memory
 
 
 def isolated_energies(path: str | os.PathLike[str]) -> dict[int, float]:
@@ -59,8 +61,7 @@ def fit_energy_scale(
     else:
         references = np.array([isolated[int(z)] for z in numbers])
         references = references + np.mean(energies - counts @ references) / np.mean(counts.sum(axis=1))
-    forces = dataset.atoms.get("forces")
-    scale = 0.0 if forces is None else float(np.sqrt(np.nanmean(np.asarray(forces, np.float64) ** 2)))
+    scale = _force_scale(dataset)
     if not scale > 0:
         left = energies - counts @ references
         scale = float(np.sqrt(np.mean((left / counts.sum(axis=1) if per_atom else left) ** 2)))
@@ -70,7 +71,22 @@ def fit_energy_scale(
 
 def composition(dataset: Dataset, numbers: np.ndarray) -> np.ndarray:
     """How many atoms of each of `numbers` every structure has, (m, elements)."""
-    starts = np.asarray(dataset.offsets[:-1])
-    assert (lengths(dataset) > 0).all()  # rows without atoms are refused
-    columns = [np.add.reduceat(dataset.atoms["input_ids"] == number, starts, dtype=np.int64) for number in numbers]
-    return np.stack(columns, axis=1)
+    all_sizes, e = lengths(dataset), len(numbers)
+    place = np.zeros(256, np.int64)
+    place[numbers] = np.arange(e)
+    counts = np.zeros((len(all_sizes), e), np.int32)
+    for first in range(0, len(counts), STRUCTURES_AT_ONCE):
+        sizes = all_sizes[first : first + STRUCTURES_AT_ONCE]
+        tokens = dataset.atoms["input_ids"][dataset.offsets[first] : dataset.offsets[first + len(sizes)]]
+        cells = np.repeat(np.arange(len(sizes)), sizes) * e + place[tokens]
+        counts[first : first + len(sizes)] = np.bincount(cells, minlength=len(sizes) * e).reshape(-1, e)
+    return counts
+
+
+def _force_scale(dataset: Dataset) -> float:
+    """The root mean square of the known force components (eV/Å), in double precision; 0 where none is known."""
+    total, count = 0.0, 0
+    for part in pieces(dataset.atoms["forces"]) if "forces" in dataset.atoms else ():
+        known = part[np.isfinite(part)].astype(np.float64)
+        total, count = total + float(known @ known), count + len(known)
+    return (total / count) ** 0.5 if count else 0.0

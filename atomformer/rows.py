@@ -49,7 +49,7 @@ def check_row(row: Mapping[str, Any]) -> Row:
     """The row with the types and shapes of this module; what is missing (None, NaN) is left out.
 
     A formation energy that `has_formation_energy` calls False is missing, and that column is not kept. Matrices among
-    the properties become vectors; what is neither number nor text is left out. Images of an atom are not compared.
+    the properties become vectors; what is neither number nor text is left out.
 
     Raises:
         ValueError: the row describes no structure or contradicts itself; the message names the atom.
@@ -74,6 +74,10 @@ def check_row(row: Mapping[str, Any]) -> Row:
         if name in checked:
             _check_apart(name, checked[name])
     checked |= _checked_cell(row.pop("cell", None), row.pop("pbc", None))
+    if "cell" in checked and checked["pbc"].any():
+        for name in ("coords", "relaxed_coords"):
+            if name in checked:
+                _check_images_apart(name, checked[name], checked["cell"], checked["pbc"])
     for name, value in row.items():
         value = _energy(name, value) if name in ENERGIES else _property(name, value)
         if value is not None:
@@ -181,6 +185,29 @@ def _check_apart(name: str, positions: np.ndarray) -> None:
         distance = np.linalg.norm(positions[first] - positions[second])
         raise ValueError(
             f"{name}: atoms {first} and {second} are at one place, {distance:.1g} Å apart; "
+            f"expected at least {CLOSEST_ANG} Å"
+        )
+
+
+def _check_images_apart(name: str, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
+    """Refuses an atom at the place of another's image, as where both faces of a cell are listed."""
+    from ase.geometry import complete_cell
+    from scipy.spatial import KDTree
+
+    vectors = np.asarray(complete_cell(np.where(pbc[:, None], cell, 0.0)))
+    fractional = positions @ np.linalg.inv(vectors)
+    wrapped = np.where(pbc[None], fractional % 1.0 % 1.0, fractional)  # -1e-20 % 1.0 is 1.0
+    wrapped = wrapped - np.where(pbc, 0.0, wrapped.min(axis=0))[None]
+    largest = CLOSEST_ANG / np.linalg.svd(vectors, compute_uv=False).min()
+    if largest >= 0.5:
+        return  # so flat a cell that every atom is near every other's images
+    pairs = KDTree(wrapped, boxsize=np.where(pbc, 1.0, 0.0)).query_pairs(largest, output_type="ndarray")
+    steps = wrapped[pairs[:, 1]] - wrapped[pairs[:, 0]]
+    distances = np.linalg.norm((steps - np.round(steps) * pbc[None]) @ vectors, axis=1)
+    if len(near := np.flatnonzero(distances <= CLOSEST_ANG)):
+        first, second = pairs[near[0]]
+        raise ValueError(
+            f"{name}: atom {first} and an image of atom {second} are at one place, {distances[near[0]]:.1g} Å apart; "
             f"expected at least {CLOSEST_ANG} Å"
         )
 

@@ -27,7 +27,7 @@ __all__ = ["ReadRow", "Summary", "iterate_rows", "load_dataset", "prepare_datase
 
 DB_ROWS_AT_ONCE = 500
 SQLITE_MARK = b"SQLite format 3\0"
-SHARD_NAME = re.compile(r"(?P<split>\w+)-\d+-of-\d+")  # train-00000-of-00002
+SHARD_NAME = re.compile(r"(?P<split>[\w.]+)-\d+-of-\d+(-[0-9a-f]+)?")  # train-00000-of-00002, older: and a checksum
 SPLIT_NAMES = ("train", "validation", "valid", "val", "test")
 
 Splits = dict[str | None, list[pathlib.Path]]  # None where the only part has no name

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Int64, PRNGKeyArray
 
-from atomformer.config import ENERGY_HEADS, SIZES, AtomformerConfig
+from atomformer.config import ENERGY_HEADS, FORCE_HEADS, SIZES, AtomformerConfig, EnergyScale
 from atomformer.dataset import Dataset, fingerprint, lengths, select
 from atomformer.examples import bucket_lengths, check_dataset, make_take, stack_labels
 from atomformer.losses import (
@@ -270,18 +270,44 @@ def resolve_model(config: TrainConfig, dataset: Dataset, start: AtomformerConfig
         if differing := [name for name, value in asked.items() if getattr(start, name) != value]:
             found = ", ".join(f"{name}={getattr(start, name)}" for name in differing)
             raise ValueError(f"size {config.size} differs from {config.start_from}, which has {found}; leave it out")
-        model = dataclasses.replace(model, **{name: getattr(start, name) for name in ENCODER_SIZES})
+        if start.periodic != model.periodic:
+            logger.warning("%s has periodic=%s, this run %s", config.start_from, start.periodic, model.periodic)
+        model = _replaced(model, {name: getattr(start, name) for name in ENCODER_SIZES}, str(config.start_from))
     elif config.size is not None:
-        model = dataclasses.replace(model, **SIZES[config.size])
+        model = _replaced(model, SIZES[config.size], f"size {config.size}")
     heads = required_heads(config.loss, model.conservative)
     changes: dict[str, Any] = {"heads": heads}
+    if (
+        start is not None
+        and model.energy == EnergyScale()
+        and set(heads) & set(start.heads) & {*ENERGY_HEADS, *FORCE_HEADS}
+    ):
+        model = dataclasses.replace(model, energy=start.energy)  # what the heads that are taken over were trained with
     if config.loss.labels:
         changes |= _label_settings(config, dataset)
     energy = next((name for name in ENERGY_HEADS if getattr(config.loss, name)), None)
-    if energy is not None and (config.fit_references or config.isolated_atoms is not None):
+    if config.fit_references or config.isolated_atoms is not None:
+        if energy is None:
+            raise ValueError(f"references need one of the loss terms {', '.join(ENERGY_HEADS)}; give it a weight")
         isolated = None if config.isolated_atoms is None else isolated_energies(config.isolated_atoms)
         changes["energy"] = fit_energy_scale(dataset, energy, model.energy.per_atom, isolated)
-    return dataclasses.replace(model, **changes)
+    return _replaced(model, changes, "what the loss terms and the data ask for", free=("energy",))
+
+
+def _replaced(
+    model: AtomformerConfig, values: dict[str, Any], origin: str, free: tuple[str, ...] = ()
+) -> AtomformerConfig:
+    """The config with `values`, which must not contradict what the user chose (except `free` fields).
+
+    Raises:
+        ValueError: a field is neither at its default nor at the value that it gets.
+    """
+    default = AtomformerConfig()
+    for name, value in values.items():
+        given = getattr(model, name)
+        if name not in free and given not in (getattr(default, name), value):
+            raise ValueError(f"{name} is given as {given}, but {origin} makes it {value}; leave it out")
+    return dataclasses.replace(model, **values)
 
 
 def _label_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
@@ -290,15 +316,19 @@ def _label_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         known = ", ".join(sorted(dataset.structures))
         raise ValueError(f"{config.train} has no column {missing[0]!r} to learn; found {known}")
     labels = stack_labels(dataset, columns)
+    if (unknown := np.isnan(labels).all(axis=0)).any():
+        name = _label_names(dataset, columns)[int(np.argmax(unknown))]
+        raise ValueError(f"{config.train}: no structure has a value of {name}; leave that column out")
     problem, num_labels = config.model.problem, labels.shape[1]
     if config.task is not None:
         task = ATOM3D[config.task]
         problem, num_labels = task.problem, task.num_labels
     elif problem == "multiclass":
         num_labels = max(config.model.num_labels, int(np.nanmax(labels)) + 1)
-    settings: dict[str, Any] = {"problem": problem, "num_labels": num_labels, "label_names": ()}
-    if problem != "multiclass":
-        settings["label_names"] = _label_names(dataset, columns)
+    settings: dict[str, Any] = {"problem": problem, "num_labels": num_labels}
+    settings["label_names"] = _label_names(dataset, columns)
+    if problem == "multiclass":  # a wrong number of columns is refused with the data
+        settings["label_names"] = tuple(f"{columns[0]}[{i}]" for i in range(num_labels))
     if problem == "regression" and config.standardize:
         scale = np.nanstd(labels, axis=0)
         settings["label_mean"] = tuple(np.nanmean(labels, axis=0).tolist())

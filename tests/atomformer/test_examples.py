@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase.io import read
 
+from atomformer import examples, references
 from atomformer.config import AtomformerConfig, EnergyScale
 from atomformer.dataset import from_rows, lengths
 from atomformer.examples import Requirements, bucket_lengths, make_take
@@ -219,3 +220,28 @@ def test_references_are_not_asked_for_where_no_energy_is_learned():
     config = AtomformerConfig(energy=EnergyScale(references=((1, -13.6),)))
     batch = make_take(from_rows(rows()), config, Requirements(("forces",)))(np.array([0]), 4)
     assert set(batch.targets) == {"forces"}
+
+
+def test_few_structures_keep_their_edges_in_memory(monkeypatch):
+    config, made = AtomformerConfig(periodic="images", cutoff=4.0), from_rows(crystal_rows())
+    whole = make_take(made, config, Requirements())(np.arange(4), 7)
+    monkeypatch.setattr(examples, "KEPT_PERIODIC", 1)
+    take, calls = make_take(made, config, Requirements()), []
+    monkeypatch.setattr(examples, "image_edges", lambda *a: calls.append(1) or image_edges(*a))
+    jax.tree.map(np.testing.assert_array_equal, take(np.arange(4), 7), whole)
+    assert len(calls) == 8  # once to count the edges, once to have them
+    take(np.arange(4), 7)
+    assert len(calls) == 12
+
+
+def test_references_are_fitted_piece_by_piece(monkeypatch):
+    energies = [-4.0, np.nan, -2.5, 7.0]
+    data = from_rows(rows(total_energy=energies))
+    forces = np.concatenate([row["forces"] for row in rows()])
+    whole = references.fit_energy_scale(data, "total_energy", False)
+    assert whole.scale == pytest.approx(np.sqrt(np.mean(forces**2)), rel=1e-6)
+    monkeypatch.setattr(references, "STRUCTURES_AT_ONCE", 3)
+    assert references.fit_energy_scale(data, "total_energy", False) == whole
+    numbers = np.unique(data.atoms["input_ids"])
+    found = references.composition(data, numbers)
+    assert found.tolist() == [[int((row["input_ids"] == z).sum()) for z in numbers] for row in rows()]

@@ -148,3 +148,16 @@ def test_real_structures_survive_the_way_to_rows_and_back(data_dir, name):
         assert again.get_potential_energy() == atoms.get_potential_energy()
         np.testing.assert_array_equal(again.get_forces(), atoms.get_forces())
         assert_same(row_from_atoms(again), row)
+
+
+@pytest.mark.parametrize(
+    "cell", [np.diag([4.0, 5.0, 6.0]), np.array([[4.0, 0.0, 0.0], [11.0, 5.0, 0.0], [-3.0, 9.0, 6.0]])]
+)
+def test_atoms_at_the_place_of_an_image_are_refused(cell, rng):
+    start = rng.normal(0, 3, 3)
+    for step in (cell[0] - 2 * cell[1], cell[2]):
+        row = {"input_ids": [14, 14], "coords": [start, start + step + 1e-4], "cell": cell, "pbc": [True] * 3}
+        with pytest.raises(ValueError, match="atom 0 and an image of atom 1 are at one place"):
+            check_row(row)
+    check_row(row | {"pbc": [True, True, False]})  # the third direction does not repeat
+    check_row(row | {"coords": [start, start + 0.5 * cell[0]]})

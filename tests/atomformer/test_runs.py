@@ -116,7 +116,7 @@ PROBLEMS = {
     "binary": (["--label-columns", "wet", "--problem", "binary"], "wet/accuracy", lambda share: share == 1.0),
     "multiclass": (
         ["--label-columns", "kind", "--problem", "multiclass"],
-        "label 0/accuracy",
+        "kind/accuracy",
         lambda share: share == 1.0,
     ),
 }

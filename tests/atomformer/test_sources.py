@@ -141,6 +141,14 @@ def test_a_repository_with_parquet_shards_is_read(hugging_face, rows, tmp_path):
     assert_same_rows(iterate_rows(tmp_path / "set", split="test"), [rows[1]])
 
 
+def test_older_shards_with_checksums_in_their_names_are_not_mixed(hugging_face, rows, tmp_path):
+    for name, indices in (("train-00000-of-00001-a09b74b3ef9c3b56", [0, 2]), ("test-00000-of-00001-0c21b4", [1])):
+        hugging_face.select(indices).to_parquet(tmp_path / f"{name}.parquet")
+    assert_same_rows(iterate_rows(tmp_path, split="train"), [rows[0], rows[2]])
+    with pytest.raises(ValueError, match="expected one of the splits test, train; found none chosen"):
+        load_dataset(tmp_path)
+
+
 def test_a_plain_folder_of_parquet_is_read_in_the_order_of_names(rows, tmp_path):
     write_parquet(tmp_path / "b.parquet", rows[2:])
     write_parquet(tmp_path / "a.parquet", rows[:2])
