@@ -10,6 +10,7 @@ from atomformer.rows import row_from_atoms
 from matterform.elements import element_table
 from matterform.formats import read_structures, to_atoms
 
+ROUNDING = 1e-11  # of energies in double precision, after the fit
 STRUCTURES_AT_ONCE = 10_000  # of a data set that may be larger than memory
 
 
@@ -64,6 +65,8 @@ def fit_energy_scale(
     scale = _force_scale(dataset)
     if not scale > 0:
         left = energies - counts @ references
+        # An exact fit leaves rounding, which is no unit.
+        left = np.where(np.abs(left) > ROUNDING * np.abs(energies), left, 0.0)
         scale = float(np.sqrt(np.mean((left / counts.sum(axis=1) if per_atom else left) ** 2)))
     named = tuple((int(z), float(energy)) for z, energy in zip(numbers, references, strict=True))
     return EnergyScale(references=named, scale=scale if scale > 0 else 1.0, per_atom=per_atom)

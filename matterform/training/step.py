@@ -67,7 +67,7 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g / sums["weight"].astype(g.dtype), gradient_sums)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if ema_decay is None else optax.incremental_update(params, state.ema, 1 - ema_decay)
+        ema = None if ema_decay is None else _moved_average(state.ema, params, 1 - ema_decay)
         grad_norm = optax.global_norm(gradients)
         nonfinite = ~(jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm))
         metrics = {**means, "grad_norm": grad_norm, "nonfinite": nonfinite.astype(jnp.float32)}
@@ -134,6 +134,11 @@ def mean_metrics(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     if not totals.get("weight"):
         raise ValueError("no mean of nothing: expected at least one batch with weight; found none")
     return _divide_by_weight(totals)
+
+
+def _moved_average(average: Any, params: Any, share: float) -> Any:
+    """The average moved towards `params`; written so that one of parameters that never change stays exactly theirs."""
+    return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
 
 
 def _divide_by_weight(sums: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""A tiny network with every parameter away from its start, and random molecules."""
+"""A tiny network with every parameter away from its start, random molecules, and what short training runs share."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,3 +71,73 @@ def in_double() -> Callable[[AtomformerConfig], AtomformerConfig]:
         return config
 
     return change
+
+
+# Atoms that no symmetry makes alike, since forces of the direct head follow from distances alone.
+TOYS = {
+    "HCO": [[0.0, 0.0, 0.0], [1.1, 0.0, 0.0], [1.6, 1.2, 0.0]],
+    "SiHO": [[0.0, 0.0, 0.0], [1.5, 0.0, 0.0], [-0.3, 1.6, 0.2]],
+    "CClO": [[0.0, 0.0, 0.0], [1.7, 0.0, 0.0], [-0.5, 1.0, 0.3]],
+}
+TOY_REFERENCES = {"H": -13.6, "C": -1028.5, "O": -2041.25, "Si": -7870.0, "Cl": -12500.0}  # eV
+
+
+@pytest.fixture(scope="session")
+def toys() -> list[ase.Atoms]:
+    """24 breathing molecules of three kinds: Lennard-Jones energies and forces, and properties to learn.
+
+    The formation energy is that of Lennard-Jones, the total one has thousands of eV an atom besides. `gap` is a number,
+    `polar` a truth value, `kind` a class, `mu` a vector.
+    """
+    from ase.calculators.lj import LennardJones
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    structures = []
+    for i in range(24):
+        kind = i % 3
+        symbols, positions = list(TOYS.items())[kind]
+        breath = 1 + 0.12 * np.sin(7 * i)
+        atoms = ase.Atoms(symbols, breath * np.array(positions))
+        atoms.calc = LennardJones(sigma=1.2, epsilon=0.05, rc=20.0)
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        total = energy + sum(TOY_REFERENCES[symbol] for symbol in atoms.get_chemical_symbols())
+        atoms.calc = SinglePointCalculator(atoms, energy=total, forces=forces)
+        atoms.info |= {"formation_energy": energy, "gap": 2.0 * kind + breath, "polar": float(kind == 2)}
+        atoms.info |= {"kind": float(kind), "mu": np.array([kind, breath])}
+        structures.append(atoms)
+    return structures
+
+
+@pytest.fixture(scope="session")
+def toy_file(toys, tmp_path_factory) -> pathlib.Path:
+    """The toys as extxyz."""
+    from matterform.formats import write_structures
+
+    path = tmp_path_factory.mktemp("toys") / "toys.xyz"
+    write_structures(path, toys)
+    return path
+
+
+QUICK = {
+    "jax_disable_most_optimizations": True,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def quick_folder(tmp_path_factory) -> pathlib.Path:
+    """Where `quick` keeps compiled programs."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def quick(quick_folder) -> Iterator[None]:
+    """For files whose many short runs spend their time compiling: compiles less, and each program only once."""
+    settings = QUICK | {"jax_compilation_cache_dir": str(quick_folder)}
+    former = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in former.items():
+        jax.config.update(name, value)
