@@ -123,6 +123,8 @@ def run_prepare(arguments: Prepare) -> int:
 
     if arguments.kind == "structures":
         reads = iterate_rows(arguments.source, split=arguments.split)
+    elif arguments.split is not None:
+        raise ValueError(f"--split is for Hugging Face folders; {arguments.kind} has none")
     else:
         reads = iterate_raw(arguments.kind, arguments.source)
     summary = prepare_dataset(_counted(reads, "reading structures"), arguments.out)
@@ -133,6 +135,8 @@ def run_prepare(arguments: Prepare) -> int:
 
 def run_training(command: str, argv: Sequence[str], recipe: "TrainConfig | None" = None) -> int:
     """Trains from flags, on top of a saved config or of a `recipe`; or on from where a run was interrupted."""
+    import jax
+
     from atomformer.train import FinetuneConfig, PretrainConfig, train
     from matterform.evaluation.curves import write_learning_curves
     from matterform.training.mesh import initialize_distributed
@@ -142,10 +146,11 @@ def run_training(command: str, argv: Sequence[str], recipe: "TrainConfig | None"
     if processes is not None:
         initialize_distributed(*processes)
     result = train(run, resume=resume)
-    try:
-        write_learning_curves(run.run_dir, run.run_dir / "curves.png")
-    except ImportError as error:  # a picture is no reason to fail
-        say(str(error))
+    if jax.process_index() == 0:
+        try:
+            write_learning_curves(run.run_dir, run.run_dir / "curves.png")
+        except ImportError as error:  # a picture is no reason to fail
+            say(str(error))
     return report_run("atomformer", command, run.run_dir, result, "model")
 
 

@@ -38,14 +38,14 @@ from matterform.training.loop import FitResult, LoopConfig, Validation, fit, las
 from matterform.training.mesh import make_mesh
 from matterform.training.metrics import open_metrics
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
-from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
+from matterform.training.run import check_data, check_run, claim_run, open_checkpoints, restore_run
 from matterform.training.state import TrainState, inference_params, init_state
 from matterform.training.step import make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
 
 # A resumed run may train longer, report elsewhere, find its data elsewhere; the rest must stay.
-FREE = ("run_dir", "loop", "keep", "wandb_project", "train", "validation", "start_from", "isolated_atoms")
+FREE = ("run_dir", "loop", "keep", "wandb_project", "train", "validation", "start_from")
 VALIDATION_KEY = 1  # folded into the seed where a validation set is split off
 ENCODER_SIZES = ("vocab_size", "dim", "num_heads", "depth", "mlp_ratio", "k")
 
@@ -139,6 +139,9 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     """
     check_run(config, resume, FREE)
     split = load_split(config)
+    data = {"train": fingerprint(split.train), "rows": len(split.rows)}
+    data["validation"] = None if split.validation is None else fingerprint(split.validation)
+    check_data(config, data, resume)
     start = None if config.start_from is None else from_pretrained(config.start_from)
     model = resolve_model(config, split.train, None if start is None else start.config)
     mesh = make_mesh()
@@ -166,8 +169,6 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
         loss = make_example_loss(model, config.loss, average_counts(held_out, config.loss, columns))
         evaluate = make_eval_step(loss, mesh)
         validation = Validation(evaluate, _plan(lengths(held_out), config), make_take(held_out, model, required))
-    data = {"train": fingerprint(split.train), "rows": len(split.rows)}
-    data["validation"] = None if split.validation is None else fingerprint(split.validation)
     claim_run(config, data, resume)
     with contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)

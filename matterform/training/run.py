@@ -39,6 +39,17 @@ def check_run(config: Any, resume: bool, free: Collection[str]) -> None:
                 raise ValueError(f"cannot resume with another {name}: the run has {before[name]}, given {value}")
 
 
+def check_data(config: Any, data: Mapping[str, Any], resume: bool) -> None:
+    """Refuses to resume a run with other data than before.
+
+    Args:
+        data: fingerprints, as `claim_run` gets them.
+    """
+    path = config.run_dir / "data.json"
+    if resume and path.exists() and (former := json.loads(path.read_text(encoding="utf-8"))) != data:
+        raise ValueError(f"cannot resume with other data: the run has {former}, but {config.train} gives {dict(data)}")
+
+
 def claim_run(config: Any, data: Mapping[str, Any], resume: bool) -> None:
     """Writes config.yaml and data.json, the fingerprints of the data.
 
@@ -47,14 +58,12 @@ def claim_run(config: Any, data: Mapping[str, Any], resume: bool) -> None:
     Raises:
         ValueError: a resumed run would see other data than before.
     """
-    path = config.run_dir / "data.json"
-    if resume and path.exists() and (former := json.loads(path.read_text(encoding="utf-8"))) != data:
-        raise ValueError(f"cannot resume with other data: the run has {former}, but {config.train} gives {dict(data)}")
+    check_data(config, data, resume)
     if jax.process_count() > 1:  # else the first process could claim the folder before the others have looked
         multihost_utils.sync_global_devices("run folder checked")
     if jax.process_index() == 0:
         save_config(config, config.run_dir / "config.yaml")
-        with write_atomically(path) as temporary:
+        with write_atomically(config.run_dir / "data.json") as temporary:
             temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
 
 

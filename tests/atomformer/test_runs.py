@@ -287,7 +287,7 @@ REFUSED = {
         "classes 0 to 1",
     ),
     "no model": (["predict", "{data}", "--model", "{data}"], "molecules.xyz"),
-    "another folder": (["predict", "{data}", "--model", "{folder}"], "config.json"),
+    "another folder": (["predict", "{data}", "--model", "{folder}"], "model.safetensors"),
     "run exists": (["pretrain", "--train", "{data}", "--run-dir", "{run}", *TINY], "holds a run already"),
     "other settings": (
         ["pretrain", "--run-dir", "{run}", "--resume", "--seed", "7"],
