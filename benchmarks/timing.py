@@ -15,14 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def time_calls(calls: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, dict[str, float]]:
+def time_calls(
+    calls: Mapping[str, Callable[[], Any]], repeats: int = 5, pause_s: float = 0.0
+) -> dict[str, dict[str, float]]:
     """Seconds of each call: the first (with compilation) and the median of later ones.
 
-    The calls take turns, so that other load on the machine meets all of them and ratios can be trusted.
+    The calls take turns, so that other load on the machine meets all of them and ratios can be trusted. A pause before
+    each lets the threads of another library (PyTorch's wait actively for a while) come to rest.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
+            time.sleep(pause_s)
             start = time.perf_counter()
             jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - start)
