@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from matterform.files import write_atomically
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
+    from atomformer.config import AtomformerConfig
     from atomformer.rows import Row
     from atomformer.sources import ReadRow
     from atomformer.train import TrainConfig
@@ -168,9 +170,11 @@ def run_predict(arguments: Predict) -> int:
     system, atoms = [], []
 
     def remembered() -> "Iterator[Row]":
-        for row in _usable_rows(arguments.structures, arguments.split):
+        for row in _usable_rows(arguments.structures, arguments.split, model.config):
             rows.append(row)
             yield row
+        if not rows:  # here, so that no empty file is written
+            raise ValueError(f"{arguments.structures} holds no structure that can be used")
 
     def annotated():
         predictions = predict_all(model, remembered(), features=arguments.features is not None)
@@ -182,8 +186,6 @@ def run_predict(arguments: Predict) -> int:
                 atoms.append(prediction.atom_features)
 
     write_structures(arguments.out, annotated())
-    if not rows:
-        raise ValueError(f"{arguments.structures} holds no structure that can be used")
     if arguments.features is not None:
         offsets = np.cumsum([0, *(len(part) for part in atoms)])
         with write_atomically(arguments.features) as temporary, temporary.open("wb") as file:
@@ -198,11 +200,12 @@ def run_evaluate(arguments: Evaluate) -> int:
     from atomformer.weights import from_pretrained
 
     model = from_pretrained(arguments.model)
-    rows = _usable_rows(arguments.structures, arguments.split)
+    rows = _usable_rows(arguments.structures, arguments.split, model.config)
     evaluation = evaluate(model, rows, label_columns=arguments.label_columns, task=arguments.task)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    defined = {name: value if math.isfinite(value) else None for name, value in evaluation.metrics.items()}
     with write_atomically(arguments.out / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(defined, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     with write_atomically(arguments.out / "parity.csv") as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["quantity", "known", "predicted"])
@@ -219,11 +222,17 @@ def run_evaluate(arguments: Evaluate) -> int:
     return 0
 
 
-def _usable_rows(path: pathlib.Path, split: str | None) -> "Iterator[Row]":
-    """The rows of a source; those that cannot be used are named on standard error."""
+def _usable_rows(path: pathlib.Path, split: str | None, config: "AtomformerConfig") -> "Iterator[Row]":
+    """The rows of a source; those that the model cannot use are named on standard error."""
+    from atomformer.inputs import reference_energy
     from atomformer.sources import iterate_rows
 
     for index, row, reason in _counted(iterate_rows(path, split=split), "predicting"):
+        if row is not None:
+            try:
+                reference_energy(row["input_ids"], config)
+            except ValueError as error:
+                row, reason = None, str(error)
         if row is None:
             sys.stderr.write(f"atomformer: {path}, structure {index} left out: {reason}\n")
         else:

@@ -1,6 +1,7 @@
 """How far predictions are from what is known: errors of energies, forces and labels, as numbers, table and picture."""
 
 import os
+import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -147,6 +148,7 @@ def write_parity(path: str | os.PathLike[str], evaluation: Evaluation, title: st
 
     panels = {name: pair for name, pair in evaluation.pairs.items() if pair[0].shape == pair[1].shape}
     if not panels:
+        pathlib.Path(path).unlink(missing_ok=True)  # of an earlier evaluation
         return
     units = {"formation_energy": "eV", "total_energy": "eV", "forces": "eV/Å"}
     figure, axes = new_figure(len(panels), title)

@@ -144,16 +144,16 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     check_data(config, data, resume)
     start = None if config.start_from is None else from_pretrained(config.start_from)
     model = resolve_model(config, split.train, None if start is None else start.config)
+    columns = label_columns(config)
+    required = requirements(config.loss, columns)
+    for part in filter(None, (split.train, split.validation)):
+        check_dataset(part, model, required)
     mesh = make_mesh()
     plan = _plan(lengths(split.train)[split.rows], config)
     optimizer = make_model_optimizer(config, last_step(config.loop, plan))
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = first_params(init_key, model, start)
     state = init_state(params, optimizer, mesh, ema=config.ema_decay is not None)
-    columns = label_columns(config)
-    required = requirements(config.loss, columns)
-    for part in filter(None, (split.train, split.validation)):
-        check_dataset(part, model, required)
     step = make_train_step(
         make_example_loss(model, config.loss, average_counts(split.train, config.loss, columns)),
         optimizer,
@@ -324,6 +324,9 @@ def _label_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     if config.task is not None:
         task = ATOM3D[config.task]
         problem, num_labels = task.problem, task.num_labels
+        if problem != "multiclass" and labels.shape[1] != num_labels:
+            found = f"{', '.join(columns)} hold {labels.shape[1]}"
+            raise ValueError(f"task {config.task} learns {num_labels} labels a structure; the label columns {found}")
     elif problem == "multiclass":
         num_labels = max(config.model.num_labels, int(np.nanmax(labels)) + 1)
     settings: dict[str, Any] = {"problem": problem, "num_labels": num_labels}
