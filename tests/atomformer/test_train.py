@@ -375,7 +375,7 @@ def test_mixed_sizes_compile_one_program_a_bucket(monkeypatch, tmp_path, rng):
 
 
 @pytest.mark.slow
-def test_four_devices_train_like_one(base, tmp_path):
+def test_four_devices_train_like_one(base, toys, tmp_path):
     """Other devices, other order of sums, nothing more."""
     flags = [*SMALL, "--train", base.train, "--masked", 1, "--denoising", 1, "--epochs", 3, "--learning-rate", 1e-3]
     code = "import sys; from atomformer.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -386,5 +386,8 @@ def test_four_devices_train_like_one(base, tmp_path):
         subprocess.run([sys.executable, "-c", code, *map(str, command)], env=environment, check=True, timeout=300)
     one, four = (metrics(tmp_path / name) for name in ("1", "4"))
     np.testing.assert_allclose([row["loss"] for row in four], [row["loss"] for row in one], rtol=1e-5)
-    weights = [from_pretrained(tmp_path / name / "model").params for name in ("1", "4")]
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *weights)
+    # Weights without influence have gradients of rounding alone, which Adam makes as large as any: compare predictions.
+    models = [from_pretrained(tmp_path / name / "model") for name in ("1", "4")]
+    energies, forces = zip(*(atomformer.predict(model, toys) for model in models), strict=True)
+    np.testing.assert_allclose(energies[1], energies[0], atol=1e-5)
+    np.testing.assert_allclose(forces[1], forces[0], atol=1e-5)
