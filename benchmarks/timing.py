@@ -15,22 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def time_calls(
-    calls: Mapping[str, Callable[[], Any]], repeats: int = 5, pause_s: float = 0.0
-) -> dict[str, dict[str, float]]:
+def time_calls(calls: Mapping[str, Callable[[], Any]], repeats: int = 5, burst: int = 1) -> dict[str, dict[str, float]]:
     """Seconds of each call: the first (with compilation) and the median of later ones.
 
-    The calls take turns, so that other load on the machine meets all of them and ratios can be trusted. A pause before
-    each lets the threads of another library (PyTorch's wait actively for a while) come to rest.
+    The calls take turns, so that other load on the machine meets all of them and ratios can be trusted. In its turn a
+    call is made `burst` times and the last one counts: by then caches are its own, and another library's threads, which
+    may wait actively for a while, have come to rest.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    first: dict[str, float] = {}
     for _ in range(repeats + 1):
         for name, call in calls.items():
-            time.sleep(pause_s)
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: {"first_s": s[0], "steady_s": float(np.median(s[1:]))} for name, s in seconds.items()}
+            for _ in range(burst):
+                start = time.perf_counter()
+                jax.block_until_ready(call())
+                elapsed = time.perf_counter() - start
+                first.setdefault(name, elapsed)
+            seconds[name].append(elapsed)
+    return {name: {"first_s": first[name], "steady_s": float(np.median(s[1:]))} for name, s in seconds.items()}
 
 
 def time_call(function: Callable[..., Any], *args: Any, repeats: int = 5) -> dict[str, float]:
