@@ -164,6 +164,7 @@ def test_an_atom3d_task_is_learned_from_a_folder_of_datasets(toys, tmp_path):
 
     datasets.DatasetDict({"train": part(toys[:18]), "val": part(toys[18:])}).save_to_disk(tmp_path / "lba")
     flags = ["--split", "train", "--validation-split", "val", "--task", "LBA", *SMALL, *LEARN, "--batch-size", 18]
+    flags += ["--validate-every", 80]
     assert run("finetune", "--train", tmp_path / "lba", "--run-dir", tmp_path / "run", *flags) == 0
     config = load_config(FinetuneConfig, tmp_path / "run" / "config.yaml")
     split = load_split(config)
@@ -179,6 +180,7 @@ def test_real_energies_and_forces_are_learned_from_isolated_atoms(data_dir, tmp_
     write_structures(tmp_path / "acac.xyz", structures[:20])
     flags = ["--labels", 0, "--total-energy", 1, "--forces", 10, "--conservative", *SMALL, "--batch-size", 10]
     flags += ["--isolated-atoms", data_dir / "acac_isolated_atoms.extxyz", "--epochs", 10, "--learning-rate", 0.01]
+    flags += ["--depth", 1, "--checkpoint-every", 20]
     assert run("finetune", "--train", tmp_path / "acac.xyz", "--run-dir", tmp_path / "run", *flags) == 0
     rows = metrics(tmp_path / "run")
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -367,7 +369,21 @@ def test_mixed_sizes_compile_one_program_a_bucket(monkeypatch, tmp_path, rng):
         return steps[-1]
 
     monkeypatch.setattr(training, "make_train_step", recorded)
-    flags = [*SMALL, "--batch-size", 2, "--formation-energy", 0, "--forces", 0, "--masked", 1, "--epochs", 2]
+    flags = [
+        *SMALL,
+        "--depth",
+        1,
+        "--batch-size",
+        2,
+        "--formation-energy",
+        0,
+        "--forces",
+        0,
+        "--masked",
+        1,
+        "--epochs",
+        2,
+    ]
     assert run("pretrain", "--train", tmp_path / "chains.xyz", "--run-dir", tmp_path / "run", *flags) == 0
     buckets = bucket_lengths(np.array([3, 4, 7, 8]))
     assert len(buckets) == 3  # 7 goes with 8
