@@ -256,6 +256,17 @@ def test_what_contradicts_the_start_or_the_data_is_named(toy_file, start, change
         resolve_model(dataclasses.replace(config, **changes), dataset, from_pretrained(start).config)
 
 
+def test_a_published_size_replaces_the_four_numbers_and_labels_get_origin_and_unit(toy_file):
+    dataset, _ = atomformer.load_dataset(toy_file)
+    config = FinetuneConfig(train=toy_file, run_dir=toy_file, size="mini", label_columns=("gap",))
+    model = resolve_model(config, dataset, None)
+    assert (model.dim, model.num_heads, model.depth, model.k) == (256, 8, 8, 256)
+    gaps = dataset.structures["gap"]
+    assert (model.label_mean, model.label_scale) == ((pytest.approx(gaps.mean()),), (pytest.approx(gaps.std()),))
+    plain = resolve_model(dataclasses.replace(config, standardize=False), dataset, None)
+    assert (plain.label_mean, plain.label_scale) == ((), ())
+
+
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
