@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from atomformer.layers import NORM_EPS
+
 Leaves = Mapping[str, Array]
 
 MIN_WIDTH = 1e-5  # added to the widths of the Gaussians
-NORM_EPS = 1e-5
 # Pairs of one structure whose expansion is in memory at once. The backward pass makes several arrays of that size,
 # which should fit a processor's cache; the forward pass makes two, and is split only to bound the memory.
 FORWARD_PAIRS, BACKWARD_PAIRS = 10_000, 1200

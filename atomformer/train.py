@@ -4,7 +4,6 @@ A run folder holds config.yaml, metrics.csv, TensorBoard events, checkpoints/<st
 model/ (config.json and model.safetensors, to use), which is the best model on the validation set, or else the last.
 """
 
-import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -18,7 +17,7 @@ from jaxtyping import Int64, PRNGKeyArray
 
 from atomformer.config import ENERGY_HEADS, FORCE_HEADS, SIZES, AtomformerConfig, EnergyScale
 from atomformer.dataset import Dataset, fingerprint, lengths, select
-from atomformer.examples import bucket_lengths, check_dataset, make_take, stack_labels
+from atomformer.examples import bucket_lengths, make_take, stack_labels
 from atomformer.losses import (
     LossConfig,
     average_counts,
@@ -36,9 +35,8 @@ from atomformer.weights import Pretrained, from_pretrained, save_pretrained
 from matterform.training.batches import BatchPlan, make_batch_plan
 from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
-from matterform.training.metrics import open_metrics
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
-from matterform.training.run import check_data, check_run, claim_run, open_checkpoints, restore_run
+from matterform.training.run import check_data, check_run, claim_run, open_run
 from matterform.training.state import TrainState, inference_params, init_state
 from matterform.training.step import make_eval_step, make_train_step
 
@@ -146,8 +144,9 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     model = resolve_model(config, split.train, None if start is None else start.config)
     columns = label_columns(config)
     required = requirements(config.loss, columns)
-    for part in filter(None, (split.train, split.validation)):
-        check_dataset(part, model, required)
+    # Before anything costly, because this refuses unusable data.
+    take_stored = make_take(split.train, model, required)
+    take_held_out = None if split.validation is None else make_take(split.validation, model, required)
     mesh = make_mesh()
     plan = _plan(lengths(split.train)[split.rows], config)
     optimizer = make_model_optimizer(config, last_step(config.loop, plan))
@@ -162,54 +161,35 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
     )
-    take_stored = make_take(split.train, model, required)
     validation = None
-    if split.validation is not None:
+    if split.validation is not None and take_held_out is not None:
         held_out = split.validation
         loss = make_example_loss(model, config.loss, average_counts(held_out, config.loss, columns))
         evaluate = make_eval_step(loss, mesh)
-        validation = Validation(evaluate, _plan(lengths(held_out), config), make_take(held_out, model, required))
+        validation = Validation(evaluate, _plan(lengths(held_out), config), take_held_out)
     claim_run(config, data, resume)
-    with contextlib.ExitStack() as stack:
-        checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
-        best = open_checkpoints(stack, config.run_dir / "best", 1)
-        resumed = None
-        if resume:
-            state, resumed = restore_run(config.run_dir, checkpoints, state)
-        writer = open_metrics(
-            config.run_dir,
-            metric_columns(metric_names(model, config.loss), validation is not None),
-            resumed_step=int(state.step) if resume else None,
-            tensorboard=True,
-            wandb_project=config.wandb_project,
-        )
-        stack.callback(writer.close)
-        _log_sizes(split, state, mesh.size)
+    metrics = metric_columns(metric_names(model, config.loss), validation is not None)
+    with open_run(config, metrics, state, resume) as run:
+        _log_sizes(split, run.state, mesh.size)
         result = fit(
             config.loop,
             step,
-            state,
+            run.state,
             mesh,
             plan,
             lambda indices, length: take_stored(split.rows[indices], length),
             validation=validation,
-            checkpoints=checkpoints,
-            best=best,
-            writer=writer,
-            resumed=resumed,
+            checkpoints=run.checkpoints,
+            best=run.best,
+            writer=run.writer,
+            resumed=run.resumed,
         )
         if result.outcome != "interrupted":
             chosen = result.state
-            if best.latest_step() is not None:
-                chosen, _ = best.restore(chosen)
-            publish(config.run_dir / "model", Pretrained(published_params(chosen), model, make_apply(model)))
+            if run.best.latest_step() is not None:
+                chosen, _ = run.best.restore(chosen)
+            publish(config.run_dir / "model", Pretrained(inference_params(chosen), model, make_apply(model)))
     return result
-
-
-def published_params(state: TrainState) -> Params:
-    """The parameters to use; a moving average, which rounds, does not touch the table of element features."""
-    params = inference_params(state)
-    return {**params, "encoder": {**params["encoder"], "metadata": state.params["encoder"]["metadata"]}}
 
 
 def publish(folder: pathlib.Path, model: Pretrained) -> None:

@@ -4,7 +4,6 @@ A run folder holds config.yaml, metrics.csv, TensorBoard events, checkpoints/<st
 published/epoch_NNNNNN.pkl (to use).
 """
 
-import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -26,9 +25,8 @@ from matterform.training.batches import BatchPlan, Take, make_batch_plan
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
-from matterform.training.metrics import open_metrics
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
-from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
+from matterform.training.run import check_run, claim_run, open_run
 from matterform.training.state import TrainState, inference_params, init_state
 from matterform.training.step import make_eval_step, make_train_step
 
@@ -105,21 +103,9 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
         evaluate = make_eval_step(example_loss, mesh)
         validation = Validation(evaluate, _plan(split.validation, config), _taker(split.validation))
     claim_run(config, fingerprints(split), resume)
-    with contextlib.ExitStack() as stack:
-        checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
-        best = open_checkpoints(stack, config.run_dir / "best", 1)
-        resumed = None
-        if resume:
-            state, resumed = restore_run(config.run_dir, checkpoints, state)
-        writer = open_metrics(
-            config.run_dir,
-            metric_columns(PARTS, validation is not None),
-            resumed_step=int(state.step) if resume else None,
-            tensorboard=True,
-            wandb_project=config.wandb_project,
-        )
-        stack.callback(writer.close)
-        _log_sizes(split, state, mesh.size)
+    columns = metric_columns(PARTS, validation is not None)
+    with open_run(config, columns, state, resume) as run:
+        _log_sizes(split, run.state, mesh.size)
 
         def publish_sometimes(state: TrainState, epoch: int) -> None:
             if epoch % config.publish_every == 0:
@@ -128,19 +114,19 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
         result = fit(
             config.loop,
             step,
-            state,
+            run.state,
             mesh,
             plan,
             _taker(split.train),
             validation=validation,
-            checkpoints=checkpoints,
-            best=best,
-            writer=writer,
-            resumed=resumed,
+            checkpoints=run.checkpoints,
+            best=run.best,
+            writer=run.writer,
+            resumed=run.resumed,
             on_epoch_end=publish_sometimes,
         )
         if result.outcome != "interrupted":
-            _publish_results(config, result, best, plan.batches_per_epoch)
+            _publish_results(config, result, run.best, plan.batches_per_epoch)
     return result
 
 

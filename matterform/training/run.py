@@ -4,8 +4,8 @@ import contextlib
 import json
 import logging
 import pathlib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from matterform.config import load_config, save_config, to_dict
 from matterform.files import write_atomically
 from matterform.training.checkpoint import Checkpoints
+from matterform.training.metrics import MetricsWriter, open_metrics
 from matterform.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,36 @@ def claim_run(config: Any, data: Mapping[str, Any], resume: bool) -> None:
         save_config(config, config.run_dir / "config.yaml")
         with write_atomically(config.run_dir / "data.json") as temporary:
             temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
+
+
+class OpenRun(NamedTuple):
+    """What `fit` works with in a run's folder."""
+
+    state: TrainState  # the given one, or the one to go on from
+    resumed: dict[str, Any] | None
+    checkpoints: Checkpoints
+    best: Checkpoints
+    writer: MetricsWriter
+
+
+@contextlib.contextmanager
+def open_run(config: Any, columns: Sequence[str], state: TrainState, resume: bool) -> Iterator[OpenRun]:
+    """Opens checkpoints/, best/ and metrics.csv of a claimed run, as its config's `keep` and `wandb_project` say."""
+    with contextlib.ExitStack() as stack:
+        checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
+        best = open_checkpoints(stack, config.run_dir / "best", 1)
+        resumed = None
+        if resume:
+            state, resumed = restore_run(config.run_dir, checkpoints, state)
+        writer = open_metrics(
+            config.run_dir,
+            columns,
+            resumed_step=int(state.step) if resume else None,
+            tensorboard=True,
+            wandb_project=config.wandb_project,
+        )
+        stack.callback(writer.close)
+        yield OpenRun(state, resumed, checkpoints, best, writer)
 
 
 def open_checkpoints(stack: contextlib.ExitStack, folder: pathlib.Path, keep: int) -> Checkpoints:
