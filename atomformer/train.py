@@ -340,7 +340,7 @@ def first_params(key: PRNGKeyArray, model: AtomformerConfig, start: Pretrained |
     return {"encoder": start.params["encoder"], "heads": heads}
 
 
-def make_model_optimizer(config: TrainConfig, run_steps: int) -> optax.GradientTransformation:
+def make_model_optimizer(config: TrainConfig, run_steps: int | None) -> optax.GradientTransformation:
     """The optimiser of what is to change: never the table of element features, nor what the config freezes."""
 
     def labels(params: Params) -> Any:

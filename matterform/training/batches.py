@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +23,28 @@ class PlannedBatch(NamedTuple):
     length: int
 
 
+class Phase(NamedTuple):
+    """Epochs of one length, up to the next phase."""
+
+    first_epoch: int
+    batches_per_epoch: int
+
+
 class BatchPlan(NamedTuple):
     """Every batch of every epoch, by index; all processes share one plan."""
 
     batch_size: int
-    batches_per_epoch: int
+    batches_per_epoch: int  # of epoch 0, and of all before the first of `later`
     epoch: Callable[[int], list[PlannedBatch]]
+    later: tuple[Phase, ...] = ()  # by increasing first epoch
+
+
+class Place(NamedTuple):
+    """Where a step stands."""
+
+    epoch: int
+    batch: int  # of that epoch
+    batches: int  # in that epoch
 
 
 def make_batch_plan(lengths: Int[np.ndarray, " n"], batch_size: int, buckets: Sequence[int], seed: int) -> BatchPlan:
@@ -62,6 +78,55 @@ def make_batch_plan(lengths: Int[np.ndarray, " n"], batch_size: int, buckets: Se
     return BatchPlan(batch_size, -(-len(lengths) // batch_size), epoch)
 
 
+def switch_plans(plans: Mapping[int, BatchPlan]) -> BatchPlan:
+    """One plan of several: each holds from the epoch that is its key, the first from epoch 0, up to the next one's.
+
+    For data that change while training goes on, such as copies that join them later.
+    """
+    starts = sorted(plans)
+    if not starts or starts[0] != 0:
+        raise ValueError(f"plans must begin with one for epoch 0; got those from the epochs {starts}")
+    if len({plan.batch_size for plan in plans.values()}) > 1:
+        raise ValueError(f"plans must share a batch_size; got {[plans[start].batch_size for start in starts]}")
+
+    def epoch(number: int) -> list[PlannedBatch]:
+        return plans[max(start for start in starts if start <= number)].epoch(number)
+
+    later = tuple(Phase(start, plans[start].batches_per_epoch) for start in starts[1:])
+    return BatchPlan(plans[0].batch_size, plans[0].batches_per_epoch, epoch, later)
+
+
+def with_rows(plan: BatchPlan, rows: Int[np.ndarray, " n"]) -> BatchPlan:
+    """The plan of a data set's `rows`, where `plan` counts them from 0."""
+
+    def epoch(number: int) -> list[PlannedBatch]:
+        return [planned._replace(indices=rows[planned.indices]) for planned in plan.epoch(number)]
+
+    return plan._replace(epoch=epoch)
+
+
+def place_of(plan: BatchPlan, step: int) -> Place:
+    """Where the step number `step`, counted over all epochs from 0, stands."""
+    phase = Phase(0, plan.batches_per_epoch)
+    for following in plan.later:
+        steps = (following.first_epoch - phase.first_epoch) * phase.batches_per_epoch
+        if step < steps:
+            break
+        step, phase = step - steps, following
+    epochs, batch = divmod(step, phase.batches_per_epoch)
+    return Place(phase.first_epoch + epochs, batch, phase.batches_per_epoch)
+
+
+def steps_before(plan: BatchPlan, epoch: int) -> int:
+    """How many steps the epochs 0 to `epoch` - 1 have together."""
+    phases = [Phase(0, plan.batches_per_epoch), *plan.later]
+    ends = [*(phase.first_epoch for phase in plan.later), epoch]
+    return sum(
+        max(0, min(end, epoch) - phase.first_epoch) * phase.batches_per_epoch
+        for phase, end in zip(phases, ends, strict=True)
+    )
+
+
 def local_rows(planned: PlannedBatch, process: int, num_processes: int) -> PlannedBatch:
     """The contiguous part of a batch that one of `num_processes` processes feeds."""
     size, rest = divmod(len(planned.indices), num_processes)
@@ -73,18 +138,25 @@ def local_rows(planned: PlannedBatch, process: int, num_processes: int) -> Plann
     return planned._replace(indices=planned.indices[rows], weight=planned.weight[rows])
 
 
-def planned_batches(plan: BatchPlan, first: int, last: int) -> Iterator[PlannedBatch]:
-    """The batches of the steps `first` to `last` - 1, counted over all epochs from 0."""
+def planned_batches(plan: BatchPlan, first: int, last: int | None) -> Iterator[PlannedBatch]:
+    """The batches of the steps `first` to `last` - 1 (None: without end), counted over all epochs from 0."""
     number, batches = -1, []
-    for step in range(first, last):
-        epoch, position = divmod(step, plan.batches_per_epoch)
-        if epoch != number:
-            number, batches = epoch, plan.epoch(epoch)
-        yield batches[position]
+    for step in itertools.count(first) if last is None else range(first, last):
+        place = place_of(plan, step)
+        if place.epoch != number:
+            number, batches = place.epoch, plan.epoch(place.epoch)
+        yield batches[place.batch]
 
 
 def load_batches(
-    plan: BatchPlan, take: Take, first: int, last: int, *, process: int = 0, num_processes: int = 1, ahead: int = 2
+    plan: BatchPlan,
+    take: Take,
+    first: int,
+    last: int | None,
+    *,
+    process: int = 0,
+    num_processes: int = 1,
+    ahead: int = 2,
 ) -> Generator[Batch, None, None]:
     """Loads this process's rows of the steps `first` to `last` - 1, up to `ahead` batches early, in another thread."""
 

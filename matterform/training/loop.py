@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -15,16 +16,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from matterform.progress import progress_bar
-from matterform.training.batches import BatchPlan, Take, load_batches
+from matterform.training.batches import BatchPlan, Take, load_batches, place_of, steps_before
 from matterform.training.checkpoint import Checkpoints
-from matterform.training.mesh import to_global
+from matterform.training.mesh import replicate, to_global
 from matterform.training.metrics import MetricsWriter, StepMetrics
+from matterform.training.optimizers import OptimizerConfig, with_rate_scale
 from matterform.training.state import TrainState, inference_params
 from matterform.training.step import Evaluate, TrainStep, mean_metrics
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["finished", "early_stop", "interrupted"]
+Outcome = Literal["finished", "early_stop", "time_limit", "interrupted"]
+STOPS: tuple[Outcome | None, ...] = (None, "time_limit", "interrupted")  # what can come between two steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,18 +35,21 @@ class LoopConfig:
     """When to stop and how often to do what; periods count steps, and None means once an epoch."""
 
     epochs: int | None = None
-    max_steps: int | None = None  # with epochs: whichever comes first
+    max_steps: int | None = None  # with epochs or max_minutes: whichever comes first
+    max_minutes: float | None = None  # of wall-clock time in this process, compiling included
     log_every: int | None = None
     validate_every: int | None = None
     checkpoint_every: int | None = None
     patience: int | None = None  # validations without a lower loss before stopping; None never stops early
 
     def __post_init__(self) -> None:
-        if self.epochs is None and self.max_steps is None:
-            raise ValueError("epochs or max_steps must be given; found neither")
+        if self.epochs is None and self.max_steps is None and self.max_minutes is None:
+            raise ValueError("epochs or max_steps must be given, or max_minutes; found none of them")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"max_minutes must be positive, or none; got {self.max_minutes}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and value < 1:
+            if field.name != "max_minutes" and value is not None and value < 1:
                 raise ValueError(f"{field.name} must be at least 1, or none; got {value}")
 
 
@@ -64,6 +70,11 @@ class Progress:
     stale: int = 0  # validations since the best one
     totals: dict[str, float] = dataclasses.field(default_factory=dict)  # sums of metrics since the last row
     count: int = 0
+    epoch_loss: float = 0.0  # sum over the steps of an epoch, up to the last row
+    epoch_count: int = 0
+    plateau_loss: float | None = None  # the lowest that the learning rate's schedule has seen
+    plateau_stale: int = 0  # losses since then, or since the rate was last lowered
+    rate_scale: float = 1.0
 
     def note(self, loss: float, step: int) -> bool:
         """Counts a validation; returns whether it is the best so far."""
@@ -72,6 +83,28 @@ class Progress:
             self.best_loss, self.best_step = loss, step
         self.stale = 0 if improved else self.stale + 1
         return improved
+
+    def lower_rate(self, loss: float, config: OptimizerConfig) -> bool:
+        """Counts a loss for the schedule `plateau`; returns whether the learning rate is to change."""
+        if math.isfinite(loss) and (self.plateau_loss is None or loss < self.plateau_loss):
+            self.plateau_loss, self.plateau_stale = loss, 0
+            return False
+        self.plateau_stale += 1
+        if self.plateau_stale < config.plateau_patience:
+            return False
+        self.plateau_stale = 0
+        self.rate_scale *= config.plateau_factor
+        return True
+
+    def add_to_epoch(self, loss: float, count: int) -> None:
+        """Adds the losses of the steps since the last row, whose sum is `loss`."""
+        self.epoch_loss, self.epoch_count = self.epoch_loss + loss, self.epoch_count + count
+
+    def end_epoch(self) -> float:
+        """The mean loss of the epoch, which starts anew."""
+        mean = self.epoch_loss / self.epoch_count
+        self.epoch_loss, self.epoch_count = 0.0, 0
+        return mean
 
 
 class FitResult(NamedTuple):
@@ -97,26 +130,31 @@ def fit(
     writer: MetricsWriter | None = None,
     resumed: Mapping[str, Any] | None = None,
     on_epoch_end: Callable[[TrainState, int], None] | None = None,
+    optimizer: OptimizerConfig | None = None,
+    show_progress: bool = True,
 ) -> FitResult:
     """Trains from `state.step` on; constructs nothing, and consumes `state`.
 
     To resume, give what `Checkpoints.restore` returned: the state, and the extra object as `resumed`. The batches,
     keys and means then go on as if nothing had happened. SIGTERM and SIGINT end the loop after the running step
-    (with several processes: at the next multiple of `log_every`) with a checkpoint; a second signal acts as usual.
+    (with several processes: where a row of metrics is due) with a checkpoint; a second signal acts as usual. So does
+    the time limit, from where the run can go on as after a signal.
 
     Args:
         best: gets the state of the lowest validation loss.
         on_epoch_end: called with the state and the number of finished epochs in every process; the state is
             consumed by the next step, so copy what is to be kept.
+        optimizer: needed for the schedule `plateau`, which follows the validation loss, or without a validation set the
+            mean training loss of each epoch.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; no checkpoint has been written since.
     """
     progress = Progress(**(resumed or {}))
     recent = StepMetrics(progress.totals, progress.count)
-    per_epoch, first, last = plan.batches_per_epoch, int(state.step), last_step(config, plan)
-    log_every, validate_every = config.log_every or per_epoch, config.validate_every or per_epoch
-    checkpoint_every = config.checkpoint_every or per_epoch
+    first, last = int(state.step), last_step(config, plan)
+    deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
+    plateau = optimizer if optimizer is not None and optimizer.schedule == "plateau" else None
 
     def extra() -> dict[str, Any]:
         return dataclasses.asdict(dataclasses.replace(progress, totals=recent.totals, count=recent.count))
@@ -125,27 +163,42 @@ def fit(
     if outcome is not None:
         return FitResult(state, outcome, progress.best_loss, progress.best_step)
     batches = load_batches(plan, take, first, last, process=jax.process_index(), num_processes=jax.process_count())
-    with stop_on_signals() as stop_asked, _progress(first, last) as show, contextlib.closing(batches):
+    bar = _progress(first, last, show_progress)
+    with stop_on_signals() as stop_asked, bar as show, contextlib.closing(batches):
         for number, batch in enumerate(batches, first + 1):
             state, metrics = step(state, to_global(mesh, batch))
             recent.add(number, metrics)
-            validated = validation is not None and number % validate_every == 0
-            if validated or number % log_every == 0:
+            epochs, position, length = place_of(plan, number)
+            epoch_ended = position == 0
+            validated = validation is not None and _due(config.validate_every, number, epoch_ended)
+            watched = plateau is not None and (epoch_ended if validation is None else validated)
+            row_due = _due(config.log_every, number, epoch_ended)
+            if validated or watched or row_due:
                 recent.settle()
-                row = {"epoch": number / per_epoch, **recent.take_means()}
+                if plateau is not None and validation is None:
+                    progress.add_to_epoch(recent.totals["loss"], recent.count)
+                row = {"epoch": (epochs * length + position) / length, **recent.take_means()}
+                means = {}
                 if validation is not None and validated:
                     means = run_validation(validation, inference_params(state), mesh)
                     row |= {f"validation_{name}": value for name, value in means.items()}
-                    if progress.note(means["loss"], number) and best is not None:
-                        best.save(state, extra())
+                if plateau is not None:
+                    row["learning_rate"] = plateau.learning_rate * progress.rate_scale
+                    if watched and progress.lower_rate(means["loss"] if means else progress.end_epoch(), plateau):
+                        scale = replicate(mesh, np.float32(progress.rate_scale))
+                        state = state._replace(opt_state=with_rate_scale(state.opt_state, scale))
+                if validated and progress.note(means["loss"], number) and best is not None:
+                    best.save(state, extra())
                 _report(writer, number, row)
-            if on_epoch_end is not None and number % per_epoch == 0:
+            if on_epoch_end is not None and epoch_ended:
                 recent.settle()
-                on_epoch_end(state, number // per_epoch)
+                on_epoch_end(state, epochs)
             outcome = _outcome(config, progress, number, last)
-            if outcome is None and _stop_agreed(stop_asked(), number % log_every == 0):
-                outcome = "interrupted"
-            if checkpoints is not None and (outcome is not None or number % checkpoint_every == 0):
+            if outcome is None:
+                late = time.monotonic() >= deadline
+                outcome = _stop_agreed("interrupted" if stop_asked() else "time_limit" if late else None, row_due)
+            checkpoint_due = _due(config.checkpoint_every, number, epoch_ended)
+            if checkpoints is not None and (outcome is not None or checkpoint_due):
                 recent.settle()
                 checkpoints.save(state, extra())
             show(number)
@@ -157,15 +210,15 @@ def fit(
     return FitResult(state, outcome, progress.best_loss, progress.best_step)
 
 
-def last_step(config: LoopConfig, plan: BatchPlan) -> int:
-    """The number of steps after which training is finished."""
-    limits = [config.max_steps, None if config.epochs is None else config.epochs * plan.batches_per_epoch]
-    return min(limit for limit in limits if limit is not None)
+def last_step(config: LoopConfig, plan: BatchPlan) -> int | None:
+    """The number of steps after which training is finished; None where only time limits it."""
+    limits = [config.max_steps, None if config.epochs is None else steps_before(plan, config.epochs)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def metric_columns(names: Sequence[str], validation: bool = True) -> tuple[str, ...]:
+def metric_columns(names: Sequence[str], validation: bool = True, plateau: bool = False) -> tuple[str, ...]:
     """Columns of the rows that `fit` writes, where `names` are the metrics of the example loss besides the loss."""
-    training = ("epoch", "loss", *names, "grad_norm")
+    training = ("epoch", "loss", *names, "grad_norm", *(("learning_rate",) if plateau else ()))
     return (*training, *(f"validation_{name}" for name in ("loss", *names))) if validation else training
 
 
@@ -204,19 +257,25 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         restore()
 
 
-def _outcome(config: LoopConfig, progress: Progress, number: int, last: int) -> Outcome | None:
-    if number >= last:
+def _due(every: int | None, number: int, epoch_ended: bool) -> bool:
+    return epoch_ended if every is None else number % every == 0
+
+
+def _outcome(config: LoopConfig, progress: Progress, number: int, last: int | None) -> Outcome | None:
+    if last is not None and number >= last:
         return "finished"
     if config.patience is not None and progress.stale >= config.patience:
         return "early_stop"
     return None
 
 
-def _stop_agreed(asked: bool, at_meeting: bool) -> bool:
-    """Whether to stop now: at once when alone, else at a meeting of all processes if any of them was asked to."""
+def _stop_agreed(wish: Outcome | None, at_meeting: bool) -> Outcome | None:
+    """Why to stop now: at once when alone, else at a meeting of all processes if any of them wishes to."""
     if jax.process_count() == 1:
-        return asked
-    return at_meeting and bool(multihost_utils.process_allgather(np.asarray(asked)).any())
+        return wish
+    if not at_meeting:
+        return None
+    return STOPS[int(multihost_utils.process_allgather(np.asarray(STOPS.index(wish))).max())]
 
 
 def _report(writer: MetricsWriter | None, number: int, row: Mapping[str, float]) -> None:
@@ -227,8 +286,8 @@ def _report(writer: MetricsWriter | None, number: int, row: Mapping[str, float])
         writer.write(number, row)
 
 
-def _progress(first: int, last: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+def _progress(first: int, last: int | None, wanted: bool) -> contextlib.AbstractContextManager[Callable[[int], None]]:
     """A bar over all steps, in the first process only."""
-    if jax.process_index() != 0:
+    if jax.process_index() != 0 or not wanted:
         return contextlib.nullcontext(lambda number: None)
     return progress_bar("training", total=last, completed=first)

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 # Learning rate as a function of the number of steps already taken.
 Schedule = Callable[[Any], Any]
@@ -18,6 +20,7 @@ class OptimizerConfig:
     With t the number of steps already taken, the learning rate is
     `constant`: learning_rate; `inverse_time`: learning_rate / (1 + decay t);
     `cosine`: from learning_rate at t = 0 to final_fraction of it at t = total_steps, and so on after;
+    `plateau`: learning_rate, times plateau_factor whenever the loss has not fallen for plateau_patience epochs;
     each times (t + 1) / warmup_steps while t < warmup_steps.
     """
 
@@ -29,16 +32,18 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float | None = None  # largest norm of the whole gradient
     clip_value: float | None = None  # largest absolute value of each entry, applied before clip_norm
-    schedule: Literal["constant", "cosine", "inverse_time"] = "constant"
+    schedule: Literal["constant", "cosine", "inverse_time", "plateau"] = "constant"
     warmup_steps: int = 0
     warmup_fraction: float = 0.0  # of total_steps, in place of warmup_steps
     total_steps: int | None = None  # of the cosine and of warmup_fraction; None is the whole run
     final_fraction: float = 0.0  # cosine only
     decay: float = 0.0  # inverse_time only, per step
+    plateau_factor: float = 0.95  # plateau only, as the next one
+    plateau_patience: int = 100  # validations, or epochs where there are none
 
     def __post_init__(self) -> None:
         _check_member("optimizer", self.optimizer, ("adam", "adamw"))
-        _check_member("schedule", self.schedule, ("constant", "cosine", "inverse_time"))
+        _check_member("schedule", self.schedule, ("constant", "cosine", "inverse_time", "plateau"))
         _check("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         _check("b1", self.b1, 0 <= self.b1 < 1, "in [0, 1)")
@@ -50,6 +55,8 @@ class OptimizerConfig:
         _check("warmup_fraction", self.warmup_fraction, 0 <= self.warmup_fraction < 1, "in [0, 1)")
         _check("final_fraction", self.final_fraction, 0 <= self.final_fraction <= 1, "in [0, 1]")
         _check("decay", self.decay, self.decay >= 0, "at least 0")
+        _check("plateau_factor", self.plateau_factor, 0 < self.plateau_factor < 1, "in (0, 1)")
+        _check("plateau_patience", self.plateau_patience, self.plateau_patience >= 1, "at least 1")
         if self.warmup_steps and self.warmup_fraction:
             raise ValueError(f"give warmup_steps or warmup_fraction; got {self.warmup_steps}, {self.warmup_fraction}")
         if self.optimizer == "adam" and self.weight_decay:
@@ -86,7 +93,34 @@ def make_optimizer(config: OptimizerConfig, run_steps: int | None = None) -> opt
         adam = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay)
     else:
         adam = optax.adam(schedule, config.b1, config.b2, config.eps)
-    return optax.chain(*transforms, adam)
+    transforms.append(adam)
+    if config.schedule == "plateau":
+        transforms.append(scale_by_rate())
+    return optax.chain(*transforms)
+
+
+class RateScale(NamedTuple):
+    """A factor of the learning rate that no step changes, only the loop; part of the optimiser's state."""
+
+    scale: Float[Array, ""]
+
+
+def scale_by_rate() -> optax.GradientTransformation:
+    """Multiplies updates by the state's scale, 1 until `with_rate_scale` sets another."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda change: state.scale.astype(change.dtype) * change, updates), state
+
+    return optax.GradientTransformation(lambda params: RateScale(jnp.ones(())), update)
+
+
+def with_rate_scale(opt_state: Any, scale: Any) -> Any:
+    """The optimiser's state with another factor of the learning rate, wherever it stands in it."""
+
+    def is_scale(node: Any) -> bool:
+        return isinstance(node, RateScale)
+
+    return jax.tree.map(lambda node: RateScale(scale) if is_scale(node) else node, opt_state, is_leaf=is_scale)
 
 
 def _make_rate(config: OptimizerConfig) -> Schedule:

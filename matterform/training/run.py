@@ -19,7 +19,18 @@ from matterform.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def check_run(config: Any, resume: bool, free: Collection[str]) -> None:
+class RunFiles(NamedTuple):
+    """What is called how in a run's folder."""
+
+    config: str = "config.yaml"
+    checkpoints: str = "checkpoints"
+    best: str = "best"
+
+
+RUN_FILES = RunFiles()
+
+
+def check_run(config: Any, resume: bool, free: Collection[str], files: RunFiles = RUN_FILES) -> None:
     """Checks that the folder `config.run_dir` is new, or holds the same run.
 
     Args:
@@ -28,9 +39,11 @@ def check_run(config: Any, resume: bool, free: Collection[str]) -> None:
     Raises:
         ValueError: there is nothing to resume, something not to be overwritten, or a run with other settings.
     """
-    path = config.run_dir / "config.yaml"
+    path = config.run_dir / files.config
     if resume and not path.exists():
-        raise ValueError(f"{config.run_dir} holds no run to resume (no config.yaml); leave out --resume to begin one")
+        raise ValueError(
+            f"{config.run_dir} holds no run to resume (no {files.config}); leave out --resume to begin one"
+        )
     if path.exists():
         if not resume:
             raise ValueError(f"{config.run_dir} holds a run already; give --resume to go on, or another --run-dir")
@@ -51,8 +64,8 @@ def check_data(config: Any, data: Mapping[str, Any], resume: bool) -> None:
         raise ValueError(f"cannot resume with other data: the run has {former}, but {config.train} gives {dict(data)}")
 
 
-def claim_run(config: Any, data: Mapping[str, Any], resume: bool) -> None:
-    """Writes config.yaml and data.json, the fingerprints of the data.
+def claim_run(config: Any, data: Mapping[str, Any], resume: bool, files: RunFiles = RUN_FILES) -> None:
+    """Writes the config and data.json, the fingerprints of the data.
 
     To be called when the data have been read, so that a run that cannot read them leaves nothing behind.
 
@@ -63,7 +76,7 @@ def claim_run(config: Any, data: Mapping[str, Any], resume: bool) -> None:
     if jax.process_count() > 1:  # else the first process could claim the folder before the others have looked
         multihost_utils.sync_global_devices("run folder checked")
     if jax.process_index() == 0:
-        save_config(config, config.run_dir / "config.yaml")
+        save_config(config, config.run_dir / files.config)
         with write_atomically(config.run_dir / "data.json") as temporary:
             temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
 
@@ -79,11 +92,13 @@ class OpenRun(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_run(config: Any, columns: Sequence[str], state: TrainState, resume: bool) -> Iterator[OpenRun]:
+def open_run(
+    config: Any, columns: Sequence[str], state: TrainState, resume: bool, files: RunFiles = RUN_FILES
+) -> Iterator[OpenRun]:
     """Opens checkpoints/, best/ and metrics.csv of a claimed run, as its config's `keep` and `wandb_project` say."""
     with contextlib.ExitStack() as stack:
-        checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
-        best = open_checkpoints(stack, config.run_dir / "best", 1)
+        checkpoints = open_checkpoints(stack, config.run_dir / files.checkpoints, config.keep)
+        best = open_checkpoints(stack, config.run_dir / files.best, 1)
         resumed = None
         if resume:
             state, resumed = restore_run(config.run_dir, checkpoints, state)
