@@ -1,11 +1,26 @@
-"""Exact periodic neighbour search inside jit."""
+"""Exact periodic neighbour search inside jit, for one structure; `jax.vmap` for many.
 
-from typing import NamedTuple
+Every pair is first brought to its nearest fractional image, so that few cells around it need a look: `image_counts`
+says how many. Which images of atom j lie near atom i is kept as bits in 32-bit words, and the slot of a pair is the
+number of bits before its own. Nothing is sorted and nothing scattered, both of which XLA does slowly on a CPU.
+"""
 
+import functools
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-AnyArray = np.ndarray | Array
+from matterform.cell import complete, inverse
+
+AnyArray = Any  # NumPy on the host, JAX inside
+WORD = 32  # bits
+ROUNDING = 1e-3  # allowed error of fractional coordinates in float32, also many cells away from the origin
 
 
 class Neighbors(NamedTuple):
@@ -19,3 +34,227 @@ class Neighbors(NamedTuple):
     mask: Bool[AnyArray, "n m"]
     reverse: Int[AnyArray, "n m"]  # position in the flattened (n m) slots of the same pair seen from j
     overflow: Bool[AnyArray, ""]  # some atom has more than m neighbours; the list is then not complete
+
+
+def neighbor_list(
+    positions: Float[AnyArray, "n 3"],
+    cell: Float[AnyArray, "3 3"],
+    pbc: Bool[AnyArray, "3"],
+    present: Bool[AnyArray, " n"],
+    *,
+    cutoff: float,
+    capacity: int,
+    images: tuple[int, int, int],
+) -> Neighbors:
+    """All pairs closer than `cutoff` (Å), images of an atom itself included. Gradients do not flow through it.
+
+    Args:
+        positions: Cartesian, Å; they may lie outside the cell.
+        cell: rows are lattice vectors, Å; those of directions that are not periodic are not read.
+        present: the atoms that count; others have no neighbours and are nobody's.
+        capacity: slots of each atom, m.
+        images: cells searched to both sides along each vector; at least `image_counts` of this cell.
+    """
+    positions, cell = jax.lax.stop_gradient((jnp.asarray(positions), jnp.asarray(cell)))
+    pbc, present = jnp.asarray(pbc), jnp.asarray(present)
+    n, grid = positions.shape[0], _image_grid(images)
+    home, displacement = _nearest_fractional(positions, cell, pbc)
+    words = _near_images(displacement, cell, pbc, present, grid, cutoff)  # i, block, j
+    blocks, size = words.shape[1], _block_size(len(grid))
+    words = words.reshape(n, blocks * n)
+    counts = jax.lax.population_count(words).astype(jnp.int32)
+    ends = _cumulative(counts)
+    table = jnp.stack([words.astype(jnp.int32), ends - counts], axis=-1)  # gathered together, at the cost of one
+
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    mask = slots[None] < ends[:, -1:]
+    place = jnp.where(mask, jnp.sum(ends[:, :, None] <= slots[None, None], axis=1, dtype=jnp.int32), 0)
+    found = jnp.take_along_axis(table, place[:, :, None], axis=1, mode="promise_in_bounds")
+    image = place // n * size + _select_bit(found[..., 0].astype(jnp.uint32), slots[None] - found[..., 1])
+    index = place % n
+
+    # Seen from j the pair has the opposite image, which counts from the other end of the grid.
+    own, mirror = jnp.arange(n, dtype=jnp.int32)[:, None], len(grid) - 1 - image
+    there = jnp.where(mask, (index * blocks + mirror // size) * n + own, 0)
+    found = _rows(table.reshape(-1, 2), there)
+    below = (jnp.uint32(1) << (mirror % size).astype(jnp.uint32)) - jnp.uint32(1)
+    rank = found[..., 1] + jax.lax.population_count(found[..., 0].astype(jnp.uint32) & below).astype(jnp.int32)
+    reverse = jnp.where(mask, index * capacity + jnp.minimum(rank, capacity - 1), 0)
+
+    home = _rows(home.reshape(-1, 3), own * n + index)
+    shift = jnp.where(mask[..., None], _grid_shift(image, images).astype(home.dtype) - home, 0.0)
+    return Neighbors(index, shift, mask, reverse, jnp.any(ends[:, -1] > capacity))
+
+
+def displacements(
+    positions: Float[AnyArray, "n 3"], cell: Float[AnyArray, "3 3"], neighbors: Neighbors
+) -> Float[Array, "n m 3"]:
+    """From each atom to its neighbours (Å), 0 in unused slots; differentiable in positions and cell, repeatedly."""
+    positions, cell, shift = jnp.asarray(positions), jnp.asarray(cell), jnp.asarray(neighbors.shift)
+    offset = sum(shift[..., i, None] * cell[i, None, None] for i in range(3))
+    vectors = gather(positions, neighbors) - positions[:, None] + offset
+    return jnp.where(neighbors.mask[..., None], vectors, 0.0)
+
+
+@jax.custom_vjp
+def gather(values: Float[Array, "n ..."], neighbors: Neighbors) -> Float[Array, "n m ..."]:
+    """The values of each atom's neighbours; row 0's in unused slots, through which no gradient comes back.
+
+    Its transpose is `collect`, which reads through `reverse` instead of adding into shared rows, many times as fast.
+    """
+    return _rows(values, neighbors.index)
+
+
+@jax.custom_vjp
+def collect(values: Float[Array, "n m ..."], neighbors: Neighbors) -> Float[Array, "n ..."]:
+    """Adds up, for every atom, what stands in the slots where it is the neighbour."""
+    flat = values.reshape(-1, *values.shape[2:])
+    found = _rows(flat, neighbors.reverse)
+    mask = jnp.asarray(neighbors.mask).reshape(*neighbors.mask.shape, *(1,) * (values.ndim - 2))
+    return jnp.sum(jnp.where(mask, found, 0.0), axis=1)
+
+
+def _masked_gather(values: Array, neighbors: Neighbors) -> Array:
+    mask = jnp.asarray(neighbors.mask).reshape(*neighbors.mask.shape, *(1,) * (values.ndim - 1))
+    return jnp.where(mask, gather(values, neighbors), 0.0)
+
+
+gather.defvjp(
+    lambda x, neighbors: (gather(x, neighbors), neighbors), lambda neighbors, g: (collect(g, neighbors), None)
+)
+collect.defvjp(
+    lambda x, neighbors: (collect(x, neighbors), neighbors), lambda neighbors, g: (_masked_gather(g, neighbors), None)
+)
+
+
+def image_counts(cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"], cutoff: float) -> tuple[int, int, int]:
+    """How many cells to each side `neighbor_list` must search along each vector; on the host.
+
+    Raises:
+        ValueError: the vectors of the periodic directions are dependent.
+    """
+    vectors = np.asarray(cell, float)[np.asarray(pbc, bool)]
+    if vectors.size and np.linalg.matrix_rank(vectors) < len(vectors):
+        raise ValueError(f"a cell's periodic vectors must be independent; found {vectors.tolist()}: give a proper cell")
+    # A nearest fractional difference is at most a half, and the planes of a direction are this many per Å apart.
+    reach = cutoff * np.linalg.norm(np.linalg.pinv(vectors), axis=0) + 0.5 + ROUNDING
+    counts = np.zeros(3, int)
+    counts[np.asarray(pbc, bool)] = np.floor(reach)
+    return int(counts[0]), int(counts[1]), int(counts[2])
+
+
+def images_for(
+    cells: Iterable[Float[np.ndarray, "3 3"]], pbcs: Iterable[Bool[np.ndarray, "3"]], cutoff: float
+) -> tuple[int, int, int]:
+    """The `image_counts` that suffice for all of several cells."""
+    counts = [image_counts(cell, pbc, cutoff) for cell, pbc in zip(cells, pbcs, strict=True)]
+    first, second, third = (max(column) for column in zip((0, 0, 0), *counts, strict=True))
+    return first, second, third
+
+
+def estimate_capacity(num_atoms: int, cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"], cutoff: float) -> int:
+    """Slots that atoms placed at random in a cell almost never exceed; a multiple of 4, at least 4; on the host.
+
+    Six standard deviations over the mean. Directions that are not periodic count as if the atoms lay in one plane.
+    """
+    pbc = np.asarray(pbc, bool)
+    vectors, counts = np.asarray(cell, float)[pbc], np.array(image_counts(cell, pbc, cutoff))[pbc]
+    # Images of one other atom within reach: mean and variance over its place in the cell.
+    rng, grid = np.random.default_rng(0), _image_grid(tuple(counts))
+    places = rng.uniform(-0.5, 0.5, (256, len(counts)))
+    near = np.linalg.norm((places[:, None] + grid) @ vectors, axis=-1) < cutoff
+    own = int(np.sum(np.linalg.norm(grid @ vectors, axis=-1) < cutoff)) - 1
+    found, others = near.sum(axis=1), num_atoms - 1
+    bound = own + others * (len(grid) if pbc.any() else 1)
+    needed = own + others * found.mean() + 6 * math.sqrt(others * found.var()) + 2
+    return max(4, 4 * math.ceil(min(needed, bound) / 4))
+
+
+def _rows(table: Array, rows: AnyArray) -> Array:
+    return table.at[rows].get(mode="promise_in_bounds")
+
+
+@functools.cache
+def _image_grid(images: tuple[int, ...]) -> Int[np.ndarray, "k d"]:
+    """Whole-number shifts, in an order that reversal turns into their negatives."""
+    ranges = [range(-count, count + 1) for count in images]
+    return np.array(list(itertools.product(*ranges)), np.int32).reshape(-1, len(images))
+
+
+def _grid_shift(image: Int[Array, "*s"], images: tuple[int, int, int]) -> Int[Array, "*s 3"]:
+    _, second, third = (2 * count + 1 for count in images)
+    digits = jnp.stack([image // (second * third), image // third % second, image % third], axis=-1)
+    return digits - jnp.asarray(images, jnp.int32).reshape((1,) * image.ndim + (3,))
+
+
+def _block_size(num_images: int) -> int:
+    return math.ceil(num_images / math.ceil(num_images / WORD))
+
+
+def _nearest_fractional(
+    positions: Float[Array, "n 3"], cell: Float[Array, "3 3"], pbc: Bool[Array, "3"]
+) -> tuple[Float[Array, "n n 3"], tuple[Float[Array, "n n"], ...]]:
+    """Whole cells between i and j, and x, y, z of the rest of r_j - r_i: at most half a cell along each vector.
+
+    Products are written out: the sign of every number changes exactly with the order of i and j, as `reverse` needs.
+    """
+    periodic = jnp.where(pbc[:, None], cell, 0.0)
+    duals = inverse(complete(cell, pbc))
+    difference = positions[None] - positions[:, None]
+    fractional = [jnp.where(pbc[k], sum(positions[:, i] * duals[i, k] for i in range(3)), 0.0) for k in range(3)]
+    home = [jnp.round(f[None] - f[:, None]) for f in fractional]
+    rest = tuple(difference[..., i] - sum(home[k] * periodic[k, i] for k in range(3)) for i in range(3))
+    return jnp.stack(home, axis=-1), rest
+
+
+def _near_images(
+    displacement: tuple[Float[Array, "n n"], ...],
+    cell: Float[Array, "3 3"],
+    pbc: Bool[Array, "3"],
+    present: Bool[Array, " n"],
+    grid: Int[np.ndarray, "k 3"],
+    cutoff: float,
+) -> UInt32[Array, "n blocks n"]:
+    """Bits, for i and j, of the images of j near i; images of one block of the grid share a word."""
+    n, size = present.shape[0], _block_size(len(grid))
+    blocks = math.ceil(len(grid) / size)
+    x, y, z = displacement
+    padded = np.zeros((blocks * size, 3), np.int32)
+    padded[: len(grid)] = grid
+    within = jnp.all((padded == 0) | pbc[None], axis=1) & (np.arange(blocks * size) < len(grid))
+    offsets = sum(jnp.asarray(padded[:, k, None], cell.dtype) * jnp.where(pbc[k], cell[k], 0.0)[None] for k in range(3))
+    offsets = jnp.where(within[:, None], offsets, jnp.inf).reshape(blocks, size, 3)
+    pairs = present[:, None] & present[None]
+    same = jnp.eye(n, dtype=bool)
+
+    def word(offset: Float[Array, "size 3"], start: Int[Array, ""]) -> UInt32[Array, "n n"]:
+        bits = jnp.zeros((n, n), jnp.uint32)
+        for k in range(size):
+            near = (x + offset[k, 0]) ** 2 + (y + offset[k, 1]) ** 2 + (z + offset[k, 2]) ** 2 < cutoff**2
+            bits |= near.astype(jnp.uint32) << k
+        itself = jnp.where(start == len(grid) // 2 // size, jnp.uint32(1 << (len(grid) // 2 % size)), jnp.uint32(0))
+        return jnp.where(pairs, bits & ~jnp.where(same, itself, jnp.uint32(0)), jnp.uint32(0))
+
+    if blocks == 1:
+        return word(offsets[0], jnp.int32(0))[:, None]
+    words = jax.lax.map(lambda inputs: word(*inputs), (offsets, jnp.arange(blocks, dtype=jnp.int32)))
+    return words.transpose(1, 0, 2)
+
+
+def _cumulative(counts: Int[Array, "n w"]) -> Int[Array, "n w"]:
+    """Running sums of rows, by a matrix product: exact, since they stay far below 2^24."""
+    triangle = jnp.asarray(np.triu(np.ones((counts.shape[1],) * 2, np.float32)))
+    return jnp.matmul(counts.astype(jnp.float32), triangle, precision="highest").astype(jnp.int32)
+
+
+def _select_bit(word: UInt32[Array, "*s"], rank: Int[Array, "*s"]) -> Int[Array, "*s"]:
+    """The position of the set bit that has `rank` set bits below it; 31 or less where there is none."""
+    position = jnp.zeros_like(rank)
+    for width in (16, 8, 4, 2, 1):
+        low = word & jnp.uint32((1 << width) - 1)
+        count = jax.lax.population_count(low).astype(jnp.int32)
+        above = rank >= count
+        word = jnp.where(above, word >> width, low)
+        rank = jnp.where(above, rank - count, rank)
+        position = jnp.where(above, position + width, position)
+    return position
