@@ -1,13 +1,10 @@
 """One atomistic structure as padded arrays, between ASE and the network."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from matterform.neighbors import Neighbors
-
-AnyArray = np.ndarray | Array
+AnyArray = Any  # NumPy on the host, JAX inside
 
 
 class AtomsGraph(NamedTuple):
@@ -20,7 +17,7 @@ class AtomsGraph(NamedTuple):
     mask: Bool[AnyArray, " n"]  # True: fixed, never moved and never changed
     present: Bool[AnyArray, " n"]  # False: padding
     confinement: Float[AnyArray, "2"]  # z_min, z_max in Å; -inf, inf without
-    edges: Neighbors | None = None
+    edges: Any = None  # Neighbors; None before the search
 
 
 def free_atoms(graph: AtomsGraph) -> Bool[AnyArray, " n"]:

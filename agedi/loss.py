@@ -75,7 +75,7 @@ def make_example_loss(
         parts = noiser_losses(config, outputs, noised, example.graph, t)
         counts = example.diffuse & ~graph.edges.overflow
         parts = {name: jnp.where(counts, value, 0.0) for name, value in parts.items()}
-        total = sum(scale * value for scale, value in zip(scales, parts.values(), strict=True))
+        total = jnp.sum(jnp.stack([scale * value for scale, value in zip(scales, parts.values(), strict=True)]))
         return {"diffusion": total, **parts, "overflow": graph.edges.overflow.astype(jnp.float32)}
 
     def drawn(params: Any, key: PRNGKeyArray, example: Example) -> dict[str, Array]:
@@ -118,8 +118,11 @@ def noiser_losses(
     losses = {}
     for name in config.noisers:
         if name == "Types":
+            assert outputs.logits is not None  # the model has a head for every noiser
             losses[name.lower()] = types_loss(outputs.logits, clean.x, noised.absorbed, config.species, t) / count
         else:
+            assert outputs.noise is not None
+            assert noised.noise is not None
             square = jnp.sum((outputs.noise - noised.noise) ** 2, axis=-1)
             losses[name.lower()] = jnp.sum(jnp.where(free, square, 0.0)) / (3 * count)
     return losses
@@ -147,6 +150,7 @@ def regressor_losses(
     settings: RegressorLoss, model: ScoreModel, params: Any, search: Search, example: Example
 ) -> dict[str, Float[Array, ""]]:
     """Errors of energy an atom and of the forces on free atoms of the clean structure; unknown labels count 0."""
+    assert model.force_field is not None  # the config has one
     graph = search(example.graph)
     energy, forces = model.force_field(params, graph)
     count = jnp.maximum(jnp.sum(graph.present), 1)

@@ -14,6 +14,7 @@ from agedi.distributions import (
     atom_normal,
     atom_uniform,
     draw_truncated,
+    dual_vectors,
     reflect,
     reflected_normal,
     wrap,
@@ -23,7 +24,6 @@ from agedi.graph import AtomsGraph, free_atoms
 from agedi.sdes import Sde, make_level, make_sde, noise_level
 
 Positions = Float[Array, "n 3"]
-LARGEST_MASKED = 1 - 1e-6  # share of absorbed species from which t = 1 differs by rounding only
 
 
 class Space(NamedTuple):
@@ -31,6 +31,7 @@ class Space(NamedTuple):
 
     prior: Callable[[PRNGKeyArray, AtomsGraph], Positions]  # positions at t = 1
     normal: Callable[[PRNGKeyArray, AtomsGraph], Positions]  # one unit of noise
+    tangent: Callable[[AtomsGraph, Positions], Positions]  # the part of vectors that noise can have
     perturb: Callable[[PRNGKeyArray, AtomsGraph, Positions, Array], Positions]  # (key, graph, mean, std) -> x_t
     noise: Callable[[AtomsGraph, Positions, Positions, Array], Positions]  # (graph, x_t, mean, std): what to predict
     project: Callable[[AtomsGraph, Positions], Positions]  # back into the cell, between the walls
@@ -72,6 +73,7 @@ def make_open_space(largest: Array, sums: LatticeSums, config: DiffusionConfig) 
     return Space(
         prior=lambda key, graph: origin_of(graph)[None] + largest * normal(key, graph),
         normal=normal,
+        tangent=centred,
         perturb=lambda key, graph, mean, std: mean + std * normal(key, graph),
         noise=lambda graph, pos, mean, std: centred(graph, pos - mean) / std,
         project=lambda graph, pos: pos,
@@ -92,6 +94,7 @@ def make_torus(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Sp
     return Space(
         prior=prior,
         normal=_plain_normal,
+        tangent=_unchanged,
         perturb=lambda key, graph, mean, std: mean + std * _plain_normal(key, graph),
         noise=lambda graph, pos, mean, std: wrapped_normal(pos - mean, std, graph.cell, graph.pbc, sums)[1],
         project=lambda graph, pos: wrap(pos, graph.cell, graph.pbc),
@@ -136,7 +139,7 @@ def make_slab(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Spa
         pos = wrap(pos, graph.cell, in_plane(graph))
         return pos.at[:, 2].set(reflect(pos[:, 2], *walls(graph)))
 
-    return Space(prior, _plain_normal, perturb, noise, project, origin=lambda graph: jnp.zeros(3))
+    return Space(prior, _plain_normal, _unchanged, perturb, noise, project, origin=lambda graph: jnp.zeros(3))
 
 
 def choose_sigma_max(
@@ -167,7 +170,7 @@ def reveal(
     key: PRNGKeyArray,
     x: Int[Array, " n"],
     log_probs: Float[Array, "n k"],
-    species: Int[Array, " k"],
+    species: Int[np.ndarray, " k"],
     share: Array,
     remaining: Int[Array, " k"] | None = None,
 ) -> tuple[Int[Array, " n"], Int[Array, " k"] | None]:
@@ -182,7 +185,7 @@ def reveal(
     gumbel = -jnp.log(-jnp.log(jnp.clip(atom_uniform(what_key, count, len(species)), 1e-20, 1 - 1e-7)))
     scores = log_probs + gumbel
     if remaining is None:
-        return jnp.where(revealed, species[jnp.argmax(scores, axis=-1)], x), None
+        return jnp.where(revealed, jnp.asarray(species)[jnp.argmax(scores, axis=-1)], x), None
 
     def draw(left: Int[Array, " k"], atom: tuple[Array, Array]) -> tuple[Int[Array, " k"], Int[Array, ""]]:
         score, now = atom
@@ -190,7 +193,7 @@ def reveal(
         return left - now * jax.nn.one_hot(choice, len(species), dtype=left.dtype), choice
 
     left, choices = jax.lax.scan(draw, remaining, (scores, revealed))
-    return jnp.where(revealed, species[choices], x), left
+    return jnp.where(revealed, jnp.asarray(species)[choices], x), left
 
 
 # --- everything at once ---------------------------------------------------------------------------------------------
@@ -210,9 +213,10 @@ Perturb = Callable[[PRNGKeyArray, AtomsGraph, Array], Noised]
 
 def make_levels(config: DiffusionConfig, noiser: PositionNoiser | None) -> Callable[[Array, Array], Float[Array, " l"]]:
     """`levels(noise_level, t)`: one number a noiser, in the order of the config."""
+    names = config.noisers
 
     def levels(noise: Array, t: Array) -> Float[Array, " l"]:
-        return jnp.stack([2 * t - 1 if name == "Types" else noiser.level(noise) for name in config.noisers])
+        return jnp.stack([2 * t - 1 if noiser is None or name == "Types" else noiser.level(noise) for name in names])
 
     return levels
 
@@ -256,10 +260,12 @@ def _plain_normal(key: PRNGKeyArray, graph: AtomsGraph) -> Positions:
     return atom_normal(key, graph.x.shape[0])
 
 
+def _unchanged(graph: AtomsGraph, vectors: Positions) -> Positions:
+    return vectors
+
+
 def _open_part(graph: AtomsGraph, around: Positions, within: Positions) -> Positions:
     """Positions uniform along periodic vectors and normal across them."""
-    from agedi.distributions import dual_vectors
-
     periodic = jnp.where(graph.pbc[:, None], graph.cell, 0.0)
     projector = dual_vectors(graph.cell, graph.pbc).T @ periodic
     return within @ projector + around @ (jnp.eye(3) - projector)
