@@ -97,18 +97,18 @@ def displacements(
 
 
 @jax.custom_vjp
-def gather(values: Float[Array, "n ..."], neighbors: Neighbors) -> Float[Array, "n m ..."]:
+def gather(values: Float[AnyArray, "n ..."], neighbors: Neighbors) -> Float[Array, "n m ..."]:
     """The values of each atom's neighbours; row 0's in unused slots, through which no gradient comes back.
 
     Its transpose is `collect`, which reads through `reverse` instead of adding into shared rows, many times as fast.
     """
-    return _rows(values, neighbors.index)
+    return _rows(jnp.asarray(values), neighbors.index)
 
 
 @jax.custom_vjp
-def collect(values: Float[Array, "n m ..."], neighbors: Neighbors) -> Float[Array, "n ..."]:
+def collect(values: Float[AnyArray, "n m ..."], neighbors: Neighbors) -> Float[Array, "n ..."]:
     """Adds up, for every atom, what stands in the slots where it is the neighbour."""
-    flat = values.reshape(-1, *values.shape[2:])
+    flat = jnp.asarray(values).reshape(-1, *values.shape[2:])
     found = _rows(flat, neighbors.reverse)
     mask = jnp.asarray(neighbors.mask).reshape(*neighbors.mask.shape, *(1,) * (values.ndim - 2))
     return jnp.sum(jnp.where(mask, found, 0.0), axis=1)
@@ -158,7 +158,7 @@ def estimate_capacity(num_atoms: int, cell: Float[np.ndarray, "3 3"], pbc: Bool[
     Six standard deviations over the mean. Directions that are not periodic count as if the atoms lay in one plane.
     """
     pbc = np.asarray(pbc, bool)
-    vectors, counts = np.asarray(cell, float)[pbc], np.array(image_counts(cell, pbc, cutoff))[pbc]
+    vectors, counts = np.asarray(cell, float)[pbc], np.array(image_counts(cell, pbc, cutoff))[pbc].tolist()
     # Images of one other atom within reach: mean and variance over its place in the cell.
     rng, grid = np.random.default_rng(0), _image_grid(tuple(counts))
     places = rng.uniform(-0.5, 0.5, (256, len(counts)))
@@ -178,7 +178,8 @@ def _rows(table: Array, rows: AnyArray) -> Array:
 def _image_grid(images: tuple[int, ...]) -> Int[np.ndarray, "k d"]:
     """Whole-number shifts, in an order that reversal turns into their negatives."""
     ranges = [range(-count, count + 1) for count in images]
-    return np.array(list(itertools.product(*ranges)), np.int32).reshape(-1, len(images))
+    points = list(itertools.product(*ranges))
+    return np.array(points, np.int32).reshape(len(points), len(images))
 
 
 def _grid_shift(image: Int[Array, "*s"], images: tuple[int, int, int]) -> Int[Array, "*s 3"]:
