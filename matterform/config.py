@@ -25,17 +25,23 @@ def load_config(cls: type[Config], path: str | os.PathLike[str]) -> Config:
     Raises:
         ValueError: the file is not YAML, or a key is unknown, missing, given twice or of the wrong type.
     """
-    import yaml
-
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-    try:
-        values = yaml.load(text, Loader=_yaml_classes()[0])  # a SafeLoader, which builds plain values only
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    values = _read_yaml(path)
     try:
         return _to_dataclass(cls, {} if values is None else values, "")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def load_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The plain values of a YAML file of keys; {} if it is empty.
+
+    Raises:
+        ValueError: the file is not YAML, has no keys, or has one twice.
+    """
+    values = _read_yaml(path)
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"{path}: {_mismatch('', 'keys and values', values)}")
+    return values or {}
 
 
 def save_config(config: Any, path: str | os.PathLike[str]) -> None:
@@ -166,6 +172,16 @@ def _describe(annotation: Any) -> str:
 
 def _join(key: str, name: object) -> str:
     return f"{key}.{name}" if key else str(name)
+
+
+def _read_yaml(path: str | os.PathLike[str]) -> Any:
+    import yaml
+
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    try:
+        return yaml.load(text, Loader=_yaml_classes()[0])  # a SafeLoader, which builds plain values only
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
 
 
 @functools.cache

@@ -76,18 +76,36 @@ class Checkpoints:
     def _check_fit(self, step: int, template: TrainState) -> None:
         """Refuses a template with other leaves than the checkpoint, naming the first difference."""
         found = _describe_leaves(self._manager.item_metadata(step)["state"].tree)
-        expected = _describe_leaves(template)
-        for name in sorted(found.keys() | expected.keys()):
-            wanted, got = expected.get(name, "absent"), found.get(name, "absent")
-            if wanted != got:
-                raise ValueError(
-                    f"checkpoint {self.directory / str(step)} does not fit this model and optimiser: "
-                    f"{name} must be {wanted}, found {got}; use the config it was made with"
-                )
+        _compare(self.directory / str(step), found, _describe_leaves(template), "model and optimiser")
 
     def close(self) -> None:
         """Releases the directory."""
         self._manager.close()
+
+
+def load_inference_params(directory: str | pathlib.Path, template: Any) -> Any:
+    """Parameters for use from the newest checkpoint: the moving average where there is one; reads only.
+
+    Args:
+        template: arrays, or their shapes, that the parameters must fit; the optimiser need not be known.
+
+    Raises:
+        ValueError: there is no complete checkpoint, or its parameters are of another model.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = pathlib.Path(directory).absolute()
+    steps = complete_steps(directory)
+    if not steps:
+        raise ValueError(f"{directory} holds no complete checkpoint")
+    path = directory / str(steps[-1])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not where the training ran
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(path / "state").item_metadata
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), metadata.tree)
+        name = "params" if shapes["ema"] is None else "ema"
+        _compare(path, _describe_leaves(shapes[name]), _describe_leaves(template), "model")
+        return checkpointer.restore(path / "state", shapes)[name]
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:
@@ -101,6 +119,17 @@ def _is_committed(path: pathlib.Path) -> bool:
     """Whether orbax set the time of completion, the last thing it writes."""
     metadata = path / "_CHECKPOINT_METADATA"
     return metadata.is_file() and bool(json.loads(metadata.read_text()).get("commit_timestamp_nsecs"))
+
+
+def _compare(path: pathlib.Path, found: Mapping[str, str], expected: Mapping[str, str], what: str) -> None:
+    """Refuses leaves that differ, naming the first difference."""
+    for name in sorted(found.keys() | expected.keys()):
+        wanted, got = expected.get(name, "absent"), found.get(name, "absent")
+        if wanted != got:
+            raise ValueError(
+                f"checkpoint {path} does not fit this {what}: {name} must be {wanted}, found {got}; "
+                "use the config it was made with"
+            )
 
 
 def _describe_leaves(tree: Any) -> dict[str, str]:

@@ -40,6 +40,7 @@ class LoopConfig:
     log_every: int | None = None
     validate_every: int | None = None
     checkpoint_every: int | None = None
+    checkpoint_seconds: float = 0.0  # least time between checkpoints, where steps are fast and writing is slow
     patience: int | None = None  # validations without a lower loss before stopping; None never stops early
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class LoopConfig:
             raise ValueError(f"max_minutes must be positive, or none; got {self.max_minutes}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "max_minutes" and value is not None and value < 1:
+            if field.name not in ("max_minutes", "checkpoint_seconds") and value is not None and value < 1:
                 raise ValueError(f"{field.name} must be at least 1, or none; got {value}")
 
 
@@ -164,11 +165,13 @@ def fit(
         return FitResult(state, outcome, progress.best_loss, progress.best_step)
     batches = load_batches(plan, take, first, last, process=jax.process_index(), num_processes=jax.process_count())
     bar = _progress(first, last, show_progress)
+    saved_at, held = -math.inf, None  # the best state where it is not written yet
     with stop_on_signals() as stop_asked, bar as show, contextlib.closing(batches):
         for number, batch in enumerate(batches, first + 1):
             state, metrics = step(state, to_global(mesh, batch))
             recent.add(number, metrics)
             epochs, position, length = place_of(plan, number)
+            improved = None
             epoch_ended = position == 0
             validated = validation is not None and _due(config.validate_every, number, epoch_ended)
             watched = plateau is not None and (epoch_ended if validation is None else validated)
@@ -188,7 +191,7 @@ def fit(
                         scale = replicate(mesh, np.float32(progress.rate_scale))
                         state = state._replace(opt_state=with_rate_scale(state.opt_state, scale))
                 if validated and progress.note(means["loss"], number) and best is not None:
-                    best.save(state, extra())
+                    improved = state, extra()
                 _report(writer, number, row)
             if on_epoch_end is not None and epoch_ended:
                 recent.settle()
@@ -197,10 +200,18 @@ def fit(
             if outcome is None:
                 late = time.monotonic() >= deadline
                 outcome = _stop_agreed("interrupted" if stop_asked() else "time_limit" if late else None, row_due)
-            checkpoint_due = _due(config.checkpoint_every, number, epoch_ended)
+            rested = time.monotonic() - saved_at >= config.checkpoint_seconds or jax.process_count() > 1
+            held = improved or held
+            if best is not None and held is not None and (outcome is not None or rested):
+                best.save(*held)
+                held = None
+            elif improved is not None:
+                held = jax.tree.map(lambda leaf: leaf.copy(), improved[0]), improved[1]  # the next step consumes it
+            checkpoint_due = _due(config.checkpoint_every, number, epoch_ended) and rested
             if checkpoints is not None and (outcome is not None or checkpoint_due):
                 recent.settle()
                 checkpoints.save(state, extra())
+                saved_at = time.monotonic()
             show(number)
             if outcome is not None:
                 break

@@ -34,7 +34,7 @@ def check_run(config: Any, resume: bool, free: Collection[str], files: RunFiles 
     """Checks that the folder `config.run_dir` is new, or holds the same run.
 
     Args:
-        free: top-level fields that a resumed run may change.
+        free: fields that a resumed run may change, dotted where they are nested, with all that is in them.
 
     Raises:
         ValueError: there is nothing to resume, something not to be overwritten, or a run with other settings.
@@ -49,8 +49,8 @@ def check_run(config: Any, resume: bool, free: Collection[str], files: RunFiles 
             raise ValueError(f"{config.run_dir} holds a run already; give --resume to go on, or another --run-dir")
         before = _flat(to_dict(load_config(type(config), path)))
         for name, value in _flat(to_dict(config)).items():
-            if name.split(".")[0] not in free and before[name] != value:
-                raise ValueError(f"cannot resume with another {name}: the run has {before[name]}, given {value}")
+            if not any(name == part or name.startswith(f"{part}.") for part in free) and before.get(name) != value:
+                raise ValueError(f"cannot resume with another {name}: the run has {before.get(name)}, given {value}")
 
 
 def check_data(config: Any, data: Mapping[str, Any], resume: bool) -> None:

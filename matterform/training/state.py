@@ -17,11 +17,14 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     ema: Any  # exponential moving average of the parameters, None where it is off
+    memory: Any = None  # what the loss keeps from step to step, running means say
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False) -> TrainState:
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False, memory: Any = None
+) -> TrainState:
     """The state before the first step, copied to every device; the average starts from the parameters themselves."""
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if ema else None)
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if ema else None, memory)
     return replicate(mesh, state)
 
 

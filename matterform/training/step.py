@@ -16,6 +16,8 @@ from matterform.training.state import TrainState
 Metrics = dict[str, Float[Array, ""]]
 # `example_loss(params, key, example) -> (loss, metrics)` for ONE example; a key of None means deterministic.
 ExampleLoss = Callable[[Any, PRNGKeyArray | None, Any], tuple[Float[Array, ""], Metrics]]
+# `example_loss(params, key, example, memory)`, where the loss also depends on what is remembered of earlier steps.
+RememberingLoss = Callable[[Any, PRNGKeyArray | None, Any, Any], tuple[Float[Array, ""], Metrics]]
 
 
 class Batch(NamedTuple):
@@ -34,13 +36,14 @@ Evaluate = Callable[[Any, Batch], Metrics]
 
 
 def make_train_step(
-    example_loss: ExampleLoss,
+    example_loss: ExampleLoss | RememberingLoss,
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray,
     mesh: Mesh,
     *,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    remember: Callable[[Any, Metrics], Any] | None = None,
 ) -> TrainStep:
     """Returns the compiled `step(state, batch) -> (state, metrics)`; the given state is consumed.
 
@@ -51,7 +54,8 @@ def make_train_step(
 
     The metrics are the weighted means of the loss and of what `example_loss` reports, `grad_norm` (before the
     optimiser clips) and `nonfinite`, 1.0 where the loss or the gradient is not finite. They stay on the devices.
-    `ema_decay` is per step, and needs a state made with `ema=True`.
+    `ema_decay` is per step, and needs a state made with `ema=True`. `remember(memory, means)` gives the state's memory
+    after a step from that before it and the batch's metrics; with it, `example_loss` takes the memory last.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1; got {accumulate}")
@@ -62,7 +66,7 @@ def make_train_step(
         _check_rows(batch, mesh, accumulate)
         if (state.ema is None) != (ema_decay is None):
             raise ValueError("ema_decay and the state's moving average go together: give both or neither")
-        sums, gradient_sums = summed(state.params, jax.random.fold_in(key, state.step), batch)
+        sums, gradient_sums = summed(state.params, state.memory, jax.random.fold_in(key, state.step), batch)
         means = _divide_by_weight(sums)
         gradients = jax.tree.map(lambda g: g / sums["weight"].astype(g.dtype), gradient_sums)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -71,9 +75,10 @@ def make_train_step(
         grad_norm = optax.global_norm(gradients)
         nonfinite = ~(jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm))
         metrics = {**means, "grad_norm": grad_norm, "nonfinite": nonfinite.astype(jnp.float32)}
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        memory = state.memory if remember is None else remember(state.memory, means)
+        return TrainState(state.step + 1, params, opt_state, ema, memory), metrics
 
-    def device_sums(params: Any, step_key: PRNGKeyArray, batch: Batch) -> tuple[Metrics, Any]:
+    def device_sums(params: Any, memory: Any, step_key: PRNGKeyArray, batch: Batch) -> tuple[Metrics, Any]:
         rows = batch.weight.shape[0]
         row = jax.lax.axis_index(DATA_AXIS) * rows + jnp.arange(rows)
         parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, row))
@@ -82,7 +87,7 @@ def make_train_step(
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, part[1])
 
             def loss_sum(params: Any) -> tuple[Float[Array, ""], Metrics]:
-                sums = _weighted_sums(example_loss, params, keys, part[0])
+                sums = _weighted_sums(example_loss, params, keys, part[0], () if remember is None else (memory,))
                 return sums["loss"], sums
 
             gradients, sums = jax.grad(loss_sum, has_aux=True)(params)
@@ -94,7 +99,11 @@ def make_train_step(
     # and a model may scan from constants without knowing that it runs on a mesh.
     everywhere, by_rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
     summed = jax.shard_map(
-        device_sums, mesh=mesh, in_specs=(everywhere, everywhere, by_rows), out_specs=everywhere, check_vma=False
+        device_sums,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, everywhere, by_rows),
+        out_specs=everywhere,
+        check_vma=False,
     )
     return jax.jit(
         step,
@@ -145,10 +154,16 @@ def _divide_by_weight(sums: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value / sums["weight"] for name, value in sums.items() if name != "weight"}
 
 
-def _weighted_sums(example_loss: ExampleLoss, params: Any, keys: Any, batch: Batch) -> Metrics:
+def _weighted_sums(
+    example_loss: Callable[..., tuple[Float[Array, ""], Metrics]],
+    params: Any,
+    keys: Any,
+    batch: Batch,
+    memory: tuple[Any, ...] = (),
+) -> Metrics:
     """Sums of weight times each metric over the rows of `batch`, and of the weight itself."""
-    in_axes = (None, None if keys is None else 0, 0)
-    losses, metrics = jax.vmap(example_loss, in_axes=in_axes)(params, keys, batch.examples)
+    in_axes = (None, None if keys is None else 0, 0, *(None for _ in memory))
+    losses, metrics = jax.vmap(example_loss, in_axes=in_axes)(params, keys, batch.examples, *memory)
     sums = {name: jnp.sum(value * batch.weight) for name, value in {**metrics, "loss": losses}.items()}
     return {**sums, "weight": jnp.sum(batch.weight)}
 
