@@ -1,0 +1,98 @@
+"""Balance of the diffusion loss and the force field's: shares of a total whose parts are scaled to 1."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from agedi.loss import Example, ExampleLoss
+
+MOMENTUM = 0.99  # of the running means
+FLOOR = 1e-12  # below it a running mean is taken for this
+PARTS = ("diffusion", "regressor")
+SEPARATORS = r"[:/\-]"
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class LossBalance(NamedTuple):
+    """Shares of the total; they sum to 1."""
+
+    diffusion: float
+    regressor: float
+
+
+class RunningMeans(NamedTuple):
+    """Of the two losses over the steps so far; all 0 before the first."""
+
+    started: Float[Array, ""]
+    diffusion: Float[Array, ""]
+    regressor: Float[Array, ""]
+
+
+def parse_loss_balance(given: str | float | Sequence[float] | Mapping[str, float] | None) -> LossBalance | None:
+    """Shares from "80:20", "80/20", "0.8-0.2", "50%:50%", the regressor's share, a pair or a mapping.
+
+    Raises:
+        ValueError: they are no two numbers of at least 0, or both are 0.
+    """
+    if given is None:
+        return None
+    try:
+        diffusion, regressor = map(float, _two_numbers(given))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"loss_balance must be shares of diffusion and regressor, as 80:20, or the regressor's share, as 0.2; "
+            f"got {given!r}"
+        ) from error
+    if not (diffusion >= 0 and regressor >= 0 and diffusion + regressor > 0):
+        raise ValueError(f"shares in loss_balance must be at least 0 and not both 0; got {given!r}")
+    return LossBalance(diffusion / (diffusion + regressor), regressor / (diffusion + regressor))
+
+
+def _two_numbers(given: Any) -> Sequence[Any]:
+    if isinstance(given, Mapping):
+        if set(given) != set(PARTS):
+            raise ValueError("other keys")
+        return [given[part] for part in PARTS]
+    if isinstance(given, str):
+        parts = [part.strip().removesuffix("%") for part in re.split(SEPARATORS, given)]
+        given = parts if len(parts) > 1 else float(parts[0]) / (100 if "%" in given else 1)
+    if isinstance(given, int | float):
+        return [1 - given, given]
+    return given
+
+
+def start_means() -> RunningMeans:
+    """Before the first step."""
+    return RunningMeans(*(jnp.zeros(()) for _ in RunningMeans._fields))
+
+
+def update_means(means: RunningMeans, metrics: Metrics) -> RunningMeans:
+    """After a step: moved towards the batch's losses, with which they begin."""
+    share = jnp.where(means.started > 0, 1 - MOMENTUM, 1.0)
+    moved = {part: getattr(means, part) + share * (jnp.abs(metrics[part]) - getattr(means, part)) for part in PARTS}
+    return RunningMeans(started=jnp.ones(()), **moved)
+
+
+def make_balanced_loss(
+    example_loss: ExampleLoss, balance: LossBalance
+) -> Callable[[Any, PRNGKeyArray | None, Example, RunningMeans], tuple[Float[Array, ""], Metrics]]:
+    """The loss for `make_train_step(..., remember=update_means)`: each part over its running mean, times its share."""
+
+    def balanced(
+        params: Any, key: PRNGKeyArray | None, example: Example, means: RunningMeans
+    ) -> tuple[Float[Array, ""], Metrics]:
+        _, metrics = example_loss(params, key, example)
+
+        def scaled(part: str) -> Float[Array, ""]:
+            own = jnp.abs(jax.lax.stop_gradient(metrics[part]))
+            return metrics[part] / jnp.maximum(jnp.where(means.started > 0, getattr(means, part), own), FLOOR)
+
+        loss = sum((getattr(balance, part) * scaled(part) for part in PARTS), start=jnp.zeros(()))
+        return loss, metrics
+
+    return balanced
