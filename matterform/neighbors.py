@@ -20,6 +20,8 @@ from matterform.cell import complete, inverse
 
 AnyArray = Any  # NumPy on the host, JAX inside
 WORD = 32  # bits
+DIGIT = 10  # bits of a place along one vector
+REDUCTION = 32  # numbers that XLA adds up in one go
 ROUNDING = 1e-3  # allowed error of fractional coordinates in float32, also many cells away from the origin
 
 
@@ -59,30 +61,35 @@ def neighbor_list(
     pbc, present = jnp.asarray(pbc), jnp.asarray(present)
     n, grid = positions.shape[0], _image_grid(images)
     home, displacement = _nearest_fractional(positions, cell, pbc)
-    words = _near_images(displacement, cell, pbc, present, grid, cutoff)  # i, block, j
-    blocks, size = words.shape[1], _block_size(len(grid))
-    words = words.reshape(n, blocks * n)
-    counts = jax.lax.population_count(words).astype(jnp.int32)
-    ends = _cumulative(counts)
-    table = jnp.stack([words.astype(jnp.int32), ends - counts], axis=-1)  # gathered together, at the cost of one
+    words = _near_images(displacement, cell, pbc, present, grid, cutoff)  # of i: block, j
+    blocks, size = words.shape[1] // n, _block_size(len(grid))
+    ends = _cumulative(jax.lax.population_count(words).astype(jnp.int32))
 
     slots = jnp.arange(capacity, dtype=jnp.int32)
     mask = slots[None] < ends[:, -1:]
-    place = jnp.where(mask, jnp.sum(ends[:, :, None] <= slots[None, None], axis=1, dtype=jnp.int32), 0)
-    found = jnp.take_along_axis(table, place[:, :, None], axis=1, mode="promise_in_bounds")
-    image = place // n * size + _select_bit(found[..., 0].astype(jnp.uint32), slots[None] - found[..., 1])
-    index = place % n
+    place = _search(ends, slots)
+    row = jnp.arange(n, dtype=jnp.int32)[:, None]
+    place = jnp.where(mask, place, 0)
+    word, end = _flat(words, row * (blocks * n) + place), _flat(ends, row * (blocks * n) + place)
+    rank = slots[None] - end + jax.lax.population_count(word).astype(jnp.int32)
+    block = jax.lax.div(place, jnp.int32(n))
+    index = place - block * n
+    # Read from a table, the digits are worked out once a slot, and not again for each reader and each component.
+    code = _flat(jnp.asarray(_digit_codes(images)), block * size + _select_bit(word, rank))
+    digits = [code >> (DIGIT * k) & (2**DIGIT - 1) for k in range(3)]
 
     # Seen from j the pair has the opposite image, which counts from the other end of the grid.
-    own, mirror = jnp.arange(n, dtype=jnp.int32)[:, None], len(grid) - 1 - image
-    there = jnp.where(mask, (index * blocks + mirror // size) * n + own, 0)
-    found = _rows(table.reshape(-1, 2), there)
-    below = (jnp.uint32(1) << (mirror % size).astype(jnp.uint32)) - jnp.uint32(1)
-    rank = found[..., 1] + jax.lax.population_count(found[..., 0].astype(jnp.uint32) & below).astype(jnp.int32)
+    widths = [2 * count + 1 for count in images]
+    mirror = len(grid) - 1 - ((digits[0] * widths[1] + digits[1]) * widths[2] + digits[2])
+    block = jax.lax.div(mirror, jnp.int32(size))
+    there = jnp.where(mask, (index * blocks + block) * n + row, 0)
+    word, end = _flat(words, there), _flat(ends, there)
+    rank = end - jax.lax.population_count(word >> (mirror - block * size).astype(jnp.uint32)).astype(jnp.int32)
     reverse = jnp.where(mask, index * capacity + jnp.minimum(rank, capacity - 1), 0)
 
-    home = _rows(home.reshape(-1, 3), own * n + index)
-    shift = jnp.where(mask[..., None], _grid_shift(image, images).astype(home.dtype) - home, 0.0)
+    shift = jnp.stack([digit - count for digit, count in zip(digits, images, strict=True)], axis=-1)
+    shift = shift.astype(home.dtype) - _rows(home.reshape(-1, 3), row * n + index)
+    shift = jnp.where(mask[..., None], shift, 0.0)
     return Neighbors(index, shift, mask, reverse, jnp.any(ends[:, -1] > capacity))
 
 
@@ -170,6 +177,10 @@ def estimate_capacity(num_atoms: int, cell: Float[np.ndarray, "3 3"], pbc: Bool[
     return max(4, 4 * math.ceil(min(needed, bound) / 4))
 
 
+def _flat(table: Array, places: Int[Array, "*s"]) -> Array:
+    return table.reshape(-1).at[places].get(mode="promise_in_bounds")
+
+
 def _rows(table: Array, rows: AnyArray) -> Array:
     return table.at[rows].get(mode="promise_in_bounds")
 
@@ -182,14 +193,16 @@ def _image_grid(images: tuple[int, ...]) -> Int[np.ndarray, "k d"]:
     return np.array(points, np.int32).reshape(len(points), len(images))
 
 
-def _grid_shift(image: Int[Array, "*s"], images: tuple[int, int, int]) -> Int[Array, "*s 3"]:
-    _, second, third = (2 * count + 1 for count in images)
-    digits = jnp.stack([image // (second * third), image // third % second, image % third], axis=-1)
-    return digits - jnp.asarray(images, jnp.int32).reshape((1,) * image.ndim + (3,))
+@functools.cache
+def _digit_codes(images: tuple[int, int, int]) -> Int[np.ndarray, " k"]:
+    """Of every image of the grid its place along each vector, counted from 0, in one number."""
+    digits = _image_grid(images) + np.array(images, np.int32)
+    codes = digits @ (1 << DIGIT * np.arange(3, dtype=np.int32))
+    return np.pad(codes, (0, max(0, WORD - len(codes)))).astype(np.int32)  # unused slots may read any bit of a word
 
 
 def _block_size(num_images: int) -> int:
-    return math.ceil(num_images / math.ceil(num_images / WORD))
+    return math.ceil(num_images / max(2, math.ceil(num_images / WORD)))
 
 
 def _nearest_fractional(
@@ -202,8 +215,9 @@ def _nearest_fractional(
     periodic = jnp.where(pbc[:, None], cell, 0.0)
     duals = inverse(complete(cell, pbc))
     difference = positions[None] - positions[:, None]
-    fractional = [jnp.where(pbc[k], sum(positions[:, i] * duals[i, k] for i in range(3)), 0.0) for k in range(3)]
-    home = [jnp.round(f[None] - f[:, None]) for f in fractional]
+    # As a product it is computed only once, so that every use of `home` decides alike between two nearest images.
+    fractional = jnp.matmul(positions, jnp.where(pbc[None], duals, 0.0), precision="highest")
+    home = [jnp.round(f[None] - f[:, None]) for f in fractional.T]
     rest = tuple(difference[..., i] - sum(home[k] * periodic[k, i] for k in range(3)) for i in range(3))
     return jnp.stack(home, axis=-1), rest
 
@@ -215,10 +229,10 @@ def _near_images(
     present: Bool[Array, " n"],
     grid: Int[np.ndarray, "k 3"],
     cutoff: float,
-) -> UInt32[Array, "n blocks n"]:
+) -> UInt32[Array, "n w"]:
     """Bits, for i and j, of the images of j near i; images of one block of the grid share a word."""
     n, size = present.shape[0], _block_size(len(grid))
-    blocks = math.ceil(len(grid) / size)
+    blocks = max(2, math.ceil(len(grid) / size))
     x, y, z = displacement
     padded = np.zeros((blocks * size, 3), np.int32)
     padded[: len(grid)] = grid
@@ -236,16 +250,21 @@ def _near_images(
         itself = jnp.where(start == len(grid) // 2 // size, jnp.uint32(1 << (len(grid) // 2 % size)), jnp.uint32(0))
         return jnp.where(pairs, bits & ~jnp.where(same, itself, jnp.uint32(0)), jnp.uint32(0))
 
-    if blocks == 1:
-        return word(offsets[0], jnp.int32(0))[:, None]
     words = jax.lax.map(lambda inputs: word(*inputs), (offsets, jnp.arange(blocks, dtype=jnp.int32)))
-    return words.transpose(1, 0, 2)
+    return words.transpose(1, 0, 2).reshape(n, blocks * n)
 
 
 def _cumulative(counts: Int[Array, "n w"]) -> Int[Array, "n w"]:
     """Running sums of rows, by a matrix product: exact, since they stay far below 2^24."""
     triangle = jnp.asarray(np.triu(np.ones((counts.shape[1],) * 2, np.float32)))
     return jnp.matmul(counts.astype(jnp.float32), triangle, precision="highest").astype(jnp.int32)
+
+
+def _search(ends: Int[Array, "n w"], slots: Int[Array, " m"]) -> Int[Array, "n m"]:
+    """How many numbers of each row do not exceed each slot."""
+    # Counted in parts: XLA rewrites a longer reduction into two, and writes the table of comparisons to memory.
+    parts = [ends[:, start : start + REDUCTION, None] for start in range(0, ends.shape[1], REDUCTION)]
+    return sum(jnp.sum(part <= slots[None, None], axis=1, dtype=jnp.int32) for part in parts)
 
 
 def _select_bit(word: UInt32[Array, "*s"], rank: Int[Array, "*s"]) -> Int[Array, "*s"]:
