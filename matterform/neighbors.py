@@ -264,7 +264,8 @@ def _search(ends: Int[Array, "n w"], slots: Int[Array, " m"]) -> Int[Array, "n m
     """How many numbers of each row do not exceed each slot."""
     # Counted in parts: XLA rewrites a longer reduction into two, and writes the table of comparisons to memory.
     parts = [ends[:, start : start + REDUCTION, None] for start in range(0, ends.shape[1], REDUCTION)]
-    return sum(jnp.sum(part <= slots[None, None], axis=1, dtype=jnp.int32) for part in parts)
+    counts = [jnp.sum(part <= slots[None, None], axis=1, dtype=jnp.int32) for part in parts]
+    return functools.reduce(jnp.add, counts)
 
 
 def _select_bit(word: UInt32[Array, "*s"], rank: Int[Array, "*s"]) -> Int[Array, "*s"]:
