@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TORCH := $(VENV)/.torch
 RESULTS := benchmarks/results
 DATA ?= ../shared/data
-PYTEST := $(BIN)/python -m pytest -q --jaxtyping-packages=matterform,crystalformer,atomformer,beartype.beartype
+PYTEST := $(BIN)/python -m pytest -q --jaxtyping-packages=matterform,crystalformer,atomformer,agedi,beartype.beartype
 
 .PHONY: demo test test-slow check format bench install clean
 

@@ -1,204 +1,264 @@
-"""Relaxation by L-BFGS with ASE's parameters, many structures at once, and energies and forces of structures."""
+"""Relaxed structures, and energies and forces of structures, by a model's force field."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Float
 
-from agedi.graph import AtomsGraph, free_atoms
+from agedi.checks import check_force_field, check_known
+from agedi.chunks import Geometry, Room, counted, run_in_chunks
+from agedi.diffusion import Diffusion
+from agedi.graph import AtomsGraph, from_atoms, pad_graph
+from agedi.lbfgs import Evaluated, ForceFunction, LbfgsConfig, Relaxed, make_relax
+from agedi.search import make_search
 
-MAX_STEP_LIMIT = 1.0  # Å; a longer step leaves what any model knows
+if TYPE_CHECKING:
+    import ase
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LbfgsConfig:
-    """How structures are relaxed; the defaults are those of ASE's LBFGS."""
-
-    fmax: float = 0.05  # eV/Å: a structure is done when no free atom feels more
-    steps: int = 200  # at most
-    max_step_size: float = 0.2  # Å that the atom which moves most may move in a step
-    memory: int = 100  # steps remembered
-    alpha: float = 70.0  # eV/Å²: first guess of the curvature
-    damping: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("fmax", "max_step_size", "alpha", "damping"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
-        if self.max_step_size > MAX_STEP_LIMIT:
-            raise ValueError(f"max_step_size must be at most {MAX_STEP_LIMIT} angstrom; got {self.max_step_size}")
-        if self.steps < 0:
-            raise ValueError(f"steps must be 0 or more; got {self.steps}")
-        if self.memory < 1:
-            raise ValueError(f"memory must be at least 1; got {self.memory}")
+PROGRAMS = 32  # compiled programs kept
 
 
-class History(NamedTuple):
-    """What L-BFGS remembers of k steps, the latest last; entries not filled yet are 0."""
-
-    moves: Float[Array, "k n 3"]  # Å
-    changes: Float[Array, "k n 3"]  # of the gradient, eV/Å
-    inverse: Float[Array, " k"]  # 1 / (move . change); 0 switches an entry off
-    pos: Float[Array, "n 3"]  # before the latest step
-    forces: Float[Array, "n 3"]
-    started: Bool[Array, ""]
-
-
-class Minimizer(NamedTuple):
-    """L-BFGS as pure functions of one structure."""
-
-    init: Callable[[Float[Array, "n 3"]], History]
-    step: Callable[[History, Float[Array, "n 3"], Float[Array, "n 3"]], tuple[Float[Array, "n 3"], History]]
-
-
-def make_lbfgs(config: LbfgsConfig) -> Minimizer:
-    """L-BFGS: `step(history, pos, forces) -> (move in Å, history)`.
-
-    Atoms whose forces are 0 do not move. The steps are those of ASE's LBFGS without a line search.
-    """
-    memory = max(1, min(config.memory, config.steps - 1))  # the first step remembers nothing, the last is not used
-
-    def init(pos: Float[Array, "n 3"]) -> History:
-        nothing = jnp.zeros((memory, *pos.shape), pos.dtype)
-        none = jnp.zeros(memory, pos.dtype)
-        return History(nothing, nothing, none, pos, jnp.zeros_like(pos), jnp.zeros((), bool))
-
-    def remember(history: History, pos: Float[Array, "n 3"], forces: Float[Array, "n 3"]) -> History:
-        move, change = pos - history.pos, history.forces - forces
-        curvature = jnp.sum(move * change)
-        usable = history.started & (curvature != 0)
-        inverse = jnp.where(usable, 1 / jnp.where(usable, curvature, 1.0), 0.0)
-        latest = (history.moves, history.changes, history.inverse), (move, change, inverse)
-        filled = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), *latest)
-        return History(*filled, pos=pos, forces=forces, started=jnp.ones((), bool))
-
-    def step(
-        history: History, pos: Float[Array, "n 3"], forces: Float[Array, "n 3"]
-    ) -> tuple[Float[Array, "n 3"], History]:
-        history = remember(history, pos, forces)
-        move = config.damping * bounded(newton_step(history, forces, config.alpha), config.max_step_size)
-        return move, history
-
-    return Minimizer(init, step)
-
-
-def newton_step(history: History, forces: Float[Array, "n 3"], alpha: float) -> Float[Array, "n 3"]:
-    """The inverse Hessian that the history implies, times the forces (Nocedal and Wright 2006, algorithm 7.4)."""
-    entries = history.moves, history.changes, history.inverse
-
-    def backwards(direction, entry):
-        move, change, inverse = entry
-        weight = inverse * jnp.sum(move * direction)
-        return direction - weight * change, weight
-
-    def forwards(direction, entry):
-        (move, change, inverse), weight = entry
-        return direction + move * (weight - inverse * jnp.sum(change * direction)), None
-
-    direction, weights = jax.lax.scan(backwards, forces, entries, reverse=True)
-    return jax.lax.scan(forwards, direction / alpha, (entries, weights))[0]
-
-
-def bounded(move: Float[Array, "n 3"], longest: float) -> Float[Array, "n 3"]:
-    """The whole move scaled down so that no atom goes further than `longest` (Å)."""
-    length = jnp.max(jnp.linalg.norm(move, axis=-1))
-    return move * jnp.where(length >= longest, longest / jnp.where(length > 0, length, 1.0), 1.0)
-
-
-def largest_force(forces: Float[Array, "n 3"]) -> Float[Array, ""]:
-    """The largest force on an atom, eV/Å."""
-    return jnp.sqrt(jnp.max(jnp.sum(forces**2, axis=-1)))
-
-
-class Evaluated(NamedTuple):
-    """What a force field says of one structure."""
-
-    energy: Float[Array, ""]  # eV
-    forces: Float[Array, "n 3"]  # eV/Å
-    overflow: Bool[Array, ""]  # there was no room for all neighbours: the rest is wrong
-
-
-ForceFunction = Callable[[Any, AtomsGraph], Evaluated]  # (params, graph without edges), one structure
-
-
-class Relaxed(NamedTuple):
-    """One structure after its relaxation, or at a point of it."""
+class Point(NamedTuple):
+    """One structure with what the force field says of it, without padding."""
 
     graph: AtomsGraph
-    energy: Float[Array, ""]  # eV
-    forces: Float[Array, "n 3"]  # eV/Å, of the model, on fixed atoms too
-    steps: Int[Array, ""]  # taken
-    converged: Bool[Array, ""]
-    overflow: Bool[Array, ""]
+    energy: float  # eV
+    forces: Float[np.ndarray, "n 3"]  # eV/Å, of the model, on fixed atoms too
 
 
-class Frames(NamedTuple):
-    """The way of b structures; those that stopped repeat their last frame."""
+def relax(
+    diffusion: Diffusion,
+    structures: "ase.Atoms | Sequence[Any]",
+    fmax: float = 0.05,
+    steps: int = 200,
+    batch_size: int = 64,
+    max_step_size: float = 0.2,
+    trajectory: bool = False,
+    progress_bar: bool = False,
+) -> Any:
+    """Relaxes structures with the model's force field, by the steps of ASE's LBFGS.
 
-    pos: Float[Array, "f b n 3"]
-    energy: Float[Array, "f b"]
-    forces: Float[Array, "f b n 3"]
+    Atoms under FixAtoms do not move. A structure is done when no other atom feels more than `fmax` (eV/Å).
 
+    Args:
+        structures: one, or (nested) lists of them; the result is nested alike.
+        steps: at most.
+        max_step_size: Å that the atom which moves most may move in a step.
+        trajectory: returns a list of all frames for each structure, the given one first.
 
-def make_relax(
-    force: ForceFunction, config: LbfgsConfig, *, trajectory: bool = False
-) -> Callable[[Any, AtomsGraph], tuple[Relaxed, Frames | None]]:
-    """Returns `relax(params, graphs)` for a batch of structures: one call of `force` for each step and one before.
+    Returns:
+        Copies of the structures with energy and forces in a calculator, and in `info` the number of `relaxation_steps`
+        and whether the forces have `converged`.
 
-    Fixed atoms do not move. A structure whose free atoms all feel less than fmax stops where it is, bit for bit, and
-    so does one with too many neighbours. With `trajectory`, frames have config.steps + 1 entries.
+    Raises:
+        ValueError: the model has no force field, or a structure cannot be used.
     """
-    minimizer = make_lbfgs(config)
-
-    def judge(graph: AtomsGraph, evaluated: Evaluated, steps: Int[Array, ""]) -> Relaxed:
-        pull = largest_force(jnp.where(free_atoms(graph)[:, None], evaluated.forces, 0.0))
-        return Relaxed(graph, evaluated.energy, evaluated.forces, steps, pull < config.fmax, evaluated.overflow)
-
-    def begin(params: Any, graph: AtomsGraph) -> tuple[Relaxed, History]:
-        return judge(graph, force(params, graph), jnp.zeros((), jnp.int32)), minimizer.init(graph.pos)
-
-    def advance(params: Any, now: Relaxed, history: History) -> tuple[Relaxed, History]:
-        forces = jnp.where(free_atoms(now.graph)[:, None], now.forces, 0.0)
-        move, remembered = minimizer.step(history, now.graph.pos, forces)
-        graph = now.graph._replace(pos=now.graph.pos + move)
-        later = judge(graph, force(params, graph), now.steps + 1)
-        return jax.tree.map(lambda old, new: jnp.where(finished(now), old, new), (now, history), (later, remembered))
-
-    def relax(params: Any, graphs: AtomsGraph) -> tuple[Relaxed, Frames | None]:
-        now, history = jax.vmap(begin, (None, 0))(params, graphs)
-        frames = _empty_frames(now, config.steps + 1) if trajectory else None
-
-        def going_on(carry):
-            step, now, _, _ = carry
-            return (step < config.steps) & ~jnp.all(finished(now))
-
-        def body(carry):
-            step, now, history, frames = carry
-            now, history = jax.vmap(advance, (None, 0, 0))(params, now, history)
-            return step + 1, now, history, _record(frames, now, step + 1)
-
-        _, now, _, frames = jax.lax.while_loop(going_on, body, (jnp.zeros((), jnp.int32), now, history, frames))
-        return now, frames
-
-    return jax.jit(relax)
+    settings = LbfgsConfig(fmax=fmax, steps=steps, max_step_size=max_step_size)
+    flat, rebuild = _flattened(structures)
+    ways = iterate_relaxed(
+        diffusion, flat, settings, batch_size=batch_size, trajectory=trajectory, progress=progress_bar
+    )
+    return rebuild([way if trajectory else way[-1] for way in ways])
 
 
-def finished(now: Relaxed) -> Bool[Array, "*b"]:
-    """Whether a structure is to stay as it is."""
-    return now.converged | now.overflow
+def iterate_relaxed(
+    diffusion: Diffusion,
+    structures: "Sequence[ase.Atoms]",
+    settings: LbfgsConfig,
+    *,
+    batch_size: int = 64,
+    trajectory: bool = False,
+    progress: bool = False,
+) -> "Iterator[list[ase.Atoms]]":
+    """Yields the frames of each structure's relaxation as they come: all with `trajectory`, else only the last."""
+    graphs = usable_graphs(diffusion, structures)
+    ways = relax_graphs(diffusion, graphs, settings, batch_size=batch_size, trajectory=trajectory)
+
+    def annotated() -> "Iterator[list[ase.Atoms]]":
+        for atoms, graph, (way, steps) in zip(structures, graphs, ways, strict=True):
+            frames = [with_results(atoms, graph, point) for point in way]
+            pull = np.where(graph.mask[:, None], 0.0, way[-1].forces)
+            converged = bool(np.linalg.norm(pull, axis=-1).max() < settings.fmax)
+            frames[-1].info |= {"relaxation_steps": steps, "converged": converged}
+            yield frames
+
+    return counted(annotated(), "relaxing", len(structures)) if progress else annotated()
 
 
-def _empty_frames(now: Relaxed, count: int) -> Frames:
-    """Every frame is the first one until it is overwritten."""
-    first = Frames(now.graph.pos, now.energy, now.forces)
-    return Frames(*(jnp.broadcast_to(leaf, (count, *leaf.shape)) for leaf in first))
+def predict(
+    diffusion: Diffusion, structures: "ase.Atoms | Sequence[Any]", batch_size: int = 64, progress_bar: bool = False
+) -> Any:
+    """Copies of the structures, nested alike, with the model's energy (eV) and forces (eV/Å) in a calculator.
+
+    Raises:
+        ValueError: the model has no force field, or a structure cannot be used.
+    """
+    flat, rebuild = _flattened(structures)
+    return rebuild(list(iterate_predicted(diffusion, flat, batch_size=batch_size, progress=progress_bar)))
 
 
-def _record(frames: Frames | None, now: Relaxed, index: Int[Array, ""]) -> Frames | None:
-    if frames is None:
-        return None
-    latest = Frames(now.graph.pos, now.energy, now.forces)
-    return jax.tree.map(lambda all_, new: all_.at[index].set(new), frames, latest)
+def iterate_predicted(
+    diffusion: Diffusion, structures: "Sequence[ase.Atoms]", *, batch_size: int = 64, progress: bool = False
+) -> "Iterator[ase.Atoms]":
+    """`predict` for a flat list; yields results as they come."""
+    graphs = usable_graphs(diffusion, structures)
+    points = evaluate_graphs(diffusion, graphs, batch_size=batch_size)
+
+    annotated = map(with_results, structures, graphs, points)
+    return counted(annotated, "predicting", len(structures)) if progress else annotated
+
+
+def usable_graphs(diffusion: Diffusion, structures: "Sequence[ase.Atoms]") -> list[AtomsGraph]:
+    """Graphs of structures that the force field can say something of; FixAtoms become masks.
+
+    Raises:
+        ValueError: the model has no force field, or names the structure that cannot be used, by its index.
+    """
+    check_force_field(diffusion.model, "this")
+    graphs = []
+    for index, atoms in enumerate(structures):
+        try:
+            check_known(diffusion.config, atoms.numbers, "it")
+            graphs.append(from_atoms(atoms, mask="MaskFixed"))
+        except ValueError as error:
+            raise ValueError(f"structure {index} ({atoms.get_chemical_formula() or 'empty'}): {error}") from error
+    return graphs
+
+
+def relax_graphs(
+    diffusion: Diffusion,
+    graphs: Sequence[AtomsGraph],
+    settings: LbfgsConfig,
+    *,
+    batch_size: int = 64,
+    trajectory: bool = False,
+) -> Iterator[tuple[list[Point], int]]:
+    """Yields the points of each relaxation, all with `trajectory` and else the last one, and the number of steps.
+
+    Raises:
+        FloatingPointError: forces are not finite.
+    """
+    config, model = diffusion.config, diffusion.model
+
+    def run(inputs: tuple[AtomsGraph], room: Room) -> "_Way":
+        relax_batch = compiled_relax(
+            model.force_field, config.model.cutoff, settings, room.capacity, room.images, trajectory
+        )
+        done, frames = relax_batch(diffusion.params, *inputs)
+        # Frames come with their number first; chunks want structures first.
+        parts = None if frames is None else tuple(np.moveaxis(np.asarray(leaf), 1, 0) for leaf in frames)
+        return _Way(done, parts, done.overflow)
+
+    for graph, way in zip(graphs, _evaluated(diffusion, graphs, run, batch_size), strict=True):
+        count, steps, done = len(graph.x), int(way.done.steps), way.done
+        ends = [(done.graph.pos, done.energy, done.forces)]
+        states = ends if way.frames is None else zip(*(part[: steps + 1] for part in way.frames), strict=True)
+        yield [_point(graph, pos[:count], energy, forces[:count]) for pos, energy, forces in states], steps
+
+
+class _Way(NamedTuple):
+    done: Relaxed
+    frames: tuple[np.ndarray, ...] | None  # positions, energies and forces, structures first
+    overflow: Any
+
+
+def evaluate_graphs(diffusion: Diffusion, graphs: Sequence[AtomsGraph], *, batch_size: int = 64) -> Iterator[Point]:
+    """Yields energy and forces of each structure.
+
+    Raises:
+        FloatingPointError: they are not finite.
+    """
+
+    def run(inputs: tuple[AtomsGraph], room: Room) -> Evaluated:
+        evaluate = compiled_force(
+            diffusion.model.force_field, diffusion.config.model.cutoff, room.capacity, room.images
+        )
+        return evaluate(diffusion.params, *inputs)
+
+    for graph, found in zip(graphs, _evaluated(diffusion, graphs, run, batch_size), strict=True):
+        yield _point(graph, np.asarray(graph.pos), found.energy, found.forces[: len(graph.x)])
+
+
+def _evaluated(diffusion: Diffusion, graphs: Sequence[AtomsGraph], run: Any, batch_size: int) -> Iterator[Any]:
+    geometries = [Geometry(len(graph.x), np.asarray(graph.cell), np.asarray(graph.pbc)) for graph in graphs]
+
+    def padded(index: int, length: int) -> tuple[AtomsGraph]:
+        return (pad_graph(graphs[index], length),)
+
+    return run_in_chunks(geometries, padded, run, cutoff=diffusion.config.model.cutoff, batch_size=batch_size)
+
+
+def make_force(
+    force_field: Callable[..., Any], cutoff: float, capacity: int, images: tuple[int, int, int]
+) -> ForceFunction:
+    """The force field of one structure with its neighbour search."""
+    search = make_search(cutoff, capacity, images)
+
+    def force(params: Any, graph: AtomsGraph) -> Evaluated:
+        graph = search(graph)
+        assert graph.edges is not None
+        energy, forces = force_field(params, graph)
+        return Evaluated(energy, forces, graph.edges.overflow)
+
+    return force
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def compiled_force(
+    force_field: Callable[..., Any], cutoff: float, capacity: int, images: tuple[int, int, int]
+) -> Callable[[Any, AtomsGraph], Evaluated]:
+    """Energies and forces of a batch."""
+    return jax.jit(jax.vmap(make_force(force_field, cutoff, capacity, images), (None, 0)))
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def compiled_relax(
+    force_field: Callable[..., Any],
+    cutoff: float,
+    settings: LbfgsConfig,
+    capacity: int,
+    images: tuple[int, int, int],
+    trajectory: bool,
+) -> Callable[..., Any]:
+    """`make_relax` of a model, kept: more structures of the same sizes do not compile anything."""
+    return make_relax(make_force(force_field, cutoff, capacity, images), settings, trajectory=trajectory)
+
+
+def with_results(atoms: "ase.Atoms", graph: AtomsGraph, point: Point) -> "ase.Atoms":
+    """A copy of the atoms, moved by as much as their graph was, with energy and forces in a calculator.
+
+    Not placed where the graph is: what did not move is then the same to the last bit of double precision.
+    """
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    copy = atoms.copy()
+    copy.arrays["positions"] += np.asarray(point.graph.pos, float) - np.asarray(graph.pos, float)
+    copy.calc = SinglePointCalculator(copy, energy=point.energy, forces=point.forces)
+    return copy
+
+
+def _point(graph: AtomsGraph, pos: np.ndarray, energy: Any, forces: np.ndarray) -> Point:
+    if not (np.isfinite(energy) and np.isfinite(forces).all()):
+        raise FloatingPointError("the force field gave numbers that are not finite; relax with a smaller max_step_size")
+    return Point(graph._replace(pos=pos), float(energy), np.asarray(forces, float))
+
+
+def _flattened(structures: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The structures of nested lists as one list, and a function that nests their results alike."""
+    import ase
+
+    if isinstance(structures, ase.Atoms):
+        return [structures], lambda results: results[0]
+    if not isinstance(structures, list | tuple):
+        raise ValueError(f"structures must be ASE's Atoms or lists of them; got {type(structures).__name__}")
+    parts = [_flattened(part) for part in structures]
+    flat = [atoms for found, _ in parts for atoms in found]
+
+    def rebuild(results: list[Any]) -> list[Any]:
+        remaining = iter(results)
+        return [nest([next(remaining) for _ in found]) for found, nest in parts]
+
+    return flat, rebuild

@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms
 from ase.optimize import LBFGS
 
 from agedi.graph import AtomsGraph
-from agedi.relaxation import Evaluated, LbfgsConfig, bounded, largest_force, make_lbfgs, make_relax
+from agedi.lbfgs import Evaluated, LbfgsConfig, bounded, largest_force, make_lbfgs, make_relax
 
 N = 8
 
