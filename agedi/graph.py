@@ -1,10 +1,28 @@
 """One atomistic structure as padded arrays, between ASE and the network."""
 
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from jaxtyping import Bool, Float, Int
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-AnyArray = Any  # NumPy on the host, JAX inside
+from matterform.cell import complete, inverse
+from matterform.neighbors import Neighbors
+
+if TYPE_CHECKING:
+    import ase
+
+AnyArray = np.ndarray | Array
+MaskMethod = Literal["none", "MaskFixed"]
+NO_WALLS = (-np.inf, np.inf)
+CANONICAL = 1e-10  # Å: entries above the diagonal up to this size count as zero
+FLAT = 1e-6  # Å³: the least volume of a cell
+OUTSIDE = 1e-5  # Å: rounding of positions to float32
+
+logger = logging.getLogger(__name__)
 
 
 class AtomsGraph(NamedTuple):
@@ -17,9 +35,195 @@ class AtomsGraph(NamedTuple):
     mask: Bool[AnyArray, " n"]  # True: fixed, never moved and never changed
     present: Bool[AnyArray, " n"]  # False: padding
     confinement: Float[AnyArray, "2"]  # z_min, z_max in Å; -inf, inf without
-    edges: Any = None  # Neighbors; None before the search
+    edges: Neighbors | None = None
 
 
 def free_atoms(graph: AtomsGraph) -> Bool[AnyArray, " n"]:
     """The atoms that diffusion moves."""
     return graph.present & ~graph.mask
+
+
+def wrap_positions(graph: AtomsGraph) -> AtomsGraph:
+    """Puts free atoms back into the cell along its periodic vectors; fixed ones keep their positions bit for bit."""
+    cell, pbc = jnp.asarray(graph.cell), jnp.asarray(graph.pbc)
+    fractional = jnp.matmul(graph.pos, inverse(complete(cell, pbc)), precision="highest")
+    moved = free_atoms(graph)[:, None] & pbc[None]
+    whole = jnp.where(moved, jnp.floor(fractional), 0.0)
+    return graph._replace(pos=graph.pos - jnp.matmul(whole, cell, precision="highest"))
+
+
+def from_atoms(
+    atoms: "ase.Atoms",
+    *,
+    mask: MaskMethod = "none",
+    confinement: Sequence[float] | None = None,
+    canonical_cell: bool = False,
+) -> AtomsGraph:
+    """The graph of ASE Atoms, as NumPy arrays without padding and without edges.
+
+    Args:
+        mask: `MaskFixed` fixes the atoms of FixAtoms constraints; `none` ignores constraints.
+        confinement: z_min and z_max (Å) between which all atoms that are not fixed must lie.
+        canonical_cell: turns the structure so that its cell is lower triangular, if it is not.
+
+    Raises:
+        ValueError: the cell is flat, a position is no number, an atom lies outside the confinement, or `MaskFixed`
+            meets a constraint that is not FixAtoms.
+    """
+    cell, rotation = full_cell(atoms, canonical_cell)
+    if rotation is not None:
+        logger.warning("the cell is not lower triangular; the structure is turned so that it is")
+    return convert(atoms, cell, rotation, mask, confinement)
+
+
+def full_cell(
+    atoms: "ase.Atoms", canonical: bool = False
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3 3"] | None]:
+    """A cell with three independent vectors (Å), and the rotation into it where `canonical` turns the structure.
+
+    Missing vectors of directions that are not periodic become unit vectors normal to the others. Row vectors v of the
+    structure (positions, forces) turn into v @ rotation.
+    """
+    from ase.geometry import complete_cell
+
+    cell, pbc = np.asarray(atoms.cell, float), np.asarray(atoms.pbc, bool)
+    missing = ~cell.any(axis=1)
+    if (missing & pbc).any():
+        axes = ", ".join("abc"[i] for i in np.flatnonzero(missing & pbc))
+        raise ValueError(f"is periodic along {axes} but has no cell vector there: set its cell, or its pbc to False")
+    cell = np.asarray(complete_cell(cell))
+    if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < FLAT:
+        raise ValueError(
+            f"has a flat cell, with dependent vectors {np.asarray(atoms.cell).tolist()}: give a proper one"
+        )
+    if not canonical or np.abs(cell[np.triu_indices(3, 1)]).max() <= CANONICAL:
+        return cell, None
+    lower = np.linalg.cholesky(cell @ cell.T)  # the same lengths and angles
+    lower[2, 2] *= np.sign(np.linalg.det(cell))  # and the same hand: a turn, not a mirror image
+    return lower, np.linalg.solve(cell, lower)
+
+
+def convert(
+    atoms: "ase.Atoms",
+    cell: Float[np.ndarray, "3 3"],
+    rotation: Float[np.ndarray, "3 3"] | None,
+    mask: MaskMethod,
+    confinement: Sequence[float] | None,
+) -> AtomsGraph:
+    """The graph of Atoms in their `full_cell`; see `from_atoms`."""
+    positions = np.asarray(atoms.positions, float)
+    if len(atoms) == 0:
+        raise ValueError("has no atoms")
+    if not np.isfinite(positions).all():
+        raise ValueError(f"has a position that is no number, of atom {np.argmin(np.isfinite(positions).all(axis=1))}")
+    if rotation is not None:
+        positions = positions @ rotation
+    fixed = fixed_atoms(atoms, mask)
+    if confinement is not None:
+        check_confinement(positions[:, 2], fixed, confinement)
+    return AtomsGraph(
+        x=np.asarray(atoms.numbers, np.int32),
+        pos=positions.astype(np.float32),
+        cell=cell.astype(np.float32),
+        pbc=np.asarray(atoms.pbc, bool),
+        mask=fixed,
+        present=np.ones(len(atoms), bool),
+        confinement=np.array(NO_WALLS if confinement is None else confinement, np.float32),
+    )
+
+
+def fixed_atoms(atoms: "ase.Atoms", mask: MaskMethod) -> Bool[np.ndarray, " n"]:
+    """The atoms that a method of masking fixes."""
+    from ase.constraints import FixAtoms
+
+    if mask not in ("none", "MaskFixed"):
+        raise ValueError(f"mask must be none or MaskFixed; got {mask!r}")
+    fixed = np.zeros(len(atoms), bool)
+    for constraint in atoms.constraints if mask == "MaskFixed" else ():
+        if not isinstance(constraint, FixAtoms):
+            raise ValueError(
+                f"has the constraint {type(constraint).__name__}; MaskFixed knows only FixAtoms: "
+                "replace it, or use mask none, which ignores constraints"
+            )
+        fixed[constraint.index] = True
+    return fixed
+
+
+def check_confinement(
+    heights: Float[np.ndarray, " n"], fixed: Bool[np.ndarray, " n"], confinement: Sequence[float]
+) -> None:
+    """Refuses free atoms outside z_min, z_max, and says which bounds would hold them."""
+    low, high = confinement
+    if not low < high:
+        raise ValueError(f"confinement must be z_min < z_max; got {low:g}, {high:g}")
+    outside = np.flatnonzero(~fixed & ((heights < low - OUTSIDE) | (heights > high + OUTSIDE)))
+    if len(outside):
+        free = heights[~fixed]
+        wide = min(low, np.floor(free.min())), max(high, np.ceil(free.max()))
+        raise ValueError(
+            f"has {len(outside)} free atoms outside the confinement {low:g} to {high:g} angstrom, such as atom "
+            f"{outside[0]} at z = {heights[outside[0]]:.3f}; use {wide[0]:g} to {wide[1]:g}, or fix these atoms"
+        )
+
+
+def to_atoms(
+    graph: AtomsGraph,
+    energy: float | None = None,
+    forces: Float[AnyArray, "n 3"] | None = None,
+) -> "ase.Atoms":
+    """ASE Atoms of a graph without its padding; fixed atoms get a FixAtoms constraint.
+
+    Energy (eV) and forces (eV/Å) go into a single-point calculator named AGeDi.
+    """
+    import ase
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.constraints import FixAtoms
+
+    present = np.asarray(graph.present)
+    pbc = np.asarray(graph.pbc)
+    atoms = ase.Atoms(
+        numbers=np.asarray(graph.x)[present],
+        positions=np.asarray(graph.pos, float)[present],
+        cell=_without_fillers(np.asarray(graph.cell, float), pbc),
+        pbc=pbc,
+    )
+    fixed = np.asarray(graph.mask)[present]
+    if fixed.any():
+        atoms.set_constraint(FixAtoms(mask=fixed))
+    results: dict[str, float | np.ndarray] = {}
+    if energy is not None:
+        results["energy"] = float(energy)
+    if forces is not None:
+        results["forces"] = np.asarray(forces, float)[present]
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.calc.name = "AGeDi"  # pyright: ignore[reportAttributeAccessIssue]
+    return atoms
+
+
+def _without_fillers(cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    """The cell without the unit vectors that `full_cell` put where there was none."""
+    overlaps = cell @ cell.T
+    alone = np.abs(overlaps - np.diag(np.diag(overlaps))).max(axis=1) < 1e-5
+    filler = ~pbc & alone & (np.abs(np.diag(overlaps) - 1) < 1e-5)
+    return np.where(filler[:, None], 0.0, cell)
+
+
+def pad_graph(graph: AtomsGraph, length: int) -> AtomsGraph:
+    """Pads a graph on the host to `length` rows; it must not have edges yet."""
+    n = len(graph.x)
+    if n > length:
+        raise ValueError(f"a structure of {n} atoms does not fit into {length} rows; give more")
+    assert graph.edges is None, "edges are searched after padding"
+    rows = ((0, length - n),)
+    return graph._replace(
+        x=np.pad(graph.x, rows),
+        pos=np.pad(graph.pos, (*rows, (0, 0))),
+        mask=np.pad(graph.mask, rows),
+        present=np.pad(graph.present, rows),
+    )
+
+
+def stack_graphs(graphs: Sequence[AtomsGraph]) -> AtomsGraph:
+    """One batch of graphs of equal length, on the host."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *graphs)

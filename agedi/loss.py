@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from agedi.config import DiffusionConfig
 from agedi.distributions import LatticeSums
-from agedi.graph import AtomsGraph, free_atoms
+from agedi.graph import AnyArray, AtomsGraph, free_atoms
 from agedi.noisers import Noised, make_perturb
 from agedi.score import Outputs, ScoreModel
 from agedi.search import Search
@@ -23,11 +23,11 @@ class Example(NamedTuple):
     """A structure with what is known of it; with a leading axis on every leaf, a batch."""
 
     graph: AtomsGraph
-    conditions: dict[str, Array]
-    energy: Float[Array, ""]  # eV, NaN where unknown
-    forces: Float[Array, "n 3"]  # eV/Å, NaN where unknown
-    diffuse: Bool[Array, ""]  # False: only the force field learns from it
-    index: Int[Array, ""]  # its number in the data set, which draws its noise in validation
+    conditions: dict[str, AnyArray]
+    energy: Float[AnyArray, ""]  # eV, NaN where unknown
+    forces: Float[AnyArray, "n 3"]  # eV/Å, NaN where unknown
+    diffuse: Bool[AnyArray, ""]  # False: only the force field learns from it
+    index: Int[AnyArray, ""]  # its number in the data set, which draws its noise in validation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

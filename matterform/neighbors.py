@@ -59,7 +59,7 @@ def neighbor_list(
     """
     positions, cell = jax.lax.stop_gradient((jnp.asarray(positions), jnp.asarray(cell)))
     pbc, present = jnp.asarray(pbc), jnp.asarray(present)
-    n, grid = positions.shape[0], _image_grid(images)
+    n, grid = positions.shape[0], image_grid(images)
     home, displacement = _nearest_fractional(positions, cell, pbc)
     words = _near_images(displacement, cell, pbc, present, grid, cutoff)  # of i: block, j
     blocks, size = words.shape[1] // n, _block_size(len(grid))
@@ -167,7 +167,7 @@ def estimate_capacity(num_atoms: int, cell: Float[np.ndarray, "3 3"], pbc: Bool[
     pbc = np.asarray(pbc, bool)
     vectors, counts = np.asarray(cell, float)[pbc], np.array(image_counts(cell, pbc, cutoff))[pbc].tolist()
     # Images of one other atom within reach: mean and variance over its place in the cell.
-    rng, grid = np.random.default_rng(0), _image_grid(tuple(counts))
+    rng, grid = np.random.default_rng(0), image_grid(tuple(counts))
     places = rng.uniform(-0.5, 0.5, (256, len(counts)))
     near = np.linalg.norm((places[:, None] + grid) @ vectors, axis=-1) < cutoff
     own = int(np.sum(np.linalg.norm(grid @ vectors, axis=-1) < cutoff)) - 1
@@ -186,7 +186,7 @@ def _rows(table: Array, rows: AnyArray) -> Array:
 
 
 @functools.cache
-def _image_grid(images: tuple[int, ...]) -> Int[np.ndarray, "k d"]:
+def image_grid(images: tuple[int, ...]) -> Int[np.ndarray, "k d"]:
     """Whole-number shifts, in an order that reversal turns into their negatives."""
     ranges = [range(-count, count + 1) for count in images]
     points = list(itertools.product(*ranges))
@@ -196,7 +196,7 @@ def _image_grid(images: tuple[int, ...]) -> Int[np.ndarray, "k d"]:
 @functools.cache
 def _digit_codes(images: tuple[int, int, int]) -> Int[np.ndarray, " k"]:
     """Of every image of the grid its place along each vector, counted from 0, in one number."""
-    digits = _image_grid(images) + np.array(images, np.int32)
+    digits = image_grid(images) + np.array(images, np.int32)
     codes = digits @ (1 << DIGIT * np.arange(3, dtype=np.int32))
     return np.pad(codes, (0, max(0, WORD - len(codes)))).astype(np.int32)  # unused slots may read any bit of a word
 
