@@ -169,11 +169,14 @@ def reflected_normal(
     exponents = -(offsets**2) / (2 * near**2)
     by_images = jax.nn.logsumexp(exponents, axis=-1) - jnp.log(near) - 0.5 * np.log(2 * np.pi)
     noise_by_images = jnp.sum(jax.nn.softmax(exponents, axis=-1) * offsets, axis=-1) / near
-    waves = jnp.pi / width * jnp.arange(1, 5)[None]
     wide = jnp.where(blurred, std, 1.0 + width)
-    damped = 2 * jnp.exp(-((waves * wide) ** 2) / 2) * jnp.cos(waves * x0)
-    relative = 1 + jnp.sum(damped * jnp.cos(waves * x), axis=-1)
-    noise_by_waves = wide * jnp.sum(damped * waves * jnp.sin(waves * x), axis=-1) / relative
+    relative, slope = jnp.ones_like(z), jnp.zeros_like(z)
+    # Written out: XLA 0.10 on CPUs gets this sum wrong as a reduction inside a large batch.
+    for wave in (np.pi * np.arange(1, 5)).tolist():
+        damped = 2 * jnp.exp(-((wave * wide / width) ** 2) / 2) * jnp.cos(wave * (start - low) / width)
+        relative += damped * jnp.cos(wave * (z - low) / width)
+        slope += damped * wave / width * jnp.sin(wave * (z - low) / width)
+    noise_by_waves = wide * slope / relative
     log_density = jnp.where(blurred, jnp.log(relative) - jnp.log(width), by_images)
     return log_density, jnp.where(blurred, noise_by_waves, noise_by_images)
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from agedi.config import DiffusionConfig, diffuses_types
 from agedi.dynamics import brownian_steps, langevin_steps
-from agedi.graph import AtomsGraph, free_atoms
+from agedi.graph import AnyArray, AtomsGraph, free_atoms
 from agedi.noisers import PositionNoiser, absorb, make_levels, make_position_noiser, reveal
 from agedi.score import ScoreModel
 from agedi.sdes import noise_level
@@ -108,11 +108,11 @@ class ReverseResult(NamedTuple):
 class Step(NamedTuple):
     """From where to where a step goes; `renoise` is a step back towards the prior."""
 
-    t: Float[Array, "*s"]
-    t_next: Float[Array, "*s"]
-    noise: Float[Array, "*s"]
-    noise_next: Float[Array, "*s"]
-    renoise: Bool[Array, "*s"]
+    t: Float[AnyArray, "*s"]
+    t_next: Float[AnyArray, "*s"]
+    noise: Float[AnyArray, "*s"]
+    noise_next: Float[AnyArray, "*s"]
+    renoise: Bool[AnyArray, "*s"]
 
 
 class State(NamedTuple):
@@ -240,7 +240,7 @@ def make_single(
         numbers = jnp.arange(len(plan.t))
         state, frames = jax.lax.scan(body, start, (jax.tree.map(jnp.asarray, plan), numbers))
         if frames is not None:
-            first = frame(problem, start, plan.noise[0])
+            first = frame(problem, start, jnp.asarray(plan.noise[0]))
             frames = Frames(
                 *(
                     jnp.concatenate([one[None], rest.reshape(-1, *one.shape)])
@@ -570,7 +570,7 @@ def impose_known(problem: Problem, state: State, step: Step, key: PRNGKeyArray) 
 
 def frame(problem: Problem, state: State, noise: Array) -> Frames:
     """The structure of a state as one frame, without frame axis."""
-    graph = problem.at(state, jnp.asarray(noise))
+    graph = problem.at(state, noise)
     return Frames(graph.pos, graph.x)
 
 

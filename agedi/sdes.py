@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from agedi.config import DiffusionConfig
 
-Time = Float[Array, ""]
+Time = Float[Array, "*s"]
 TimeFunction = Callable[[Time], Time]
 SMALLEST_TIME = 1e-3  # noise levels below that of this time look alike to the network
 
