@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,20 +18,18 @@ from agedi.config import (
     diffuses_types,
     position_noiser,
 )
+from agedi.dataset import EXTENSIVE, Dataset, all_graphs, condition_kinds, fit_reference_energies
 from agedi.graph import AtomsGraph
 from agedi.noisers import choose_sigma_max
 from agedi.score import Params, ScoreModel, make_score_model
 from matterform.config import from_dict, load_values
 from matterform.training.checkpoint import complete_steps, load_inference_params
 
-if TYPE_CHECKING:
-    from agedi.dataset import Dataset
-
 logger = logging.getLogger(__name__)
 
 HPARAMS = "hparams.yaml"
 BEST, LAST = "best_model", "last_model"
-EXTENSIVE = ("energy", "free_energy")
+SAME_CELL = 1e-5  # Å: cells that differ by less are one cell
 SMALLEST_SCALE = 1e-2  # eV an atom
 OPEN_WIDTHS = 3.0  # of a molecule: noise that hides where its atoms were, yet lets them see each other
 
@@ -65,7 +63,7 @@ def create_diffusion(
     loss_scaling: Sequence[float] = (),
     eps: float = 1e-5,
     seed: int = 42,
-    dataset: "Dataset | None" = None,
+    dataset: Dataset | None = None,
     **settings: Any,
 ) -> Diffusion:
     """An untrained model.
@@ -126,18 +124,30 @@ def make_conditions(
     names: str | Sequence[str], kinds: str | Sequence[str], extensive: Sequence[str] = EXTENSIVE
 ) -> tuple[ConditionConfig, ...]:
     """The properties to be conditioned on; `kinds` is one for all of them, or one each."""
-    names, kinds = split_names(names), split_names(kinds)
-    if len(kinds) == 1:
-        kinds = kinds * len(names)
-    if len(kinds) != len(names):
-        raise ValueError(f"conditioning_type must be one kind, or one for each of {', '.join(names)}; got {kinds}")
-    if unknown := [kind for kind in kinds if kind not in ("scalar", "integer", "node")]:
-        raise ValueError(f"conditioning_type must be scalar, integer or node; got {unknown[0]!r}")
-    known: dict[str, Literal["scalar", "integer", "node"]] = {k: k for k in ("scalar", "integer", "node")}
     return tuple(
-        ConditionConfig(name=name, kind=known[kind], extensive=name in extensive)
-        for name, kind in zip(names, kinds, strict=True)
+        ConditionConfig(name=name, kind=kind, extensive=name in extensive)  # pyright: ignore[reportArgumentType]
+        for name, kind in condition_kinds(names, kinds).items()
     )
+
+
+def dataset_confinement(dataset: Dataset) -> tuple[float, float]:
+    """The walls of the structures.
+
+    Raises:
+        ValueError: they have none.
+    """
+    low, high = dataset.graphs[0].confinement.tolist()
+    if not np.isfinite([low, high]).all():
+        raise ValueError(
+            "ConfinedCellPositions needs a confinement; give the data set one: z_min and z_max in angstrom"
+        )
+    return low, high
+
+
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) != 2:
+        raise ValueError(f"confinement must be z_min and z_max in angstrom; got {tuple(values)}")
+    return float(values[0]), float(values[1])
 
 
 def parse_reference_energies(
@@ -164,7 +174,7 @@ def parse_reference_energies(
     return tuple(sorted(energies.items()))
 
 
-def resolve(config: DiffusionConfig, dataset: "Dataset", fit_references: bool = True) -> DiffusionConfig:
+def resolve(config: DiffusionConfig, dataset: Dataset, fit_references: bool = True) -> DiffusionConfig:
     """The config with what it leaves open taken from the data; what it gives stays.
 
     Raises:
@@ -181,36 +191,44 @@ def resolve(config: DiffusionConfig, dataset: "Dataset", fit_references: bool = 
             f"the model draws the species {list(config.species)}; the data also hold {new}: train a new one"
         )
     if config.sigma_max is None and config.sde == "ve" and position_noiser(config) is not None:
-        changes["sigma_max"] = largest_noise(config, diffused)
-    if config.cell is None and pbcs.any() and np.ptp(cells, axis=0).max() < 1e-6:
+        # Cells of the force field's own structures do no harm here, those of copies matter.
+        changes["sigma_max"] = largest_noise(config, all_graphs(dataset) if dataset.repeat > 1 else diffused)
+    if config.cell is None and pbcs.any() and np.ptp(cells, axis=0).max() < SAME_CELL:
         changes["cell"] = tuple(cells[0].astype(float).ravel().tolist())
     if config.pbc is None and (pbcs == pbcs[:1]).all():
         changes["pbc"] = tuple(pbcs[0].tolist())
     changes["conditions"] = tuple(
-        _standardised(condition, np.concatenate([np.ravel(value) for value in dataset.conditions[condition.name]]))
-        for condition in config.conditions
+        _standardised(condition, condition_values(dataset, condition.name)) for condition in config.conditions
     )
     if config.force_field is not None:
         changes["force_field"] = _scaled(config.force_field, dataset, fit_references)
     return dataclasses.replace(config, **changes)
 
 
-def _scaled(config: ForceFieldConfig, dataset: "Dataset", fit_references: bool) -> ForceFieldConfig:
-    """The force field with energies of the elements, and the spread of energies about them as its unit."""
-    from agedi.dataset import fit_reference_energies
+def condition_values(dataset: Dataset, name: str) -> np.ndarray:
+    """All values of a property that training sees, those of repeated cells included."""
+    values = [np.ravel(v) for v, diffuse in zip(dataset.conditions[name], dataset.diffuse, strict=True) if diffuse]
+    single = np.concatenate(values)
+    if name not in dataset.extensive:
+        return single
+    return np.concatenate([single * k**2 for k in range(1, dataset.repeat + 1)])
 
+
+def _scaled(config: ForceFieldConfig, dataset: Dataset, fit_references: bool) -> ForceFieldConfig:
+    """The force field with energies of the elements, and the spread of energies about them as its unit."""
+    known = np.flatnonzero(np.isfinite(dataset.energies))
+    if not len(known):
+        return config
     if not config.reference_energies and fit_references:
         config = dataclasses.replace(config, reference_energies=fit_reference_energies(dataset))
-    references = dict(config.reference_energies)
-    labelled = [
-        (energy - sum(references.get(number, 0.0) for number in graph.x.tolist())) / len(graph.x)
-        for graph, energy in zip(dataset.graphs, dataset.energies, strict=True)
-        if np.isfinite(energy)
-    ]
-    if not labelled:
-        raise ValueError("the force field needs energies, but no structure has one; leave out --force_field")
     if config.energy_scale == 1.0:
-        config = dataclasses.replace(config, energy_scale=max(float(np.std(labelled)), SMALLEST_SCALE))
+        references = dict(config.reference_energies)
+        rest = [
+            (dataset.energies[row] - sum(references.get(number, 0.0) for number in dataset.graphs[row].x.tolist()))
+            / len(dataset.graphs[row].x)
+            for row in known
+        ]
+        config = dataclasses.replace(config, energy_scale=max(float(np.std(rest)), SMALLEST_SCALE))
     return config
 
 
@@ -291,7 +309,9 @@ def largest_noise(config: DiffusionConfig, graphs: Sequence[AtomsGraph]) -> floa
         return choose_sigma_max(cells, pbcs & np.array([True, True, False]), high - low)
     if noiser == "Positions":
         pbcs = np.zeros_like(pbcs)
-    widths = [_open_width(graph.pos, cell, pbc) for graph, cell, pbc in zip(graphs, cells, pbcs, strict=True)]
+    widths = [
+        _open_width(np.asarray(graph.pos), cell, pbc) for graph, cell, pbc in zip(graphs, cells, pbcs, strict=True)
+    ]
     largest = max(choose_sigma_max(cells, pbcs), OPEN_WIDTHS * max(widths), 2 * config.sigma_min)
     if max(widths) > 0 and largest > config.model.cutoff:
         logger.warning(

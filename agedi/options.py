@@ -3,14 +3,16 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from agedi.balance import parse_loss_balance
 from agedi.config import DiffusionConfig
-from agedi.diffusion import EXTENSIVE, parse_reference_energies, split_names
-from matterform.config import from_dict
+from agedi.diffusion import EXTENSIVE, HPARAMS, load_hparams, parse_reference_energies, split_names
+from matterform.config import from_dict, load_config
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
+
+Part = TypeVar("Part", "FitConfig", "DataConfig", "ModelOptions")
 
 CHECKPOINT_SECONDS = 20.0  # least time between checkpoints, whose writing takes longer than an epoch of a small set
 
@@ -150,6 +152,12 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
     return from_dict(TrainConfig, plain)
 
 
+def load_run(run_dir: pathlib.Path) -> Run:
+    """What a run says of itself."""
+    load_hparams(run_dir)  # which explains what the folder is where it is no run
+    return load_config(Run, run_dir / HPARAMS)
+
+
 def loop_config(training: FitConfig, batches_per_epoch: int) -> LoopConfig:
     """When to stop and what to do how often."""
     minutes = 60 * training.max_time + training.max_time_minutes
@@ -172,3 +180,8 @@ def optimizer_config(training: FitConfig) -> OptimizerConfig:
         plateau_factor=training.lr_factor,
         plateau_patience=training.lr_patience,
     )
+
+
+def part_of(kind: type[Part], options: TrainConfig) -> Part:
+    """The options that are fields of `kind`."""
+    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})  # pyright: ignore

@@ -5,7 +5,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -93,20 +93,29 @@ class OpenRun(NamedTuple):
 
 @contextlib.contextmanager
 def open_run(
-    config: Any, columns: Sequence[str], state: TrainState, resume: bool, files: RunFiles = RUN_FILES
+    config: Any,
+    columns: Sequence[str],
+    state: TrainState,
+    resume: bool | Literal["best"],
+    files: RunFiles = RUN_FILES,
+    *,
+    tensorboard: bool = True,
 ) -> Iterator[OpenRun]:
-    """Opens checkpoints/, best/ and metrics.csv of a claimed run, as its config's `keep` and `wandb_project` say."""
+    """Opens checkpoints/, best/ and metrics.csv of a claimed run, as its config's `keep` and `wandb_project` say.
+
+    To resume from "best" is to go back to the best checkpoint; what came after it is given up.
+    """
     with contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(stack, config.run_dir / files.checkpoints, config.keep)
         best = open_checkpoints(stack, config.run_dir / files.best, 1)
         resumed = None
         if resume:
-            state, resumed = restore_run(config.run_dir, checkpoints, state)
+            state, resumed = restore_run(config.run_dir, best if resume == "best" else checkpoints, state)
         writer = open_metrics(
             config.run_dir,
             columns,
             resumed_step=int(state.step) if resume else None,
-            tensorboard=True,
+            tensorboard=tensorboard,
             wandb_project=config.wandb_project,
         )
         stack.callback(writer.close)
