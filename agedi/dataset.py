@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from agedi.graph import AtomsGraph, MaskMethod, convert, full_cell
+from agedi.graph import AtomsGraph, convert, full_cell
 from agedi.loss import Example
 from matterform.neighbors import image_counts, image_grid
 from matterform.training.batches import Take
@@ -54,7 +54,7 @@ def create_dataset(
     data: "Sequence[ase.Atoms]",
     *,
     cutoff: float = 6.0,
-    mask: MaskMethod = "none",
+    mask: str = "none",
     confinement: Sequence[float] | None = None,
     conditioning: str | Sequence[str] = "none",
     conditioning_type: str | Sequence[str] = "scalar",
@@ -311,7 +311,7 @@ def _all_of(name: str, make: Callable[[int], tuple[AtomsGraph, Labels]], count: 
 
 
 def _checked_graph(
-    atoms: "ase.Atoms", mask: MaskMethod, confinement: Sequence[float] | None, canonical: bool
+    atoms: "ase.Atoms", mask: str, confinement: Sequence[float] | None, canonical: bool
 ) -> tuple[AtomsGraph, Float[np.ndarray, "3 3"] | None]:
     cell, rotation = full_cell(atoms, canonical)
     graph = convert(atoms, cell, rotation, mask, confinement)

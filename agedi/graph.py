@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import ase
 
 AnyArray = np.ndarray | Array
-MaskMethod = Literal["none", "MaskFixed"]
 NO_WALLS = (-np.inf, np.inf)
 CANONICAL = 1e-10  # Å: entries above the diagonal up to this size count as zero
 FLAT = 1e-6  # Å³: the least volume of a cell
@@ -55,7 +54,7 @@ def wrap_positions(graph: AtomsGraph) -> AtomsGraph:
 def from_atoms(
     atoms: "ase.Atoms",
     *,
-    mask: MaskMethod = "none",
+    mask: str = "none",
     confinement: Sequence[float] | None = None,
     canonical_cell: bool = False,
 ) -> AtomsGraph:
@@ -107,7 +106,7 @@ def convert(
     atoms: "ase.Atoms",
     cell: Float[np.ndarray, "3 3"],
     rotation: Float[np.ndarray, "3 3"] | None,
-    mask: MaskMethod,
+    mask: str,
     confinement: Sequence[float] | None,
 ) -> AtomsGraph:
     """The graph of Atoms in their `full_cell`; see `from_atoms`."""
@@ -132,7 +131,7 @@ def convert(
     )
 
 
-def fixed_atoms(atoms: "ase.Atoms", mask: MaskMethod) -> Bool[np.ndarray, " n"]:
+def fixed_atoms(atoms: "ase.Atoms", mask: str) -> Bool[np.ndarray, " n"]:
     """The atoms that a method of masking fixes."""
     from ase.constraints import FixAtoms
 
