@@ -305,7 +305,7 @@ def _all_of(name: str, make: Callable[[int], tuple[AtomsGraph, Labels]], count: 
     if refused:
         first, *rest = refused
         also = ", ".join(map(str, rest[:NAMED])) + (", ..." if len(rest) > NAMED else "")
-        more = f" ({len(rest)} more {name}s are refused: {also})" if rest else ""
+        more = f" ({len(rest)} more are refused: {also})" if rest else ""
         raise ValueError(f"{name} {first} {refused[first]}{more}")
     return made
 
