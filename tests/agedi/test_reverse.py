@@ -25,11 +25,11 @@ from agedi.score import Outputs, ScoreModel
 from agedi.sdes import make_level, make_sde, noise_level
 from matterform.neighbors import Neighbors
 
-ATOMS = 4000  # independent, so that one structure is a sample of this size
+ATOMS = 2500  # independent, so that one structure is a sample of this size
 WITHOUT_FORCES = tuple(name for name in SAMPLERS if name != "ffpc")
 # The Kolmogorov-Smirnov statistic of a right sampler exceeds this with probability 1e-5.
 KS_BOUND = 2.47 / ATOMS**0.5
-SETTINGS = {"eps": 1e-3, "steps": 120, "churn": 30.0}
+SETTINGS = {"eps": 1e-3, "steps": 80, "churn": 30.0}
 
 
 def no_search(graph):
