@@ -89,11 +89,12 @@ def make_example_loss(
         offset_key, noise_key = jax.random.split(key)
         times = (jnp.arange(VALIDATION_DRAWS) + jax.random.uniform(offset_key)) / VALIDATION_DRAWS
         keys = jax.random.split(noise_key, VALIDATION_DRAWS)
-        draws = [
-            diffusion_loss(params, keys[i], example, jnp.maximum(times[i], config.eps), jnp.array(True))
-            for i in range(VALIDATION_DRAWS)
-        ]
-        return jax.tree.map(lambda *values: sum(values) / VALIDATION_DRAWS, *draws)
+
+        def draw(drawn: tuple[PRNGKeyArray, Array]) -> dict[str, Array]:
+            return diffusion_loss(params, drawn[0], example, jnp.maximum(drawn[1], config.eps), jnp.array(True))
+
+        # One after another: compiled once, in the memory of one.
+        return jax.tree.map(jnp.mean, jax.lax.map(draw, (keys, times)))
 
     def example_loss(
         params: Any, key: PRNGKeyArray | None, example: Example

@@ -34,6 +34,8 @@ from agedi.diffusion import (
     Diffusion,
     choose_checkpoint,
     create_diffusion,
+    network,
+    new_model,
     parse_reference_energies,
     resolve,
     split_checkpoint,
@@ -52,7 +54,7 @@ from agedi.options import (
     part_of,
     train_config,
 )
-from agedi.score import Params, make_score_model
+from agedi.score import Params
 from agedi.search import make_search
 from matterform.files import existing
 from matterform.training.batches import BatchPlan, make_batch_plan, switch_plans, with_rows
@@ -138,7 +140,7 @@ def resume(checkpoint: str | pathlib.Path, dataset: Dataset | None = None, **opt
     kind = choose_checkpoint(run_dir, LAST if named is None else named).name
     if dataset is None:
         dataset = read_dataset(run.data, run.diffusion)
-    params = make_score_model(jax.random.key(run.training.seed), run.diffusion).params
+    params = new_model(run.diffusion, run.training.seed).params  # for their shapes
     return _train(run, dataset, split_rows(dataset, run.training), params, "best" if kind == BEST else True)
 
 
@@ -265,7 +267,9 @@ def split_rows(dataset: Dataset, training: FitConfig) -> Split:
 
 def first_params(diffusion: Diffusion, config: DiffusionConfig, seed: int) -> Params:
     """The model's parameters, or fresh ones where the data gave it another shape."""
-    fresh = make_score_model(jax.random.key(seed), config).params
+    if jax.tree.map(np.shape, network(config).params) == jax.tree.map(np.shape, diffusion.params):
+        return diffusion.params
+    fresh = new_model(config, seed).params
     if jax.tree.structure(fresh) != jax.tree.structure(diffusion.params):
         return fresh
     return jax.tree.map(lambda new, old: old if new.shape == old.shape else new, fresh, diffusion.params)
@@ -317,7 +321,7 @@ def _train(
             show_progress=training.progress_bar,
         )
         best = result.state if opened.best.latest_step() is None else opened.best.restore(result.state)[0]
-    model = make_score_model(jax.random.key(0), config)._replace(params=inference_params(best))
+    model = network(config)._replace(params=inference_params(best))
     return TrainResult(Diffusion(config, model), run.run_dir, result)
 
 
@@ -348,9 +352,8 @@ def make_loss(config: DiffusionConfig, dataset: Dataset, training: FitConfig) ->
     regressor = RegressorLoss(
         weight=training.regressor_loss_weight, force_loss=training.force_loss, huber_delta=training.huber_delta
     )
-    model = make_score_model(jax.random.key(0), config)
     search = make_search(config.model.cutoff, room.capacity, room.images)
-    return make_example_loss(config, model, search, sums, regressor)
+    return make_example_loss(config, network(config), search, sums, regressor)
 
 
 def _log_sizes(run: Run, num_devices: int) -> None:
