@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.build import bulk
 from ase.geometry import complete_cell
 from ase.neighborlist import primitive_neighbor_list
 
@@ -93,24 +94,48 @@ def test_list_equals_that_of_ase(kind):
     assert found > 2000  # enough pairs to mean something
 
 
-@pytest.mark.parametrize("kind", ["skewed", "tiny"])
-def test_reverse_is_the_same_pair_seen_from_the_neighbour(kind):
-    positions, cells, pbcs, present = random_structures(2, kind, 60)
-    near = np.array([max(image_counts(c, p, CUTOFF)) <= 3 for c, p in zip(cells, pbcs, strict=True)])
-    positions, cells, pbcs, present = positions[near], cells[near], pbcs[near], present[near]
-    lists = jax.tree.map(np.asarray, compiled((3, 3, 3))(positions, cells, pbcs, present))
-    assert lists.mask.sum() > 700
-    for row in range(len(cells)):
-        index, shift, mask, reverse, _ = (leaf[row] for leaf in lists)
+def check_reverse(lists):
+    """Every pair of a batch of lists leads to the same pair seen from the other atom, and from there back."""
+    capacity = lists.mask.shape[2]
+    for row in range(len(lists.mask)):
+        index, shift, mask, reverse, _ = (np.asarray(leaf[row]) for leaf in lists)
         i, k = np.nonzero(mask)
         there = np.unravel_index(reverse[i, k], mask.shape)
         assert mask[there].all()
         np.testing.assert_array_equal(there[0], index[i, k])
         np.testing.assert_array_equal(index[there], i)
         np.testing.assert_array_equal(shift[there], -shift[i, k])
-        np.testing.assert_array_equal(reverse[there], i * CAPACITY + k)
+        np.testing.assert_array_equal(reverse[there], i * capacity + k)
         assert not index[~mask].any()
         assert not shift[~mask].any()
+
+
+@pytest.mark.parametrize("kind", ["skewed", "tiny"])
+def test_reverse_is_the_same_pair_seen_from_the_neighbour(kind):
+    positions, cells, pbcs, present = random_structures(2, kind, 60)
+    near = np.array([max(image_counts(c, p, CUTOFF)) <= 3 for c, p in zip(cells, pbcs, strict=True)])
+    positions, cells, pbcs, present = positions[near], cells[near], pbcs[near], present[near]
+    lists = compiled((3, 3, 3))(positions, cells, pbcs, present)
+    assert lists.mask.sum() > 700
+    check_reverse(lists)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_reverse_holds_where_distances_equal_the_cutoff_and_shifts_are_tied(size, rng):
+    # In perfect crystals whole shells lie at the cutoff and many atoms half a cell apart: rounding decides, but for
+    # both ends of a pair alike.
+    atoms = bulk("Cu", "fcc", a=3.0 * 2**0.5, cubic=True) * (size, 1, 2)
+    turns = [np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(20)]
+    cells = np.stack([np.asarray(atoms.cell) @ turn for turn in turns]).astype(np.float32)
+    positions = np.stack([atoms.positions @ turn + rng.normal(size=3) for turn in turns]).astype(np.float32)
+    pbcs, present = np.ones((20, 3), bool), np.ones((20, len(atoms)), bool)
+    cutoff = 6.0  # the fourth shell
+    lists = compiled(images_for(cells, pbcs, cutoff), cutoff, 64)(positions, cells, pbcs, present)
+    counts = np.asarray(lists.mask.sum(axis=2))
+    assert counts.min() >= 42  # 12 + 6 + 24 nearer ones
+    assert counts.max() <= 54
+    assert len(np.unique(counts)) > 1  # rounding does decide
+    check_reverse(lists)
 
 
 def test_cell_smaller_than_the_cutoff_holds_an_atoms_own_images():
@@ -203,19 +228,22 @@ def test_collect_is_the_transpose_of_gather(rng):
     np.testing.assert_array_equal(gather(x, lists), x[np.asarray(lists.index)])
 
 
-def test_estimated_capacity_is_enough_and_not_wasteful(rng):
-    for length, size, pbc in [(4.0, 4, [1, 1, 1]), (8.0, 12, [1, 1, 1]), (8.0, 12, [1, 1, 0]), (7.0, 12, [0, 0, 0])]:
-        cell, pbc = np.eye(3, dtype=np.float32) * length, np.array(pbc, bool)
-        capacity, images = estimate_capacity(size, cell, pbc, 4.0), image_counts(cell, pbc, 4.0)
-        assert capacity % 4 == 0
-        batch = 500
-        positions = rng.uniform(0, length, (batch, LENGTH, 3)).astype(np.float32)
-        present = np.broadcast_to(np.arange(LENGTH) < size, (batch, LENGTH))
-        cells, pbcs = np.broadcast_to(cell, (batch, 3, 3)), np.broadcast_to(pbc, (batch, 3))
-        lists = compiled(images, 4.0, capacity)(positions, cells, pbcs, present)
-        assert not lists.overflow.any()
-        if pbc.all():
-            assert capacity < 1.6 * int(lists.mask.sum(axis=2).max()) + 4
+@pytest.mark.parametrize(
+    ("length", "size", "pbc"),
+    [(4.0, 4, [True] * 3), (8.0, 12, [True] * 3), (8.0, 12, [True, True, False]), (7.0, 12, [False] * 3)],
+)
+def test_estimated_capacity_is_enough_and_not_wasteful(length, size, pbc, rng):
+    cell, pbc = np.eye(3, dtype=np.float32) * length, np.array(pbc)
+    capacity, batch = estimate_capacity(size, cell, pbc, 4.0), 500
+    assert capacity % 4 == 0
+    positions = rng.uniform(0, length, (batch, LENGTH, 3)).astype(np.float32)
+    present = np.broadcast_to(np.arange(LENGTH) < size, (batch, LENGTH))
+    cells, pbcs = np.broadcast_to(cell, (batch, 3, 3)), np.broadcast_to(pbc, (batch, 3))
+    lists = compiled((1, 1, 1), 4.0, 64)(positions, cells, pbcs, present)
+    assert not lists.overflow.any()
+    most = int(lists.mask.sum(axis=2).max())
+    assert most <= capacity
+    assert not pbc.all() or capacity < 1.6 * most + 4
 
 
 def test_image_counts_refuse_a_flat_cell():
