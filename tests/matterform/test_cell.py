@@ -1,5 +1,7 @@
 """Cells against ASE and pymatgen over random ones."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from ase.cell import Cell
 from jax.test_util import check_grads
 from pymatgen.core import Lattice
 
-from matterform.cell import matrix_to_parameters, parameters_to_matrix, volume
+from matterform.cell import complete, inverse, matrix_to_parameters, parameters_to_matrix, volume
 
 
 @pytest.fixture
@@ -67,3 +69,22 @@ def test_impossible_angles_give_a_flat_cell_with_finite_gradients():
     assert volume(parameters_to_matrix(lengths, angles)) == 0
     gradient = jax.grad(lambda x: volume(parameters_to_matrix(lengths, x)))(angles)
     assert jnp.isfinite(gradient).all()
+
+
+def test_inverse_equals_that_of_numpy(rng):
+    for _ in range(20):
+        matrix = (rng.normal(size=(3, 3)) + 3 * np.eye(3)).astype(np.float32)
+        np.testing.assert_allclose(inverse(matrix), np.linalg.inv(matrix.astype(float)), atol=1e-5)
+
+
+@pytest.mark.parametrize("pbc", list(itertools.product([True, False], repeat=3)))
+def test_complete_cell_has_unit_normals_where_it_is_not_periodic(pbc, rng):
+    pbc = np.array(pbc)
+    for _ in range(10):
+        matrix = rng.normal(size=(3, 3)).astype(np.float32) * 4
+        for given in (matrix, np.where(pbc[:, None], matrix, np.float32(0))):
+            full = np.asarray(complete(given, pbc), float)
+            np.testing.assert_array_equal(full[pbc], matrix[pbc])
+            added = full[~pbc]
+            np.testing.assert_allclose(added @ added.T, np.eye(len(added)), atol=1e-5)
+            np.testing.assert_allclose(added @ matrix[pbc].T, 0, atol=1e-5)
