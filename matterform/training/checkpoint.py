@@ -98,14 +98,16 @@ def load_inference_params(directory: str | pathlib.Path, template: Any) -> Any:
     steps = complete_steps(directory)
     if not steps:
         raise ValueError(f"{directory} holds no complete checkpoint")
-    path = directory / str(steps[-1])
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not where the training ran
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(path / "state").item_metadata
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), metadata.tree)
+    options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)  # read_only would warn
+    handlers = {"state": ocp.StandardCheckpointHandler()}
+    with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
+        tree = manager.item_metadata(steps[-1])["state"].tree
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
         name = "params" if shapes["ema"] is None else "ema"
-        _compare(path, _describe_leaves(shapes[name]), _describe_leaves(template), "model")
-        return checkpointer.restore(path / "state", shapes)[name]
+        _compare(directory / str(steps[-1]), _describe_leaves(shapes[name]), _describe_leaves(template), "model")
+        restored = manager.restore(steps[-1], args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))
+    return restored["state"][name]
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:

@@ -5,7 +5,17 @@ import threading
 import numpy as np
 import pytest
 
-from matterform.training.batches import load_batches, local_rows, make_batch_plan, planned_batches
+from matterform.training.batches import (
+    Place,
+    load_batches,
+    local_rows,
+    make_batch_plan,
+    place_of,
+    planned_batches,
+    steps_before,
+    switch_plans,
+    with_rows,
+)
 
 LENGTHS = np.random.default_rng(0).integers(1, 33, 203)
 BUCKETS = (8, 12, 20, 32)
@@ -112,3 +122,55 @@ def test_wrong_plans_are_refused(message, options):
 def test_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="data set is empty"):
         make_batch_plan(np.zeros(0, int), 4, (8,), 0)
+
+
+@pytest.fixture
+def growing():
+    """Plans of 3 batches in epochs 0 and 1, of 5 in epoch 2, of 7 from epoch 3 on."""
+    plans = {0: 3, 2: 5, 3: 7}
+    return switch_plans({first: make_batch_plan(np.ones(4 * count, int), 4, (1,), 5) for first, count in plans.items()})
+
+
+def test_epochs_may_differ_in_length(growing):
+    # Epochs begin after 0, 3, 6, 11, 18, 25 batches.
+    assert [steps_before(growing, epoch) for epoch in range(6)] == [0, 3, 6, 11, 18, 25]
+    assert [place_of(growing, step) for step in (0, 2, 3, 5, 6, 10, 11, 17, 18)] == [
+        Place(0, 0, 3),
+        Place(0, 2, 3),
+        Place(1, 0, 3),
+        Place(1, 2, 3),
+        Place(2, 0, 5),
+        Place(2, 4, 5),
+        Place(3, 0, 7),
+        Place(3, 6, 7),
+        Place(4, 0, 7),
+    ]
+
+
+def test_iteration_crosses_epochs_of_different_length(growing):
+    whole = list(planned_batches(growing, 0, 25))
+    expected = [batch for epoch in range(5) for batch in growing.epoch(epoch)]
+    assert all(map(same, whole, expected))
+    assert all(map(same, whole[9:20], planned_batches(growing, 9, 20)))
+    endless = planned_batches(growing, 20, None)
+    assert all(same(next(endless), batch) for batch in whole[20:])
+
+
+def test_every_epoch_of_a_switched_plan_is_complete(growing):
+    for epoch, count in enumerate((12, 12, 20, 28)):
+        rows = np.concatenate([batch.indices for batch in growing.epoch(epoch)])
+        np.testing.assert_array_equal(np.sort(rows), np.arange(count))
+
+
+def test_plans_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match=r"plans must begin with one for epoch 0; got those from the epochs \[1\]"):
+        switch_plans({1: make_plan()})
+    with pytest.raises(ValueError, match=r"plans must share a batch_size; got \[16, 8\]"):
+        switch_plans({0: make_plan(), 4: make_plan(batch_size=8)})
+
+
+def test_a_plan_of_chosen_rows_holds_these():
+    rows = np.array([3, 8, 9, 20, 21])
+    plan = with_rows(make_batch_plan(np.ones(5, int), 2, (1,), 0), rows)
+    seen = np.concatenate([batch.indices[batch.weight > 0] for batch in plan.epoch(1)])
+    np.testing.assert_array_equal(np.sort(seen), rows)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from matterform.training.checkpoint import Checkpoints, complete_steps
+from matterform.training.checkpoint import Checkpoints, complete_steps, load_inference_params
 from matterform.training.mesh import make_mesh
 from matterform.training.state import init_state
 
@@ -115,3 +115,25 @@ assert not {"orbax", "tensorboardX", "rich", "wandb", "flax", "pandas"} & set(sy
 """
     env = dict(os.environ, JAX_PLATFORMS="no_such_backend")  # making one array would raise
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_parameters_for_use_load_without_the_optimiser(checkpoints, ema):
+    state = make_state(7, ema=ema)
+    if ema:
+        state = state._replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.params))
+    checkpoints.save(make_state(6, ema=ema, seed=1))
+    checkpoints.save(state)
+    found = load_inference_params(checkpoints.directory, make_state(seed=2).params)
+    expected = state.ema if ema else state.params
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_parameters_of_another_model_are_refused(checkpoints, tmp_path):
+    checkpoints.save(make_state(6))
+    message = r"does not fit this model: layer/w must be float32\[2, 4\], found float32\[2, 3\]"
+    with pytest.raises(ValueError, match=message):
+        load_inference_params(checkpoints.directory, make_state(width=4).params)
+    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+        load_inference_params(tmp_path / "nothing", make_state().params)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from matterform.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from matterform.training.optimizers import OptimizerConfig, make_optimizer, make_schedule, with_rate_scale
 
 
 def rates(counts, **options):
@@ -66,6 +66,8 @@ def test_clipping_by_norm_and_by_value():
         ("weight_decay", {"weight_decay": 0.1}),
         ("total_steps", {"schedule": "cosine", "total_steps": 0}),
         ("warmup_steps", {"warmup_steps": -1}),
+        ("plateau_factor", {"plateau_factor": 1.0}),
+        ("plateau_patience", {"plateau_patience": 0}),
     ],
 )
 def test_wrong_options_are_refused_by_name(field, options):
@@ -111,3 +113,22 @@ def test_warmup_may_be_a_fraction_of_the_run():
     assert first_update(by_steps) == pytest.approx(first_update(make_optimizer(config)) / 4)
     with pytest.raises(ValueError, match="warmup_fraction"):
         make_optimizer(dataclasses.replace(config, warmup_fraction=0.04))
+
+
+def test_the_rate_of_a_plateau_schedule_is_what_the_loop_sets():
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=0.1, optimizer="adamw", weight_decay=0.5, schedule="plateau", eps=1.0)
+    )
+    params = {"w": np.array([1.0, -2.0], np.float32)}
+    gradient = {"w": np.array([3.0, -1.0], np.float32)}
+    state = optimizer.init(params)
+    # -0.1 (g / (|g| + 1) + 0.5 w), and half of it.
+    expected = np.array([-0.075 - 0.05, 0.05 + 0.1])
+    np.testing.assert_allclose(optimizer.update(gradient, state, params)[0]["w"], expected, rtol=1e-5)
+    updates, after = optimizer.update(gradient, with_rate_scale(state, jnp.float32(0.5)), params)
+    np.testing.assert_allclose(updates["w"], expected / 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        optimizer.update(gradient, after, params)[0]["w"],
+        optimizer.update(gradient, optimizer.update(gradient, state, params)[1], params)[0]["w"] / 2,
+        rtol=1e-5,
+    )

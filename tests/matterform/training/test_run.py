@@ -11,7 +11,7 @@ import pytest
 
 from matterform.config import load_config
 from matterform.training.mesh import make_mesh
-from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
+from matterform.training.run import RunFiles, check_run, claim_run, open_checkpoints, open_run, restore_run
 from matterform.training.state import TrainState, init_state
 
 FREE = ("run_dir", "epochs", "train")
@@ -34,6 +34,8 @@ class Config:
     epochs: int = 5
     seed: int = 0
     optimizer: Optimizer = Optimizer()
+    keep: int = 2
+    wandb_project: str | None = None
 
 
 @pytest.fixture
@@ -113,3 +115,38 @@ def test_a_restored_run_has_its_state_and_what_the_loop_knew(config, start):
     assert int(state.step) == 4
     np.testing.assert_array_equal(state.params["w"], [1.0, 2.0, 3.0])
     assert progress == {"best_loss": 0.5, "stale": 2}
+
+
+NAMES = RunFiles("hparams.yaml", "checkpoints/last_model", "checkpoints/best_model")
+
+
+def test_a_family_may_name_its_files(config):
+    claim_run(config, DATA, False, NAMES)
+    assert load_config(Config, config.run_dir / "hparams.yaml") == config
+    assert not (config.run_dir / "config.yaml").exists()
+    with pytest.raises(ValueError, match="cannot resume with another seed"):
+        check_run(dataclasses.replace(config, seed=3), True, FREE, NAMES)
+    with pytest.raises(ValueError, match=r"holds no run to resume \(no hparams\.yaml\)"):
+        check_run(dataclasses.replace(config, run_dir=config.run_dir / "other"), True, FREE, NAMES)
+
+
+def test_one_field_of_a_nested_config_may_be_free(config):
+    claim_run(config, DATA, resume=False)
+    check_run(dataclasses.replace(config, optimizer=Optimizer(rate=0.2)), True, ("optimizer.rate",))
+
+
+def test_a_run_goes_back_to_its_best_state(config, start):
+    claim_run(config, DATA, False, NAMES)
+    with open_run(config, ("loss",), start, False, NAMES) as run:
+        for step in (1, 2, 3):
+            later = start._replace(step=start.step + step, params={"w": start.params["w"] + step})
+            run.checkpoints.save(later, {"best_loss": 1.0})
+            run.writer.write(step, {"loss": 0.5})
+            if step == 2:
+                run.best.save(later, {"best_loss": 2.0})
+    with open_run(config, ("loss",), start, True, NAMES) as run:
+        assert (int(run.state.step), run.resumed) == (3, {"best_loss": 1.0})
+    with open_run(config, ("loss",), start, "best", NAMES) as run:
+        assert (int(run.state.step), run.resumed) == (2, {"best_loss": 2.0})
+        np.testing.assert_array_equal(run.state.params["w"], [2.0, 3.0, 4.0])
+    assert [line.split(",")[0] for line in (config.run_dir / "metrics.csv").read_text().split()] == ["step", "1", "2"]

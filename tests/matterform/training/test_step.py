@@ -137,3 +137,26 @@ def test_wrong_options_are_refused():
         make_train_step(squared_error, optimizer, key, mesh, accumulate=2)(start(optimizer), hand_batch())
     with pytest.raises(ValueError, match="give both or neither"):
         make_train_step(squared_error, optimizer, key, mesh)(start(optimizer, ema=True), hand_batch())
+
+
+def test_a_loss_may_depend_on_what_it_remembers_of_earlier_steps():
+    # The loss is memory * w x with memory 2 at first, then the mean loss before: gradients 2 x, then 12 x, x of mean 2.
+    def loss(params, key, example, memory):
+        return memory * params["w"] * example, {}
+
+    optimizer, mesh = optax.sgd(1.0), make_mesh()
+    step = make_train_step(
+        loss, optimizer, jax.random.key(0), mesh, accumulate=2, remember=lambda memory, means: means["loss"]
+    )
+    state = init_state({"w": np.float32(3)}, optimizer, mesh, memory=np.float32(2))
+    batch = Batch(np.array([1, 3], np.float32), np.ones(2, np.float32))
+    state, metrics = step(state, batch)
+    assert (metrics["loss"], state.memory, state.params["w"]) == (12.0, 12.0, -1.0)
+    state, metrics = step(state, batch)
+    assert (metrics["loss"], state.memory, state.params["w"]) == (-24.0, -24.0, -25.0)
+
+
+def test_a_state_without_memory_has_no_more_leaves_than_before():
+    state = start(optax.sgd(1.0))
+    assert state.memory is None
+    assert len(jax.tree.leaves(state)) == 2  # step, w
