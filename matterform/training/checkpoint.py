@@ -100,7 +100,7 @@ def load_inference_params(directory: str | pathlib.Path, template: Any) -> Any:
         raise ValueError(f"{directory} holds no complete checkpoint")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not where the training ran
     options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)  # read_only would warn
-    handlers = {"state": ocp.StandardCheckpointHandler()}
+    handlers = {"state": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
         tree = manager.item_metadata(steps[-1])["state"].tree
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
