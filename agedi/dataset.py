@@ -102,6 +102,8 @@ def create_dataset(
 
     def of_data(index: int) -> tuple[AtomsGraph, Labels]:
         graph, rotation = _checked_graph(data[index], mask, confinement, canonical_cell)
+        if graph.mask.all():
+            raise ValueError("has only fixed atoms, which do not diffuse: leave it out, or give it as regressor_data")
         if repeat is not None and not graph.pbc[:2].all():
             raise ValueError("is not periodic along a and b, where repeat makes copies: leave out repeat")
         values = {name: _condition(data[index], name, kind, given[index]) for name, kind in kinds.items()}
@@ -401,7 +403,7 @@ def _report(
         turned = sum(full_cell(atoms, True)[1] is not None for atoms in structures)
         if turned:
             logger.warning("%d structures are turned so that their cells are lower triangular", turned)
-    stale = sum(atoms.calc is not None and bool(atoms.calc.check_state(atoms)) for atoms in structures)
+    stale = sum(bool(getattr(atoms.calc, "results", None)) and not _results(atoms) for atoms in structures)
     if stale:
         logger.warning("%d structures were changed after their energies were calculated, which are not used", stale)
     if force_field:

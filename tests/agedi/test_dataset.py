@@ -129,6 +129,9 @@ def test_what_makes_no_sense_is_refused_by_name(surfaces, change, options, messa
 
 
 def test_faulty_structures_are_refused_by_name(surfaces):
+    surfaces[2].set_constraint(FixAtoms(range(13)))
+    with pytest.raises(ValueError, match="structure 2 has only fixed atoms"):
+        create_dataset(surfaces, mask="MaskFixed")
     surfaces[2].set_constraint(FixedPlane([0], (0, 0, 1)))
     create_dataset(surfaces)
     with pytest.raises(ValueError, match="structure 2 has the constraint FixedPlane"):
@@ -163,7 +166,7 @@ def test_labels_are_those_a_calculator_holds_of_the_unchanged_structure(surfaces
     assert np.isfinite(dataset.energies).tolist() == [False, False, True]
     assert [bool(np.isfinite(forces).all()) for forces in dataset.forces] == [False, False, True]
     assert surfaces[0].calc.results == {}
-    assert "changed after" in caplog.text
+    assert "1 structures were changed after" in caplog.text
     with pytest.raises(ValueError, match="no structure has any"):
         create_dataset(surfaces[:2], force_field=True)
 
