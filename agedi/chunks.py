@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from agedi.graph import AtomsGraph
 from matterform.neighbors import estimate_capacity, image_counts
 from matterform.progress import progress_bar
 
@@ -26,6 +27,11 @@ class Geometry(NamedTuple):
     num_atoms: int
     cell: Float[np.ndarray, "3 3"]
     pbc: Bool[np.ndarray, "3"]
+
+
+def geometry_of(graph: AtomsGraph) -> Geometry:
+    """The geometry of a graph that is not padded."""
+    return Geometry(len(graph.x), np.asarray(graph.cell), np.asarray(graph.pbc))
 
 
 class Room(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from agedi.checks import check_force_field, check_known
-from agedi.chunks import Geometry, Room, counted, run_in_chunks
+from agedi.chunks import Room, counted, geometry_of, run_in_chunks
 from agedi.diffusion import Diffusion
 from agedi.graph import AtomsGraph, from_atoms, pad_graph
 from agedi.lbfgs import Evaluated, ForceFunction, LbfgsConfig, Relaxed, make_relax
@@ -183,7 +183,7 @@ def evaluate_graphs(diffusion: Diffusion, graphs: Sequence[AtomsGraph], *, batch
 
 
 def _evaluated(diffusion: Diffusion, graphs: Sequence[AtomsGraph], run: Any, batch_size: int) -> Iterator[Any]:
-    geometries = [Geometry(len(graph.x), np.asarray(graph.cell), np.asarray(graph.pbc)) for graph in graphs]
+    geometries = [geometry_of(graph) for graph in graphs]
 
     def padded(index: int, length: int) -> tuple[AtomsGraph]:
         return (pad_graph(graphs[index], length),)

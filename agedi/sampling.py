@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from agedi.checks import check_counts, check_force_field
-from agedi.chunks import Geometry, Room, counted, run_in_chunks
+from agedi.chunks import Room, counted, geometry_of, run_in_chunks
 from agedi.config import DiffusionConfig
 from agedi.diffusion import Diffusion
 from agedi.graph import AtomsGraph, pad_graph
@@ -240,9 +240,7 @@ def _run(
         indices, *others = inputs
         return reverse(model.params, jax.vmap(lambda index: jax.random.fold_in(key, index))(indices), *others)
 
-    geometries = [
-        Geometry(len(start.graph.x), np.asarray(start.graph.cell), np.asarray(start.graph.pbc)) for start in starts
-    ]
+    geometries = [geometry_of(start.graph) for start in starts]
     return run_in_chunks(geometries, padded, run, cutoff=config.model.cutoff, batch_size=batch_size)
 
 

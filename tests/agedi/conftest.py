@@ -1,16 +1,21 @@
-"""Tiny models whose parameters are away from their start, where every part of a network matters."""
+"""Tiny models with every parameter away from its start, and quick compilation for tests of many programs."""
 
 import functools
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import ase
 import jax
 import numpy as np
 import pytest
 
 from agedi.config import ConditionConfig, DiffusionConfig, ForceFieldConfig, ModelConfig
 from agedi.diffusion import Diffusion
+from agedi.graph import AtomsGraph, from_atoms, pad_graph
 from agedi.score import make_score_model
+from agedi.search import make_search
+from matterform.neighbors import estimate_capacity, image_counts
 
 SPECIES = (1, 6, 8, 29, 79)
 TINY = ModelConfig(feature_size=8, n_blocks=1, n_rbf=6, cutoff=3.0)
@@ -37,3 +42,42 @@ def tiny_diffusion() -> Callable[..., Diffusion]:
         return Diffusion(config, model._replace(params=params))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def searched() -> Callable[..., AtomsGraph]:
+    """A function that makes the padded graph of ASE Atoms, with edges."""
+
+    def make(atoms: ase.Atoms, length: int, *, cutoff: float = TINY.cutoff, capacity: int | None = None) -> AtomsGraph:
+        graph = pad_graph(from_atoms(atoms), length)
+        slots = capacity or estimate_capacity(len(atoms), graph.cell, graph.pbc, cutoff)
+        found = jax.jit(make_search(cutoff, slots, image_counts(graph.cell, graph.pbc, cutoff)))(graph)
+        assert not found.edges.overflow
+        return found
+
+    return make
+
+
+QUICK = {
+    "jax_disable_most_optimizations": True,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def quick_folder(tmp_path_factory) -> pathlib.Path:
+    """Where `quick` keeps compiled programs."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def quick(quick_folder) -> Iterator[None]:
+    """For files whose many short runs spend their time compiling: compiles less, and each program only once."""
+    settings = QUICK | {"jax_compilation_cache_dir": str(quick_folder)}
+    former = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in former.items():
+        jax.config.update(name, value)
