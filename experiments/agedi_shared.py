@@ -1,4 +1,4 @@
-"""What AGeDi's experiments share: arguments, a run that is trained once, samples that are drawn once, pictures."""
+"""What AGeDi's experiments share: arguments, runs that are trained once, samples that are drawn once, pictures."""
 
 import argparse
 import json
@@ -12,7 +12,10 @@ import numpy as np
 
 import agedi
 from agedi.options import load_run
+from agedi.reverse import SamplerConfig
+from agedi.sampling import as_result, draw_from
 from agedi.train import read_dataset, resume, train_from_atoms
+from agedi.wanted import Wanted, make_start
 from matterform.evaluation.curves import TRAINING, VALIDATION, new_figure
 from matterform.files import write_atomically
 from matterform.formats import read_structures, to_atoms, write_structures
@@ -43,13 +46,18 @@ def read_atoms(path: pathlib.Path) -> list[ase.Atoms]:
     return [to_atoms(structure) for structure in structures]
 
 
-def train_once(out: pathlib.Path, atoms: Sequence[ase.Atoms], **options: Any) -> agedi.Diffusion:
+def train_once(
+    out: pathlib.Path,
+    atoms: Sequence[ase.Atoms],
+    regressor_data: Sequence[ase.Atoms] | None = None,
+    **options: Any,
+) -> agedi.Diffusion:
     """A model trained in out/version_0: loaded if it has been, resumed if it was interrupted."""
     run = out / "version_0"
     if not run.is_dir():
-        train_from_atoms(atoms, log_dir=out, ema_decay=EMA_DECAY, **options)
+        train_from_atoms(atoms, regressor_data=regressor_data, log_dir=out, ema_decay=EMA_DECAY, **options)
     elif not (out / "finished").exists():
-        resume(run, read_dataset(load_run(run).data, agedi.load_diffusion(run).config, atoms))
+        resume(run, read_dataset(load_run(run).data, agedi.load_diffusion(run).config, atoms, regressor_data))
     (out / "finished").touch()
     return agedi.load_diffusion(run)
 
@@ -59,6 +67,13 @@ def sample_once(path: pathlib.Path, draw: Callable[[], list[ase.Atoms]]) -> list
     if not path.exists():
         write_structures(path, draw())
     return read_atoms(path)
+
+
+def draw_each(diffusion: agedi.Diffusion, wanted: Sequence[Wanted], settings: SamplerConfig) -> list[ase.Atoms]:
+    """One structure for each wish; their cells and numbers of atoms may differ."""
+    starts = [make_start(diffusion.config, one) for one in wanted]
+    drawn = draw_from(diffusion, starts, settings, seed=0, batch_size=64, progress=True)
+    return [as_result(one, False, True) for one in drawn]
 
 
 def distances_within(structures: Sequence[ase.Atoms], cutoff: float) -> np.ndarray:
