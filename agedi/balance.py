@@ -13,7 +13,7 @@ from agedi.loss import Example, ExampleLoss
 MOMENTUM = 0.99  # of the running means
 FLOOR = 1e-12  # below it a running mean is taken for this
 PARTS = ("diffusion", "regressor")
-SEPARATORS = r"[:/\-]"
+SEPARATORS = r"(?<=[\d%\s])[:/-]"
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -33,7 +33,7 @@ class RunningMeans(NamedTuple):
     regressor: Float[Array, ""]
 
 
-def parse_loss_balance(given: str | float | Sequence[float] | Mapping[str, float] | None) -> LossBalance | None:
+def parse_loss_balance(given: Any) -> LossBalance | None:
     """Shares from "80:20", "80/20", "0.8-0.2", "50%:50%", the regressor's share, a pair or a mapping.
 
     Raises:
@@ -49,7 +49,8 @@ def parse_loss_balance(given: str | float | Sequence[float] | Mapping[str, float
             f"got {given!r}"
         ) from error
     if not (diffusion >= 0 and regressor >= 0 and diffusion + regressor > 0):
-        raise ValueError(f"shares in loss_balance must be at least 0 and not both 0; got {given!r}")
+        hint = "; in YAML, write 80:20 in quotes" if isinstance(given, int | float) else ""
+        raise ValueError(f"shares in loss_balance must be at least 0 and not both 0; got {given!r}{hint}")
     return LossBalance(diffusion / (diffusion + regressor), regressor / (diffusion + regressor))
 
 

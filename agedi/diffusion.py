@@ -103,7 +103,7 @@ def create_diffusion(
         **settings,
     )
     if dataset is not None:
-        config = resolve(config, dataset, fit_references=references is None)
+        config = resolve(config, dataset, reference_energies)
     return Diffusion(config, new_model(config, seed))
 
 
@@ -192,8 +192,10 @@ def parse_reference_energies(
     return tuple(sorted(energies.items()))
 
 
-def resolve(config: DiffusionConfig, dataset: Dataset, fit_references: bool = True) -> DiffusionConfig:
-    """The config with what it leaves open taken from the data; what it gives stays.
+def resolve(
+    config: DiffusionConfig, dataset: Dataset, reference_energies: str | Mapping[str | int, float] = "auto"
+) -> DiffusionConfig:
+    """The config with what it leaves open taken from the data, and from `reference_energies`; what it gives stays.
 
     Raises:
         ValueError: the data do not fit it.
@@ -219,7 +221,7 @@ def resolve(config: DiffusionConfig, dataset: Dataset, fit_references: bool = Tr
         _standardised(condition, condition_values(dataset, condition.name)) for condition in config.conditions
     )
     if config.force_field is not None:
-        changes["force_field"] = _scaled(config.force_field, dataset, fit_references)
+        changes["force_field"] = _scaled(config.force_field, dataset, reference_energies)
     return dataclasses.replace(config, **changes)
 
 
@@ -232,13 +234,17 @@ def condition_values(dataset: Dataset, name: str) -> np.ndarray:
     return np.concatenate([single * k**2 for k in range(1, dataset.repeat + 1)])
 
 
-def _scaled(config: ForceFieldConfig, dataset: Dataset, fit_references: bool) -> ForceFieldConfig:
+def _scaled(
+    config: ForceFieldConfig, dataset: Dataset, reference_energies: str | Mapping[str | int, float]
+) -> ForceFieldConfig:
     """The force field with energies of the elements, and the spread of energies about them as its unit."""
     known = np.flatnonzero(np.isfinite(dataset.energies))
     if not len(known):
         return config
-    if not config.reference_energies and fit_references:
-        config = dataclasses.replace(config, reference_energies=fit_reference_energies(dataset))
+    if not config.reference_energies:
+        given = parse_reference_energies(reference_energies)
+        fitted = fit_reference_energies(dataset) if given is None else given
+        config = dataclasses.replace(config, reference_energies=fitted)
     if config.energy_scale == 1.0:
         references = dict(config.reference_energies)
         rest = [

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -36,7 +36,6 @@ from agedi.diffusion import (
     create_diffusion,
     network,
     new_model,
-    parse_reference_energies,
     resolve,
     split_checkpoint,
 )
@@ -76,8 +75,6 @@ SPLIT_KEY = 1  # folded into the seed where a validation set is split off
 FREE_TRAINING = ("epochs", "max_time", "max_time_minutes", "logger", "log_dir", "project", "name", "progress_bar")
 FREE = ("run_dir", "data.data_path", *(f"training.{name}" for name in FREE_TRAINING))
 
-Options = TypeVar("Options")
-
 
 class TrainResult(NamedTuple):
     """What training leaves."""
@@ -99,15 +96,14 @@ def train(diffusion: Diffusion, dataset: Dataset, *, source: DataConfig | None =
 
     Args:
         source: where the data come from, noted in hparams.yaml so that `resume` finds them again.
-        options: fields of `FitConfig`.
+        options: fields of `FitConfig`. Of a model that has no reference energies, they say whether to fit them.
 
     Raises:
         ValueError: the data do not fit the model.
         FloatingPointError: the loss is not finite.
     """
     training = FitConfig(**options)
-    references = parse_reference_energies(training.reference_energies)
-    config = resolve(diffusion.config, dataset, fit_references=references is None)
+    config = resolve(diffusion.config, dataset, training.reference_energies)
     split = split_rows(dataset, training)
     params = first_params(diffusion, config, training.seed)
     run = Run(
@@ -163,7 +159,7 @@ def train_from_atoms(
 
 def train_from_config(config: str | pathlib.Path | Mapping[str, Any], **overrides: Any) -> TrainResult:
     """Trains as a YAML file or a mapping says; its keys are the fields of `TrainConfig`, `data_path` among them."""
-    values = dict(config) if isinstance(config, Mapping) else loadvars(existing(config))
+    values = dict(config) if isinstance(config, Mapping) else load_values(existing(config))
     values |= overrides
     return train_from_options(train_config(values), set(values))
 
@@ -186,12 +182,9 @@ def train_from_options(
         dataset = read_dataset(source, run.diffusion, data, regressor_data, properties)
         changes = {name: value for name, value in vars(training).items() if name in given}
         return resume(options.checkpoint, dataset, **changes)
-    model = vars(part_of(ModelOptions, options))
-    del model["model"]
-    limit = model.pop("n_classes")
-    diffusion = create_diffusion(
-        **model, confinement=options.confinement, extensive=options.extensive, seed=training.seed
-    )
+    model = vars(part_of(ModelOptions, options)) | {"confinement": options.confinement, "extensive": options.extensive}
+    limit, _ = model.pop("n_classes"), model.pop("model")
+    diffusion = create_diffusion(**model, reference_energies=options.reference_energies, seed=training.seed)
     dataset = read_dataset(source, diffusion.config, data, regressor_data, properties)
     species = {number for graph in dataset.graphs for number in graph.x.tolist()}
     if limit is not None and len(species) > limit:
@@ -249,6 +242,17 @@ def next_version(folder: pathlib.Path) -> pathlib.Path:
     return folder / f"version_{max((int(number) for number in taken if number.isdecimal()), default=-1) + 1}"
 
 
+def claim_version(run: Run) -> Run:
+    """The run in a folder that is now its own, whatever other runs have begun meanwhile."""
+    while jax.process_count() == 1:  # several processes must agree, and take the one they have
+        try:
+            run.run_dir.mkdir(parents=True)
+            break
+        except FileExistsError:
+            run = dataclasses.replace(run, run_dir=next_version(run.run_dir.parent))
+    return run
+
+
 def split_rows(dataset: Dataset, training: FitConfig) -> Split:
     """Which originals to train on and which to hold out: the same whenever a run is resumed.
 
@@ -300,6 +304,8 @@ def _train(
     if len(split.validation):
         evaluate = make_eval_step(example_loss, mesh)
         validation = Validation(evaluate, batches_of(split.validation, lengths(dataset), training), take)
+    if not resume_from:
+        run = claim_version(run)
     claim_run(run, data, bool(resume_from), FILES)
     columns = metric_columns(metric_names(config), validation is not None, plateau=True)
     tensorboard = training.logger == "tensorboard"
