@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-import haiku as hk
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from agedi.config import ConditionConfig
+from agedi.painn import parameter, two_layers
 
 MAX_FREQUENCY = 64.0  # of levels, which span about 2: two levels 0.01 apart look different
 NUM_FREQUENCIES = 16
@@ -35,7 +34,7 @@ def conditioning(
         names = ", ".join(config.name for config in configs) or "none"
         raise ValueError(f"this model is conditioned on {names}; got values of {', '.join(conditions)}")
     if configs:
-        unknown = hk.get_parameter("unknown", (size,), init=hk.initializers.RandomNormal())[None]
+        unknown = parameter("unknown", (size,), 1.0)[None]
         if not conditions:
             return vectors + unknown
         values = sum(embed_value(jnp.where(known, conditions[c.name], 0), c, size) for c in configs)
@@ -45,7 +44,7 @@ def conditioning(
 
 def clean_conditioning(num_atoms: int, size: int) -> Float[Array, "n d"]:
     """What the force field has in place of noise levels and properties: a vector of its own."""
-    clean = hk.get_parameter("clean", (size,), init=hk.initializers.RandomNormal())
+    clean = parameter("clean", (size,), 1.0)
     return jnp.broadcast_to(clean, (num_atoms, size))
 
 
@@ -54,7 +53,7 @@ def embed_levels(levels: Float[Array, " l"], size: int) -> Float[Array, " d"]:
     frequencies = np.geomspace(0.5, MAX_FREQUENCY, NUM_FREQUENCIES).astype(np.float32)
     angles = (jnp.pi * levels[:, None] * frequencies[None]).ravel()
     features = jnp.concatenate([levels, jnp.sin(angles), jnp.cos(angles)])
-    return _network("levels", size)(features)
+    return two_layers(features, size, size, "levels")
 
 
 def embed_value(
@@ -65,16 +64,9 @@ def embed_value(
     Sines alone would take distant values for the same, so the standardised value itself is a feature too.
     """
     if config.kind == "integer":
-        table = hk.get_parameter(
-            f"classes_{config.name}", (config.num_classes, size), init=hk.initializers.RandomNormal()
-        )
+        table = parameter(f"classes_{config.name}", (config.num_classes, size), 1.0)
         return table[value][None]
     standard = ((value - config.mean) / config.std).reshape(-1, 1)
     angles = standard * np.array([VALUE_FREQUENCIES], np.float32)
     features = jnp.concatenate([standard, jnp.sin(angles), jnp.cos(angles)], axis=-1)
-    return _network(f"value_{config.name}", size)(features)
-
-
-def _network(name: str, size: int) -> hk.Sequential:
-    layers = [hk.Linear(size, name=f"{name}_in"), jax.nn.silu, hk.Linear(size, name=f"{name}_out")]
-    return hk.Sequential(layers)
+    return two_layers(features, size, size, f"value_{config.name}")

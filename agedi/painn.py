@@ -1,6 +1,7 @@
 """PaiNN (Schütt et al. 2021): scalars and vectors on atoms, mixed with those of neighbours, for one structure.
 
-Every block is modulated: its scalars are scaled and shifted, its vectors scaled, by numbers from a conditioning vector.
+Every block normalises what it reads and modulates it, as diffusion transformers do (Peebles and Xie 2023): scalars are
+scaled and shifted, vectors scaled, by numbers from a conditioning vector.
 """
 
 import haiku as hk
@@ -10,7 +11,8 @@ from jaxtyping import Array, Float
 
 from agedi.config import MAX_ATOMIC_NUMBER, ModelConfig
 from agedi.graph import AtomsGraph
-from matterform.neighbors import Neighbors
+from agedi.messages import choose_layout, messages
+from matterform.neighbors import Neighbors, displacements
 
 
 def backbone(
@@ -24,66 +26,100 @@ def backbone(
     distance, direction = _distances(jnp.asarray(graph.pos), jnp.asarray(graph.cell), edges)
     envelope = 0.5 * (1 + jnp.cos(jnp.pi * distance / config.cutoff)) * (distance < config.cutoff) * edges.mask
     radial = gaussians(distance, config) * envelope[..., None]
-    filters = _per_block("filters", config, (config.n_rbf, 3 * size), config.n_rbf**-0.5)
+    filters = parameter("filters", (config.n_blocks, config.n_rbf, 3 * size), config.n_rbf**-0.5)
 
-    table = hk.get_parameter("species", (MAX_ATOMIC_NUMBER + 1, size), init=hk.initializers.RandomNormal())
-    fixed = hk.get_parameter("fixed", (size,), init=jnp.zeros)
-    scalars = table[graph.x] + graph.mask[:, None] * jnp.broadcast_to(fixed, (len(graph.x), size))
-    vectors = jnp.zeros((len(graph.x), 3, size))
+    layout = choose_layout(radial, direction, edges)
+
+    table = parameter("species", (MAX_ATOMIC_NUMBER + 1, size), 1.0)
+    fixed = parameter("fixed", (size,), 0.0)
+    scalars = table[graph.x] + graph.mask[:, None] * fixed[None]
+    vectors = jnp.zeros((1, 3, 1)) * scalars[:, None]  # depends on the atoms, which matters to shard_map
 
     def block(features, filters):
-        scalars, vectors = modulate(features[0], features[1], conditioning)
-        message = hk.Sequential([hk.Linear(size), jax.nn.silu, hk.Linear(3 * size)])(scalars)[edges.index]
-        scale, outward, mixed = jnp.split(message * (radial @ filters), 3, axis=-1)
-        scalars += scale.sum(1)
-        neighbours = vectors[edges.index]  # (n, m, 3, f)
-        vectors += (outward[:, :, None] * direction[..., None] + mixed[:, :, None] * neighbours).sum(1)
-        return mix(scalars, vectors)
+        scalars, vectors = features
+        inner, directions = modulate(*normalize(scalars, vectors), conditioning)
+        plain, directed = messages(layout, filters, two_layers(inner, size, 3 * size, "message"), directions)
+        scalars, vectors = scalars + plain, vectors + directed
+        plain, directed = mix(*normalize(scalars, vectors))
+        return (scalars + plain, vectors + directed), None
 
     stack = hk.layer_stack(config.n_blocks, with_per_layer_inputs=True, name="blocks")
-    return stack(block)((scalars, vectors), filters)[0]
+    scalars, vectors = stack(block)((scalars, vectors), filters)[0]
+    return modulate(*normalize(scalars, vectors), conditioning)
 
 
 def mix(
     scalars: Float[Array, "n f"], vectors: Float[Array, "n 3 f"]
-) -> tuple[tuple[Float[Array, "n f"], Float[Array, "n 3 f"]], None]:
-    """PaiNN's update: an atom's scalars and vectors among themselves."""
+) -> tuple[Float[Array, "n f"], Float[Array, "n 3 f"]]:
+    """PaiNN's update, without the residual: an atom's scalars and vectors among themselves."""
     size = scalars.shape[-1]
-    left, right = jnp.split(hk.Linear(2 * size, with_bias=False)(vectors), 2, axis=-1)
+    left, right = jnp.split(linear(vectors, 2 * size, "mix", with_bias=False), 2, axis=-1)
     inputs = jnp.concatenate([scalars, lengths(right)], axis=-1)
-    gates = hk.Sequential([hk.Linear(size), jax.nn.silu, hk.Linear(3 * size)])(inputs)
-    plain, product, gate = jnp.split(gates, 3, axis=-1)
-    return (scalars + plain + product * (left * right).sum(1), vectors + gate[:, None] * left), None
+    plain, product, gate = jnp.split(two_layers(inputs, size, 3 * size, "update"), 3, axis=-1)
+    return plain + product * (left * right).sum(1), gate[:, None] * left
+
+
+def normalize(
+    scalars: Float[Array, "n f"], vectors: Float[Array, "n 3 f"]
+) -> tuple[Float[Array, "n f"], Float[Array, "n 3 f"]]:
+    """Scalars of mean 0 and variance 1, vectors of mean square length 1, over the channels of each atom.
+
+    Sums over neighbours differ much in size: noise puts atoms on top of each other, and cells are dense or thin.
+    Vectors much shorter than 0.1 stay short: of a symmetric place they are rounding errors.
+    """
+    centered = scalars - scalars.mean(-1, keepdims=True)
+    scalars = centered * jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + 1e-5)
+    square = jnp.square(vectors).sum(1, keepdims=True).mean(-1, keepdims=True)
+    return scalars, vectors * jax.lax.rsqrt(square + 1e-2)
 
 
 def modulate(
     scalars: Float[Array, "n f"], vectors: Float[Array, "n 3 f"], conditioning: Float[Array, "n d"]
 ) -> tuple[Float[Array, "n f"], Float[Array, "n 3 f"]]:
     """Scales and shifts features (FiLM, Perez et al. 2018); the identity at the start of training."""
-    linear = hk.Linear(3 * scalars.shape[-1], w_init=jnp.zeros, name="modulation")
-    scale, shift, gate = jnp.split(linear(conditioning), 3, axis=-1)
+    scale, shift, gate = jnp.split(linear(conditioning, 3 * scalars.shape[-1], "modulation", std=0.0), 3, axis=-1)
     return scalars * (1 + scale) + shift, vectors * (1 + gate)[:, None]
 
 
 def gated_head(scalars: Float[Array, "n f"], vectors: Float[Array, "n 3 f"], name: str) -> Float[Array, "n 3"]:
-    """One vector an atom by three gated equivariant blocks, of f/2, f/4 and 1 channels."""
+    """One vector an atom by three gated equivariant blocks, of f/2, f/4 and 1 channels; 0 at the start of training."""
     size = scalars.shape[-1]
     widths = (max(size // 2, 1), max(size // 4, 1), 1)
     for index, width in enumerate(widths):
-        normed = lengths(hk.Linear(vectors.shape[-1], with_bias=False, name=f"{name}_{index}_norms")(vectors))
-        vectors = hk.Linear(width, with_bias=False, name=f"{name}_{index}_vectors")(vectors)
+        normed = lengths(linear(vectors, vectors.shape[-1], f"{name}_{index}_norms", with_bias=False))
+        std = 0.0 if index == len(widths) - 1 else None
+        vectors = linear(vectors, width, f"{name}_{index}_vectors", with_bias=False, std=std)
         inputs = jnp.concatenate([scalars, normed], axis=-1)
-        hidden = jax.nn.silu(hk.Linear(size, name=f"{name}_{index}_hidden")(inputs))
-        scalars, gate = jnp.split(hk.Linear(2 * width, name=f"{name}_{index}_gates")(hidden), 2, axis=-1)
-        scalars, vectors = jax.nn.silu(scalars), vectors * gate[:, None]
+        scalars, gate = jnp.split(two_layers(inputs, size, 2 * width, f"{name}_{index}"), 2, axis=-1)
+        scalars, vectors = jax.nn.silu(scalars), vectors * (1 + gate)[:, None]
     return vectors[..., 0]
+
+
+def two_layers(
+    inputs: Float[Array, "*s i"], hidden: int, outputs: int, name: str, *, with_bias: bool = True
+) -> Float[Array, "*s o"]:
+    """A network of one hidden layer; without bias only its output has none."""
+    return linear(jax.nn.silu(linear(inputs, hidden, f"{name}_in")), outputs, f"{name}_out", with_bias=with_bias)
+
+
+def linear(
+    inputs: Float[Array, "*s i"], outputs: int, name: str, *, with_bias: bool = True, std: float | None = None
+) -> Float[Array, "*s o"]:
+    """A linear layer; weights vary by `std` at first, 1 / sqrt(inputs) unless given."""
+    initial = hk.initializers.Constant(inputs.shape[-1] ** -0.5 if std is None else std)
+    return hk.Linear(outputs, with_bias=with_bias, w_init=initial, name=name)(inputs)
+
+
+def parameter(name: str, shape: tuple[int, ...], std: float) -> Float[Array, "..."]:
+    """A table of parameters that vary by `std` at first."""
+    return hk.get_parameter(name, shape, init=hk.initializers.Constant(std))
 
 
 def gaussians(distance: Float[Array, "*s"], config: ModelConfig) -> Float[Array, "*s r"]:
     """Gaussians of the distance, evenly from 0 to the cutoff and as wide as they stand apart."""
     width = config.cutoff / max(config.n_rbf - 1, 1)
-    # x - k is exact to rounding and bounded, so a Gaussian never sees a difference of large squares.
-    return jnp.exp(-0.5 * jnp.square(distance[..., None] / width - jnp.arange(config.n_rbf, dtype=jnp.float32)))
+    centers = jnp.arange(config.n_rbf, dtype=distance.dtype).reshape(*(1,) * distance.ndim, -1)
+    return jnp.exp(-0.5 * jnp.square(distance[..., None] / width - centers))
 
 
 def lengths(vectors: Float[Array, "n 3 f"]) -> Float[Array, "n f"]:
@@ -95,12 +131,8 @@ def _distances(
     pos: Float[Array, "n 3"], cell: Float[Array, "3 3"], edges: Neighbors
 ) -> tuple[Float[Array, "n m"], Float[Array, "n m 3"]]:
     """Distances (Å) and unit vectors to neighbours; 1 and 0 in unused slots."""
-    pairs = pos[edges.index] - pos[:, None] + edges.shift @ cell
+    pairs = displacements(pos, cell, edges)
     square = jnp.square(pairs).sum(-1)
     apart = edges.mask & (square > 0)
     distance = jnp.sqrt(jnp.where(apart, square, 1.0))
     return distance, jnp.where(apart[..., None], pairs / distance[..., None], 0.0)
-
-
-def _per_block(name: str, config: ModelConfig, shape: tuple[int, ...], std: float) -> Float[Array, "blocks ..."]:
-    return hk.get_parameter(name, (config.n_blocks, *shape), init=hk.initializers.TruncatedNormal(std))

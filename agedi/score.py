@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -13,14 +14,14 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from agedi.conditioning import Conditions, clean_conditioning, conditioning
 from agedi.config import (
     MAX_ATOMIC_NUMBER,
-    ConditionConfig,
     DiffusionConfig,
     ForceFieldConfig,
     diffuses_types,
     position_noiser,
 )
 from agedi.graph import AtomsGraph
-from agedi.painn import backbone, gated_head
+from agedi.groups import in_groups
+from agedi.painn import backbone, gated_head, linear, two_layers
 from matterform.neighbors import Neighbors
 
 Params = Mapping[str, Any]
@@ -48,15 +49,30 @@ def make_score_model(key: PRNGKeyArray, config: DiffusionConfig) -> ScoreModel:
     none) and whether they are known. `force_field` takes a clean graph; it shares the backbone, not the conditioning.
     """
     score = hk.without_apply_rng(hk.transform(functools.partial(_score, config=config)))
-    graph, levels = _smallest_graph(), jnp.zeros(len(config.noisers))
-    conditions = {c.name: _example_value(c) for c in config.conditions}
-    score_key, force_field_key = jax.random.split(key)
-    params = score.init(score_key, graph, levels, conditions, jnp.ones((), bool))
+    inputs = (_smallest_graph(), jnp.zeros(len(config.noisers)), _example_values(config), jnp.ones((), bool))
     if config.force_field is None:
-        return ScoreModel(params, score.apply, None)
+        return ScoreModel(draw(key, lambda: score.init(None, *inputs)), in_groups(score.apply), None)
     energy_and_forces = hk.without_apply_rng(hk.transform(functools.partial(_energy_and_forces, config=config)))
-    shared = hk.data_structures.merge(energy_and_forces.init(force_field_key, graph), params)
-    return ScoreModel(shared, score.apply, make_force_field(energy_and_forces.apply, config.force_field))
+
+    def deviations() -> Params:  # the backbone is the same in both
+        return hk.data_structures.merge(score.init(None, *inputs), energy_and_forces.init(None, inputs[0]))
+
+    force_field = make_force_field(energy_and_forces.apply, config.force_field)
+    return ScoreModel(draw(key, deviations), in_groups(score.apply), in_groups(force_field))
+
+
+def draw(key: PRNGKeyArray, deviations: Callable[[], Params]) -> Params:
+    """Parameters from a normal distribution around 0 with the standard deviations that are given.
+
+    A single draw for all: to compile one for each would take many times as long as everything else here.
+    """
+
+    @jax.jit
+    def drawn(key: PRNGKeyArray) -> Params:
+        scales, unflatten = jax.flatten_util.ravel_pytree(deviations())
+        return unflatten(scales * jax.random.normal(key, scales.shape))
+
+    return drawn(key)
 
 
 def make_force_field(
@@ -93,7 +109,7 @@ def _score(
     if position_noiser(config) is not None:
         noise = gated_head(scalars, vectors, "noise") * graph.present[:, None]
     if diffuses_types(config):
-        logits = hk.Linear(len(config.species), w_init=jnp.zeros, name="logits")(scalars)
+        logits = linear(scalars, len(config.species), "logits", std=0.0)
     return Outputs(noise, logits)
 
 
@@ -106,12 +122,8 @@ def _energy_and_forces(
     # An atom is held still by who runs the force field, not by its energy: `mask` is for diffusion.
     graph = graph._replace(mask=jnp.zeros_like(graph.mask))
     scalars, vectors = backbone(graph, clean_conditioning(len(graph.x), size), config.model)
-    layers = [
-        hk.Linear(max(size // 2, 1), name="energy_in"),
-        jax.nn.silu,
-        hk.Linear(1, with_bias=False, name="energy_out"),
-    ]
-    energies = hk.Sequential(layers)(scalars)[:, 0] * config.force_field.energy_scale
+    energies = two_layers(scalars, max(size // 2, 1), 1, "energy", with_bias=False)[:, 0]
+    energies *= config.force_field.energy_scale
     energy = jnp.where(graph.present, energies + reference_energies(config.force_field)[graph.x], 0.0).sum()
     if config.force_field.conservative:
         return energy, None
@@ -126,14 +138,9 @@ def reference_energies(config: ForceFieldConfig) -> Float[Array, " z"]:
     return jnp.asarray(table)
 
 
-def _example_value(config: ConditionConfig) -> Array:
-    match config.kind:
-        case "scalar":
-            return jnp.zeros(())
-        case "integer":
-            return jnp.zeros((), jnp.int32)
-        case "node":
-            return jnp.zeros(1)
+def _example_values(config: DiffusionConfig) -> dict[str, Array]:
+    types = {"scalar": jnp.zeros(()), "integer": jnp.zeros((), jnp.int32), "node": jnp.zeros(1)}
+    return {condition.name: types[condition.kind] for condition in config.conditions}
 
 
 def _smallest_graph() -> AtomsGraph:

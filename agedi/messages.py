@@ -1,0 +1,104 @@
+"""Sums over neighbours, the costly part of the network, in two layouts.
+
+Slots: a row for every neighbour of every atom. Pairs: a row for every two atoms, which their periodic images share. An
+image enters a message only through its radial features, and filters are linear in them, so the features of a pair's
+images are added up once, before any block. Then nothing is gathered or scattered, forwards or backwards, and in small
+cells there are far fewer rows. A pair costs what a slot does, so the layout with fewer rows is the faster.
+
+The sums are written out term by term: XLA then makes one vectorised loop of them on CPUs, and does not of a reduction
+over an axis that is not the last. `contract`, `contract_back` and `outer` are each other's derivatives, so that the
+same holds for derivatives of any order.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from matterform.neighbors import Neighbors, gather
+
+LARGEST_UNROLLED = 64  # terms
+
+
+class Slots(NamedTuple):
+    """Radial features of neighbours, and the unit vectors to them."""
+
+    radial: Float[Array, "n m r"]
+    direction: Float[Array, "n m 3"]
+    edges: Neighbors
+
+
+class Pairs(NamedTuple):
+    """Radial features of pairs, and the same times the unit vectors, summed over images."""
+
+    radial: Float[Array, "n n r"]
+    outward: Float[Array, "3 n n r"]
+
+
+def choose_layout(radial: Float[Array, "n m r"], direction: Float[Array, "n m 3"], edges: Neighbors) -> Slots | Pairs:
+    """The layout with fewer rows."""
+    n, m, _ = radial.shape
+    return collapse(radial, direction, edges) if n <= min(m, LARGEST_UNROLLED) else Slots(radial, direction, edges)
+
+
+def collapse(radial: Float[Array, "n m r"], direction: Float[Array, "n m 3"], edges: Neighbors) -> Pairs:
+    """Adds up the images of each pair."""
+    n = len(radial)
+    # As a product of matrices, which is many times as fast as scattered additions; unused slots have radial features 0.
+    images = jax.nn.one_hot(edges.index, n, axis=1, dtype=radial.dtype)  # (i, j, slot)
+    outward = [images @ (radial * direction[..., axis, None]) for axis in range(3)]
+    return Pairs(images @ radial, jnp.stack(outward))
+
+
+def messages(
+    layout: Slots | Pairs,
+    filters: Float[Array, "r three_f"],
+    values: Float[Array, "n three_f"],
+    vectors: Float[Array, "n 3 f"],
+) -> tuple[Float[Array, "n f"], Float[Array, "n 3 f"]]:
+    """PaiNN's messages to each atom: filtered values as scalars, along directions, and as factors of vectors."""
+    size = vectors.shape[-1]
+    if isinstance(layout, Slots):
+        weights = layout.radial @ filters
+        plain, outward, factor = jnp.split(weights * gather(values, layout.edges), 3, axis=-1)
+        mixed = factor[:, :, None] * gather(vectors, layout.edges)
+        return plain.sum(1), (outward[:, :, None] * layout.direction[..., None] + mixed).sum(1)
+    plain, outward, factor = jnp.split(values, 3, axis=-1)
+    mixed = factor[:, None] * vectors
+    scalars = contract(layout.radial @ filters[:, :size], plain)
+    mixing = layout.radial @ filters[:, 2 * size :]
+    directed = [contract(layout.outward[a] @ filters[:, size : 2 * size], outward) for a in range(3)]
+    return scalars, jnp.stack([directed[a] + contract(mixing, mixed[:, a]) for a in range(3)], axis=1)
+
+
+@jax.custom_vjp
+def contract(weights: Float[Array, "i j f"], values: Float[Array, "j f"]) -> Float[Array, "i f"]:
+    """The sum over j of weights[i, j] * values[j]."""
+    return sum((weights[:, j] * values[None, j] for j in range(1, len(values))), weights[:, 0] * values[None, 0])
+
+
+@jax.custom_vjp
+def contract_back(weights: Float[Array, "i j f"], values: Float[Array, "i f"]) -> Float[Array, "j f"]:
+    """The sum over i of weights[i, j] * values[i]."""
+    return sum((weights[i] * values[None, i] for i in range(1, len(values))), weights[0] * values[None, 0])
+
+
+@jax.custom_vjp
+def outer(left: Float[Array, "i f"], right: Float[Array, "j f"]) -> Float[Array, "i j f"]:
+    """left[i] * right[j]."""
+    return left[:, None] * right[None]
+
+
+contract.defvjp(
+    lambda weights, values: (contract(weights, values), (weights, values)),
+    lambda saved, g: (outer(g, saved[1]), contract_back(saved[0], g)),
+)
+contract_back.defvjp(
+    lambda weights, values: (contract_back(weights, values), (weights, values)),
+    lambda saved, g: (outer(saved[1], g), contract(saved[0], g)),
+)
+outer.defvjp(
+    lambda left, right: (outer(left, right), (left, right)),
+    lambda saved, g: (contract(g, saved[1]), contract_back(g, saved[0])),
+)
