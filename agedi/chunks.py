@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from agedi.checks import check_counts
 from agedi.graph import AtomsGraph
 from matterform.neighbors import estimate_capacity, image_counts
 from matterform.progress import progress_bar
@@ -85,8 +86,7 @@ def run_in_chunks(
         cutoff: Å.
         batch_size: structures run together at most.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    check_counts(batch_size=batch_size)
     least: dict[tuple[int, tuple[int, int, int]], int] = {}  # capacities that have proved necessary
     for begin in range(0, len(geometries), WINDOW * batch_size):
         window = range(begin, min(begin + WINDOW * batch_size, len(geometries)))
