@@ -202,8 +202,8 @@ def _digit_codes(images: tuple[int, int, int]) -> Int[np.ndarray, " k"]:
 
 
 def _block_size(num_images: int) -> int:
-    # At least two blocks, so that words come out of a loop: XLA would compute them anew for each of their readers, which
-    # takes time, and may round a distance at the cutoff otherwise.
+    # At least two blocks, so that words come out of a loop: XLA would compute them anew for each of their readers,
+    # which takes time, and may round a distance at the cutoff otherwise.
     return math.ceil(num_images / max(2, math.ceil(num_images / WORD)))
 
 
