@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import ase
 
 INPAINT_MASK = "inpaint_mask"  # per-atom array: selected, read with `from_atoms` and written to results
+INPAINTED = "inpainted"  # the indices of these atoms in `info`, for files that do not keep per-atom arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,6 +197,7 @@ def start_of(
     walls = parse_confinement(config, confinement, np.asarray(atoms.cell.array), atoms.pbc)
     marked = atoms.copy()
     marked.set_array(INPAINT_MASK, selected)
+    marked.info[INPAINTED] = np.flatnonzero(selected)
     held = atoms.copy()
     held.set_constraint(_fix(frozen))
     graph = graph_from_atoms(held, mask="MaskFixed", confinement=walls)
@@ -242,9 +244,12 @@ def _named(atoms: "ase.Atoms", selection: Selection) -> Bool[np.ndarray, " n"]:
         centre, radius = np.array(selection.sphere[:3]), selection.sphere[3]
         selected |= _distances(atoms, centre) <= radius
     if selection.from_atoms:
-        if INPAINT_MASK not in atoms.arrays:
+        if INPAINT_MASK in atoms.arrays:
+            selected |= atoms.arrays[INPAINT_MASK].astype(bool)
+        elif INPAINTED in atoms.info:
+            selected |= _at(np.ravel(atoms.info[INPAINTED]).tolist(), len(atoms), INPAINTED)
+        else:
             raise ValueError(f"from_atoms reads the selection from the per-atom array {INPAINT_MASK!r}; there is none")
-        selected |= atoms.arrays[INPAINT_MASK].astype(bool)
     return selected
 
 
