@@ -90,11 +90,12 @@ def make_example_loss(
         times = (jnp.arange(VALIDATION_DRAWS) + jax.random.uniform(offset_key)) / VALIDATION_DRAWS
         keys = jax.random.split(noise_key, VALIDATION_DRAWS)
 
-        def draw(drawn: tuple[PRNGKeyArray, Array]) -> dict[str, Array]:
-            return diffusion_loss(params, drawn[0], example, jnp.maximum(drawn[1], config.eps), jnp.array(True))
+        def draw(drawn: tuple[PRNGKeyArray, Array, Array]) -> dict[str, Array]:
+            key, t, known = drawn
+            return diffusion_loss(params, key, example, jnp.maximum(t, config.eps), known)
 
         # One after another: compiled once, in the memory of one.
-        return jax.tree.map(jnp.mean, jax.lax.map(draw, (keys, times)))
+        return jax.tree.map(jnp.mean, jax.lax.map(draw, (keys, times, jnp.ones(VALIDATION_DRAWS, bool))))
 
     def example_loss(
         params: Any, key: PRNGKeyArray | None, example: Example
