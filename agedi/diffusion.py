@@ -330,7 +330,9 @@ def largest_noise(config: DiffusionConfig, graphs: Sequence[AtomsGraph]) -> floa
     if noiser == "ConfinedCellPositions":
         assert config.confinement is not None
         low, high = config.confinement
-        return choose_sigma_max(cells, pbcs & np.array([True, True, False]), high - low)
+        # A truncated normal has no mirror images, so it takes a larger deviation to become uniform.
+        width = (high - low) * (4 if config.walls == "truncated" else 1)
+        return choose_sigma_max(cells, pbcs & np.array([True, True, False]), width)
     if noiser == "Positions":
         pbcs = np.zeros_like(pbcs)
     widths = [

@@ -221,8 +221,8 @@ def make_levels(config: DiffusionConfig, noiser: PositionNoiser | None) -> Calla
     return levels
 
 
-def make_perturb(config: DiffusionConfig, sums: LatticeSums) -> Perturb:
-    """The joint forward process: draws a structure at time t."""
+def make_perturb(config: DiffusionConfig, sums: LatticeSums | None = None) -> Perturb:
+    """The joint forward process: draws a structure at time t; `sums` are needed where cells are periodic."""
     noiser = make_position_noiser(config, sums)
     levels = make_levels(config, noiser)
     with_types = diffuses_types(config)
