@@ -55,6 +55,7 @@ from agedi.options import (
 )
 from agedi.score import Params
 from agedi.search import make_search
+from matterform.config import load_values
 from matterform.files import existing
 from matterform.training.batches import BatchPlan, make_batch_plan, switch_plans, with_rows
 from matterform.training.loop import FitResult, Validation, fit, metric_columns
