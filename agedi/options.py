@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from agedi.balance import parse_loss_balance
 from agedi.config import DiffusionConfig
 from agedi.diffusion import EXTENSIVE, HPARAMS, load_hparams, parse_reference_energies, split_names
@@ -145,7 +147,7 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ValueError: a name is unknown or a value is of the wrong type.
     """
-    plain = {name: str(value) if isinstance(value, pathlib.Path) else value for name, value in values.items()}
+    plain = {name: _plain(value) for name, value in values.items()}
     for name in ("noisers", "conditioning", "conditioning_type", "extensive"):
         if plain.get(name) is not None:
             plain[name] = list(split_names(plain[name]))
@@ -154,6 +156,15 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
         shares = parse_loss_balance(balance)
         plain["loss_balance"] = None if shares is None else f"{shares.diffusion}:{shares.regressor}"
     return from_dict(TrainConfig, plain)
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, NumPy's numbers and arrays as Python's."""
+    if isinstance(value, pathlib.Path):
+        return str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_run(run_dir: pathlib.Path) -> Run:

@@ -313,6 +313,12 @@ def test_options_are_taken_as_users_write_them():
     )
 
 
+def test_numbers_of_numpy_are_taken_as_options():
+    options = {"noisers": ("ConfinedCellPositions",), "confinement": (np.float64(2.5), np.float32(7.5))}
+    assert train_config({**options, "epochs": np.int64(3)}).confinement == (2.5, 7.5)
+    assert train_config({**options, "confinement": np.array([2.5, 7.5])}).confinement == (2.5, 7.5)
+
+
 def test_too_many_species_are_refused(crystals, tmp_path):
     with pytest.raises(ValueError, match="n_classes is 2, but the data hold 3 species"):
         train_from_atoms(crystals, **{**CRYSTALS, "n_classes": 2}, log_dir=tmp_path)
