@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 GROUP = 4
 
@@ -24,6 +25,7 @@ def in_groups(function: Callable[..., Any]) -> Callable[..., Any]:
     def rule(axis_size: int, in_batched: Any, *arguments: Any) -> tuple[Any, Any]:
         del axis_size
         leaves, tree = jax.tree.flatten(arguments)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]  # constants arrive as Python's numbers
         batched = jax.tree.leaves(in_batched)
 
         def single(rows: list[Any]) -> Any:

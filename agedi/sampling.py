@@ -16,7 +16,7 @@ from agedi.diffusion import Diffusion
 from agedi.graph import AtomsGraph, pad_graph
 from agedi.lbfgs import LbfgsConfig
 from agedi.relaxation import relax_graphs
-from agedi.reverse import InpaintConfig, ReverseResult, SamplerConfig, make_reverse
+from agedi.reverse import SAMPLERS, InpaintConfig, ReverseResult, SamplerConfig, make_reverse
 from agedi.score import ScoreModel
 from agedi.wanted import Start, Wanted, make_start
 
@@ -280,6 +280,8 @@ def sampler_settings(
 ) -> SamplerConfig:
     """The arguments of `sample` that say how to draw, checked."""
     check_counts(steps=steps)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
     sampler_kwargs = sampler_kwargs or {}
     if guidance_weight is not None and not property:
         raise ValueError(f"guidance_weight is for a property; got guidance_weight={guidance_weight} and no property")
@@ -293,7 +295,7 @@ def sampler_settings(
     if "rho" in sampler_kwargs and sampler_kwargs.get("grid") != "rho":
         raise ValueError("rho is for grid rho; the grid is uniform")
     return SamplerConfig(
-        sampler=sampler,  # pyright: ignore[reportArgumentType]  # checked by SamplerConfig
+        sampler=sampler,  # pyright: ignore[reportArgumentType]  # one of SAMPLERS
         steps=steps,
         guidance_weight=1.0 if guidance_weight is None else float(guidance_weight),
         ff_guidance=guidance.guidance,

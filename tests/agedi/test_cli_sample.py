@@ -71,20 +71,20 @@ def structure(tmp_path):
 def test_samples_are_those_of_the_library(run_dir, command, tmp_path):
     """With the cell of the training data and short and long flags of either spelling."""
     status, out, _ = command(
-        "sample", run_dir, "-n", 3, "-f", "Cu4", "--steps", 4, "-s", 7, "--batch_size", 2, "--property", "energy=-0.5"
+        "sample", run_dir, "-n", 4, "-f", "Cu4", "--steps", 4, "-s", 7, "--batch_size", 2, "--property", "energy=-0.5"
     )
     assert status == 0
-    assert out == f"3 structures in {tmp_path / 'sampled.traj'}\n"
+    assert out == f"4 structures in {tmp_path / 'sampled.traj'}\n"
     written = ase.io.read(tmp_path / "sampled.traj", ":")
     expected = agedi.sample(
-        agedi.load_diffusion(run_dir), n_samples=3, formula="Cu4", steps=4, seed=7, batch_size=2,
+        agedi.load_diffusion(run_dir), n_samples=4, formula="Cu4", steps=4, seed=7, batch_size=2,
         property={"energy": -0.5}, sampler_kwargs={"eps": 0.005},
     )  # fmt: skip
     for found, atoms in zip(written, expected, strict=True):
         np.testing.assert_array_equal(found.positions, atoms.positions)
         np.testing.assert_allclose(found.cell, labelled(0).cell, rtol=1e-7)
         assert found.pbc.all()
-    command("sample", run_dir, "--n-samples", 3, "--formula", "Cu4", "--steps", 4, "--seed", 7, "-b", 2)
+    command("sample", run_dir, "--n-samples", 4, "--formula", "Cu4", "--steps", 4, "--seed", 7, "-b", 2)
     unconditional = ase.io.read(tmp_path / "sampled.traj", ":")
     assert np.abs(unconditional[0].positions - written[0].positions).max() > 0
 
@@ -153,7 +153,7 @@ def test_what_has_come_is_kept_when_stopped(run_dir, command, tmp_path, monkeypa
             yield drawn
 
     monkeypatch.setattr(sampling, "draw_from", interrupted)
-    status, out, _ = command("sample", run_dir, "-n", 3, "-f", "Cu4", "--steps", 4, "-b", 2)
+    status, out, _ = command("sample", run_dir, "-n", 4, "-f", "Cu4", "--steps", 4, "-b", 2)
     assert status == 130
     assert out == f"2 structures in {tmp_path / 'sampled.traj'}, where it was stopped\n"
     assert len(ase.io.read(tmp_path / "sampled.traj", ":")) == 2

@@ -84,7 +84,7 @@ def test_contiguous_selections_are_nearest_neighbours():
     ("selection", "words"),
     [
         ({"indices": (9,)}, "indices must be whole numbers below the 9 atoms; got 9"),
-        ({"indices": (1.5,)}, "indices must be whole numbers"),
+        ({"indices": (True,)}, "indices must be whole numbers"),
         ({"indices": (0,)}, r"indices name atoms that are fixed: \[0\]"),
         ({"indices": (5,), "freeze": (5,)}, r"indices name atoms that are fixed: \[5\]"),
         ({"freeze": (20,)}, "freeze must be whole numbers below the 9 atoms; got 20"),
@@ -93,7 +93,6 @@ def test_contiguous_selections_are_nearest_neighbours():
         ({"indices": ()}, "no atom is selected that is not fixed"),
         ({"z_range": (4.0, 3.0)}, "z_range must be a lower and an upper height"),
         ({"sphere": (0.0, 0.0, 0.0, -1.0)}, "sphere must be x, y, z and a positive radius"),
-        ({"sphere": (0.0, 0.0, 1.0)}, "sphere must be x, y, z and a positive radius"),
         ({"fraction": 0.0}, "fraction must lie between 0 and 1"),
         ({"indices": (8,), "contiguous": True}, "contiguous is for a random selection"),
     ],
