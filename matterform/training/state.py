@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
@@ -24,7 +25,8 @@ def init_state(
     params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False, memory: Any = None
 ) -> TrainState:
     """The state before the first step, copied to every device; the average starts from the parameters themselves."""
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if ema else None, memory)
+    opt_state = jax.jit(optimizer.init)(params)  # one program instead of one for every shape
+    state = TrainState(jnp.zeros((), jnp.int32), params, opt_state, params if ema else None, memory)
     return replicate(mesh, state)
 
 
