@@ -111,6 +111,8 @@ def create_dataset(
 
     def of_others(index: int) -> tuple[AtomsGraph, Labels]:
         graph, rotation = _checked_graph(others[index], mask, None, canonical_cell)
+        # They are noised with the others, though it does not count: between infinite walls nothing would be finite.
+        graph = graph._replace(confinement=np.array(confinement or (-np.inf, np.inf), np.float32))
         values = {name: _nothing(kind, len(graph.x)) for name, kind in kinds.items()}
         return graph, Labels(values, *_labels(others[index], rotation))
 

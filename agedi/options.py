@@ -39,7 +39,7 @@ class FitConfig:
     accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
     log_interval: int = 10  # steps between rows of metrics, an epoch at most
     regressor_loss_weight: float = 1.0  # of energies and forces beside the diffusion loss
-    loss_balance: str | float | None = None  # instead: their shares in the loss, as "80:20" or the regressor's share
+    loss_balance: str | float | None = None  # instead: their shares in training, as "80:20" or the regressor's share
     force_loss: Literal["mse", "mae", "huber"] = "huber"
     huber_delta: float = 0.01  # eV/Å
     reference_energies: str = "auto"  # fitted to the data; none; or eV by element, as Cu:-3.72,O:-4.95

@@ -359,6 +359,15 @@ def test_the_split_follows_the_seed_and_leaves_the_force_fields_own(crystals):
     assert SPLIT_KEY != 0  # or the split would be drawn as the batches of an epoch are
 
 
+def test_the_force_fields_own_structures_are_noised_between_the_same_walls(crystals):
+    # Their noise does not count, but between infinite walls it would not be finite, and then no gradient is.
+    for atoms in crystals:
+        assert atoms.positions[:, 2].min() > -2
+        assert atoms.positions[:, 2].max() < 4
+    dataset = create_dataset(crystals, confinement=(-2.0, 4.0), force_field=True, regressor_data=crystals[:2])
+    assert [graph.confinement.tolist() for graph in dataset.graphs] == [[-2.0, 4.0]] * 10
+
+
 def test_copies_join_on_their_epochs_and_only_of_what_is_trained_on(crystals):
     dataset = create_dataset(crystals, repeat=3, repeat_epoch=2)
     training = FitConfig(val_split=0.25, batch_size=4)
