@@ -60,8 +60,10 @@ def room_for(geometries: Sequence[Geometry], cutoff: float) -> Room:
     """Room for the neighbours of all these structures, unless their atoms crowd together."""
     length = bucket(max(geometry.num_atoms for geometry in geometries))
     capacity, images = 0, np.zeros(3, int)
-    for _, cell, pbc in {(cell.tobytes(), pbc.tobytes()): (0, cell, pbc) for _, cell, pbc in geometries}.values():
-        capacity = max(capacity, estimate_capacity(length, cell, pbc, cutoff))
+    # Of a bucket, not of the number of atoms: so another formula in the same cell finds its program compiled.
+    different = {(bucket(n), cell.tobytes(), pbc.tobytes()): (bucket(n), cell, pbc) for n, cell, pbc in geometries}
+    for atoms, cell, pbc in different.values():
+        capacity = max(capacity, estimate_capacity(atoms, cell, pbc, cutoff))
         images = np.maximum(images, image_counts(cell, pbc, cutoff))
     first, second, third = images.tolist()
     return Room(length, CAPACITY_STEP * -(-capacity // CAPACITY_STEP), (first, second, third))

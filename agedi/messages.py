@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
     """Radial features of pairs, and the same times the unit vectors, summed over images."""
 
     radial: Float[Array, "n n r"]
-    outward: Float[Array, "3 n n r"]
+    outward: tuple[Float[Array, "n n r"], ...]  # along x, y, z
 
 
 def choose_layout(radial: Float[Array, "n m r"], direction: Float[Array, "n m 3"], edges: Neighbors) -> Slots | Pairs:
@@ -48,7 +48,7 @@ def collapse(radial: Float[Array, "n m r"], direction: Float[Array, "n m 3"], ed
     # As a product of matrices, which is many times as fast as scattered additions; unused slots have radial features 0.
     images = jax.nn.one_hot(edges.index, n, axis=1, dtype=radial.dtype)  # (i, j, slot)
     outward = [images @ (radial * direction[..., axis, None]) for axis in range(3)]
-    return Pairs(images @ radial, jnp.stack(outward))
+    return Pairs(images @ radial, tuple(outward))
 
 
 def messages(

@@ -417,8 +417,8 @@ def make_process(
     def outputs(params: Any, graph: AtomsGraph, level: Array, conditions: dict[str, Array]) -> Any:
         if not conditions or weight in (0.0, 1.0):
             return model.apply(params, graph, level, conditions, jnp.array(bool(conditions) and weight == 1.0))
-        both = jax.vmap(lambda known: model.apply(params, graph, level, conditions, known))(jnp.array([False, True]))
-        return jax.tree.map(lambda pair: pair[0] + weight * (pair[1] - pair[0]), both)
+        without, wanted = (model.apply(params, graph, level, conditions, jnp.array(known)) for known in (False, True))
+        return jax.tree.map(lambda a, b: a + weight * (b - a), without, wanted)
 
     def evaluate(
         params: Any, graph: AtomsGraph, conditions: dict[str, Array], noise: Array, t: Array
