@@ -6,7 +6,7 @@ from typing import Literal, Optional
 
 import pytest
 
-from matterform.config import from_dict, load_config, save_config, to_dict
+from matterform.config import from_dict, load_config, load_values, save_config, to_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,3 +144,14 @@ def test_annotation_that_configs_cannot_hold_is_refused():
 
     with pytest.raises(TypeError, match="'table' has the annotation"):
         from_dict(Holder, {"table": {}})
+
+
+def test_plain_values_of_a_file_are_read(tmp_path):
+    path = tmp_path / "values.yaml"
+    path.write_text("rate: 1e-3\nnames: [a, b]\n")
+    assert load_values(path) == {"rate": 1e-3, "names": ["a", "b"]}
+    path.write_text("")
+    assert load_values(path) == {}
+    path.write_text("- 1")
+    with pytest.raises(ValueError, match=r"values\.yaml: config: expected keys and values, found \[1\] \(list\)"):
+        load_values(path)
