@@ -73,7 +73,7 @@ class Sample:
     template_path: Annotated[pathlib.Path | None, tyro.conf.arg(aliases=["-t"])] = None  # fixed atoms and their cell
     positions_path: pathlib.Path | None = None  # structure whose positions to take, where only species are drawn
     non_periodic: bool = False
-    options: SamplerOptions = SamplerOptions()
+    drawing: SamplerOptions = SamplerOptions()
     output: Annotated[pathlib.Path, tyro.conf.arg(aliases=["-o"])] = pathlib.Path(".")  # folder
     name: str = "sampled"
 
@@ -104,7 +104,7 @@ class Inpaint:
     t_start: float = 1.0  # below 1 the selected atoms begin at their noised positions
     n_resample: int = 1  # passes over each step
     jump_length: int = 1  # smaller steps a step
-    options: SamplerOptions = SamplerOptions()
+    drawing: SamplerOptions = SamplerOptions()
     output: Annotated[pathlib.Path, tyro.conf.arg(aliases=["-o"])] = pathlib.Path(".")  # folder
     name: str = "inpainted"
 
@@ -150,7 +150,7 @@ def run_sample(argv: Sequence[str]) -> int:
     from agedi.wanted import Wanted
 
     arguments = parse(Sample, "agedi sample", argv)
-    options = arguments.options
+    options = arguments.drawing
     placed = None if arguments.positions_path is None else read_one(arguments.positions_path)
     wanted = Wanted(
         n_atoms=arguments.n_atoms,
@@ -188,7 +188,7 @@ def run_inpaint(argv: Sequence[str]) -> int:
     from agedi.reverse import InpaintConfig
 
     arguments = parse(Inpaint, "agedi inpaint", argv)
-    options, structures = arguments.options, read_all(arguments.structure)
+    options, structures = arguments.drawing, read_all(arguments.structure)
     if (arguments.sphere_center is None) != (arguments.sphere_radius is None):
         raise ValueError("a sphere needs --sphere-center and --sphere-radius")
     sphere = None if arguments.sphere_center is None else (*arguments.sphere_center, arguments.sphere_radius)
