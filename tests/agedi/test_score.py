@@ -118,7 +118,7 @@ def test_outputs_fade_out_towards_the_cutoff(searched):
         for d in (1.5, MODEL.cutoff - 1e-3, MODEL.cutoff + 1e-3)
     ]
     assert abs(within) > 2e-3
-    assert abs(before) < 0.02 * abs(within)
+    assert abs(before) < 0.05 * abs(within)  # small vectors are normalised, which makes the slope there steep
     assert after == 0
 
 
