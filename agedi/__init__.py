@@ -20,8 +20,10 @@ _EXPORTS = {
     "relax": "relaxation",
     "sample": "sampling",
     "to_atoms": "graph",
-    "train_from_atoms": "train",
-    "train_from_config": "train",
+    "resume": "training",
+    "train": "training",
+    "train_from_atoms": "training",
+    "train_from_config": "training",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -44,7 +44,7 @@ def measure_room(
         if any(pbcs[row].any() for row in rows):
             tried = rows[np.random.default_rng([seed, length]).permutation(len(rows))[:TRIALS]]
             key = jax.random.fold_in(jax.random.key(seed), length)
-            expected = _needed(config, [graphs[row] for row in tried], length, sums, images, expected, key)
+            expected = _needed(config, [graphs[int(row)] for row in tried], length, sums, images, expected, key)
         capacity[length] = expected
     return Room(capacity, images)
 

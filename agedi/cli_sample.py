@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -407,11 +407,3 @@ def timed(label: str, show: bool) -> Iterator[None]:
     yield
     if show:
         say(f"{label} took {time.perf_counter() - begin:.1f} s, compilation included")
-
-
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
-    "sample": run_sample,
-    "inpaint": run_inpaint,
-    "relax": run_relax,
-    "predict": run_predict,
-}

@@ -62,7 +62,7 @@ class Train(TrainConfig):
 
 def run_train(argv: Sequence[str]) -> int:
     """Trains; 130 where it was interrupted."""
-    from agedi.train import train_from_options
+    from agedi.training import train_from_options
 
     flags, assigned = split_assignments(argv)
     options, given = parse_options(flags, assigned)

@@ -1,6 +1,7 @@
 """What describes a diffusion model: everything that `hparams.yaml` keeps besides the weights."""
 
 import dataclasses
+import math
 from typing import Literal
 
 NOISERS = ("Positions", "CellPositions", "ConfinedCellPositions", "Types")
@@ -19,7 +20,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("feature_size", "n_blocks", "n_rbf", "cutoff"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
 
 
@@ -85,9 +86,12 @@ class DiffusionConfig:
             )
         if self.loss_scaling and len(self.loss_scaling) != len(self.noisers):
             raise ValueError(f"loss_scaling needs {len(self.noisers)} numbers; got {self.loss_scaling}")
-        if self.sigma_max is not None and not 0 < self.sigma_min < self.sigma_max:
+        largest = math.inf if self.sigma_max is None else self.sigma_max
+        if not 0 < self.sigma_min < largest or self.sigma_max == math.inf:
             raise ValueError(f"expected 0 < sigma_min < sigma_max; got {self.sigma_min}, {self.sigma_max}")
-        if not 0 < self.beta_min < self.beta_max:
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps must lie between 0 and 1; got {self.eps}")
+        if not 0 < self.beta_min < self.beta_max < math.inf:
             raise ValueError(f"expected 0 < beta_min < beta_max; got {self.beta_min}, {self.beta_max}")
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(f"condition_dropout must lie in [0, 1); got {self.condition_dropout}")

@@ -112,7 +112,9 @@ def create_dataset(
     def of_others(index: int) -> tuple[AtomsGraph, Labels]:
         graph, rotation = _checked_graph(others[index], mask, None, canonical_cell)
         # They are noised with the others, though it does not count: between infinite walls nothing would be finite.
-        graph = graph._replace(confinement=np.array(confinement or (-np.inf, np.inf), np.float32))
+        graph = graph._replace(
+            confinement=np.array((-np.inf, np.inf) if confinement is None else confinement, np.float32)
+        )
         values = {name: _nothing(kind, len(graph.x)) for name, kind in kinds.items()}
         return graph, Labels(values, *_labels(others[index], rotation))
 
@@ -370,7 +372,7 @@ def _look_up(atoms: "ase.Atoms", name: str, kind: str, given: Mapping[str, Any])
     if method is not None:
         try:
             return method()
-        except (RuntimeError, ValueError) as error:  # which ASE raises without a calculator or a cell
+        except (RuntimeError, TypeError, ValueError) as error:  # without a calculator or a cell, or needing arguments
             reason = f"no atoms.info[{name!r}], and atoms.get_{name}() says: {error}"
     raise ValueError(f"has no property {name!r}: {reason}")
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from agedi.checks import SAME_CELL, check_cell
 from agedi.config import (
     NOISERS,
     ConditionConfig,
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 HPARAMS = "hparams.yaml"
 BEST, LAST = "best_model", "last_model"
-SAME_CELL = 1e-5  # Å: cells that differ by less are one cell
 SMALLEST_SCALE = 1e-2  # eV an atom
 OPEN_WIDTHS = 3.0  # of a molecule: noise that hides where its atoms were, yet lets them see each other
 
@@ -202,6 +202,7 @@ def resolve(
     """
     diffused = [graph for graph, diffuse in zip(dataset.graphs, dataset.diffuse, strict=True) if diffuse]
     cells, pbcs = np.stack([graph.cell for graph in diffused]), np.stack([graph.pbc for graph in diffused])
+    _check_spaces(config, diffused)
     changes: dict[str, Any] = {}
     found = tuple(np.unique(np.concatenate([graph.x for graph in diffused])).tolist())
     if not config.species:
@@ -223,6 +224,22 @@ def resolve(
     if config.force_field is not None:
         changes["force_field"] = _scaled(config.force_field, dataset, reference_energies)
     return dataclasses.replace(config, **changes)
+
+
+def _check_spaces(config: DiffusionConfig, graphs: Sequence[AtomsGraph]) -> None:
+    """Refuses structures that the noise of the positions is not made for, the first by its index."""
+    for index, graph in enumerate(graphs):
+        try:
+            check_cell(config, np.asarray(graph.cell), np.asarray(graph.pbc))
+        except ValueError as error:
+            raise ValueError(f"structure {index}: {error}") from error
+        walls = np.asarray(graph.confinement)
+        confined = position_noiser(config) == "ConfinedCellPositions" and config.confinement is not None
+        if confined and not np.allclose(walls, np.array(config.confinement)):
+            raise ValueError(
+                f"structure {index} is confined to {walls.tolist()}, but the model to {config.confinement}: give both "
+                "the same confinement"
+            )
 
 
 def condition_values(dataset: Dataset, name: str) -> np.ndarray:

@@ -2,20 +2,20 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from agedi.config import MAX_ATOMIC_NUMBER
 from matterform.cell import complete, inverse
-from matterform.neighbors import Neighbors
 
 if TYPE_CHECKING:
     import ase
 
-AnyArray = np.ndarray | Array
+AnyArray = Any  # NumPy on the host, JAX inside
 NO_WALLS = (-np.inf, np.inf)
 CANONICAL = 1e-10  # Å: entries above the diagonal up to this size count as zero
 FLAT = 1e-6  # Å³: the least volume of a cell
@@ -34,7 +34,7 @@ class AtomsGraph(NamedTuple):
     mask: Bool[AnyArray, " n"]  # True: fixed, never moved and never changed
     present: Bool[AnyArray, " n"]  # False: padding
     confinement: Float[AnyArray, "2"]  # z_min, z_max in Å; -inf, inf without
-    edges: Neighbors | None = None
+    edges: Any = None  # Neighbors; None before the search
 
 
 def free_atoms(graph: AtomsGraph) -> Bool[AnyArray, " n"]:
@@ -115,6 +115,8 @@ def convert(
         raise ValueError("has no atoms")
     if not np.isfinite(positions).all():
         raise ValueError(f"has a position that is no number, of atom {np.argmin(np.isfinite(positions).all(axis=1))}")
+    if (unknown := np.flatnonzero((atoms.numbers < 1) | (atoms.numbers > MAX_ATOMIC_NUMBER))).size:
+        raise ValueError(f"has atom {unknown[0]} of no element (atomic number {atoms.numbers[unknown[0]]})")
     if rotation is not None:
         positions = positions @ rotation
     fixed = fixed_atoms(atoms, mask)
@@ -214,10 +216,10 @@ def pad_graph(graph: AtomsGraph, length: int) -> AtomsGraph:
     if n > length:
         raise ValueError(f"a structure of {n} atoms does not fit into {length} rows; give more")
     assert graph.edges is None, "edges are searched after padding"
-    rows = ((0, length - n),)
+    rows = (0, length - n)
     return graph._replace(
         x=np.pad(graph.x, rows),
-        pos=np.pad(graph.pos, (*rows, (0, 0))),
+        pos=np.pad(graph.pos, [rows, (0, 0)]),
         mask=np.pad(graph.mask, rows),
         present=np.pad(graph.present, rows),
     )

@@ -14,7 +14,7 @@ def in_groups(function: Callable[..., Any]) -> Callable[..., Any]:
 
     What the network keeps of a whole batch does not fit in a cache, and to write it to memory and read it back takes
     longer than to compute it. For the same reason the backward pass computes a group anew instead of keeping it.
-    Reverse derivatives exist only of the batch: take `grad` outside of `vmap`.
+    Reverse derivatives exist only of the batch: for those of one structure, use `function` itself.
     """
 
     @jax.custom_batching.custom_vmap

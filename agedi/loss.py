@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from agedi.config import DiffusionConfig
 from agedi.distributions import LatticeSums
 from agedi.graph import AnyArray, AtomsGraph, free_atoms
+from agedi.groups import in_groups
 from agedi.noisers import Noised, make_perturb
 from agedi.score import Outputs, ScoreModel
 from agedi.search import Search
@@ -57,24 +58,35 @@ def make_example_loss(
     search: Search,
     sums: LatticeSums,
     regressor: RegressorLoss | None = None,
+    diffused: float = 1.0,
 ) -> ExampleLoss:
     """Returns `example_loss(params, key, example) -> (loss, metrics)` for a random diffusion time.
 
     Without a key, as in validation, the times are spread over [0, 1] and the noise is drawn from the example's number:
     the same in every validation. Structures whose noised positions have more neighbours than the search has slots
     count 0, and are reported as `overflow`.
+
+    Args:
+        diffused: share of the structures that the diffusion learns from, over which its part of the loss is the mean.
     """
     perturb = make_perturb(config, sums)
+    score = in_groups(model.apply)
+    force_field = None if model.force_field is None else in_groups(model.force_field)
     regressor = regressor or RegressorLoss()
     scales = config.loss_scaling or (1.0,) * len(config.noisers)
 
     def diffusion_loss(params: Any, key: PRNGKeyArray, example: Example, t: Array, known: Array) -> dict[str, Array]:
         noised = perturb(key, example.graph, t)
+        # What does not count must be finite all the same, for the sake of the gradient.
+        graph, noise = noised.graph, noised.noise
+        pos = jnp.where(example.diffuse, graph.pos, example.graph.pos)
+        noise = None if noise is None else jnp.where(example.diffuse, noise, 0.0)
+        noised = noised._replace(graph=graph._replace(pos=pos), noise=noise)
         graph = search(noised.graph)
-        outputs = model.apply(params, graph, noised.levels, example.conditions, known)
+        outputs = score(params, graph, noised.levels, example.conditions, known)
         parts = noiser_losses(config, outputs, noised, example.graph, t)
         counts = example.diffuse & ~graph.edges.overflow
-        parts = {name: jnp.where(counts, value, 0.0) for name, value in parts.items()}
+        parts = {name: jnp.where(counts, value / diffused, 0.0) for name, value in parts.items()}
         total = jnp.sum(jnp.stack([scale * value for scale, value in zip(scales, parts.values(), strict=True)]))
         return {"diffusion": total, **parts, "overflow": graph.edges.overflow.astype(jnp.float32)}
 
@@ -102,8 +114,8 @@ def make_example_loss(
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         metrics = spread(params, example) if key is None else drawn(params, key, example)
         loss = metrics["diffusion"]
-        if config.force_field is not None:
-            parts = regressor_losses(regressor, model, params, search, example)
+        if force_field is not None:
+            parts = regressor_losses(regressor, force_field, params, search, example)
             metrics = {**metrics, **parts}
             loss = loss + regressor.weight * parts["regressor"]
         return loss, metrics
@@ -149,12 +161,11 @@ def types_loss(
 
 
 def regressor_losses(
-    settings: RegressorLoss, model: ScoreModel, params: Any, search: Search, example: Example
+    settings: RegressorLoss, force_field: Callable[..., Any], params: Any, search: Search, example: Example
 ) -> dict[str, Float[Array, ""]]:
     """Errors of energy an atom and of the forces on free atoms of the clean structure; unknown labels count 0."""
-    assert model.force_field is not None  # the config has one
     graph = search(example.graph)
-    energy, forces = model.force_field(params, graph)
+    energy, forces = force_field(params, graph)
     count = jnp.maximum(jnp.sum(graph.present), 1)
     has_energy = jnp.isfinite(example.energy) & ~graph.edges.overflow
     energy_error = jnp.where(has_energy, (energy - jnp.where(has_energy, example.energy, 0.0)) / count, 0.0)

@@ -88,7 +88,9 @@ def make_torus(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Sp
         uniform_key, normal_key = jax.random.split(key)
         count = graph.x.shape[0]
         within = atom_uniform(uniform_key, count) @ graph.cell
-        around = _mean(within, graph.present)[None] + largest * atom_normal(normal_key, count)
+        held = jnp.any(graph.mask & graph.present)
+        centre = jnp.where(held, origin_of(graph), _mean(within, graph.present))
+        around = centre[None] + largest * atom_normal(normal_key, count)
         return wrap(jnp.where(jnp.all(graph.pbc), within, _open_part(graph, around, within)), graph.cell, graph.pbc)
 
     return Space(
@@ -105,8 +107,8 @@ def make_torus(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Sp
 def make_slab(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Space:
     """Surfaces: a torus in the plane, mirrors at z_min and z_max; uniform between them at t = 1.
 
-    Lattice vectors a and b must lie in the plane, which `agedi.graph` sees to. With walls "truncated" the forward
-    noise is a truncated normal: its reverse process is only approximate, see tests/agedi/test_reverse.py.
+    Lattice vectors a and b must lie in the plane, which `agedi.checks.check_cell` sees to. With walls "truncated" the
+    forward noise is a truncated normal, whose reverse process is only approximate.
     """
 
     def in_plane(graph: AtomsGraph) -> Bool[Array, "3"]:
@@ -122,11 +124,12 @@ def make_slab(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Spa
         return jnp.concatenate([flat[:, :2], low + (high - low) * uniform[:, 2:]], axis=-1)
 
     def perturb(key: PRNGKeyArray, graph: AtomsGraph, mean: Positions, std: Array) -> Positions:
-        moved = mean + std * _plain_normal(key, graph)
+        plane_key, height_key = jax.random.split(key)
+        moved = mean + std * _plain_normal(plane_key, graph)
         low, high = walls(graph)
         if config.walls == "reflected":
             return moved.at[:, 2].set(reflect(moved[:, 2], low, high))
-        uniform = atom_uniform(jax.random.fold_in(key, 1), mean.shape[0], 1)[:, 0]
+        uniform = atom_uniform(height_key, mean.shape[0], 1)[:, 0]
         return moved.at[:, 2].set(draw_truncated(uniform, jnp.clip(mean[:, 2], low, high), std, low, high))
 
     def noise(graph: AtomsGraph, pos: Positions, mean: Positions, std: Array) -> Positions:

@@ -1,6 +1,7 @@
 """Every option of training, and what a run's hparams.yaml keeps of them."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -10,12 +11,13 @@ import numpy as np
 from agedi.balance import parse_loss_balance
 from agedi.config import DiffusionConfig
 from agedi.diffusion import EXTENSIVE, HPARAMS, load_hparams, parse_reference_energies, split_names
-from matterform.config import from_dict, load_config
+from matterform.config import from_dict, load_config, to_dict
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 
 Part = TypeVar("Part", "FitConfig", "DataConfig", "ModelOptions")
 
+DEFAULT_HOURS = 24.0
 CHECKPOINT_SECONDS = 20.0  # least time between checkpoints, whose writing takes longer than an epoch of a small set
 
 
@@ -24,7 +26,7 @@ class FitConfig:
     """How a model is trained and where the run goes."""
 
     epochs: int = -1  # -1: until the time is up
-    max_time: float = 24.0  # hours, added to max_time_minutes; both 0: no limit
+    max_time: float | None = None  # hours, added to max_time_minutes; by default 24 without any; both 0: no limit
     max_time_minutes: float = 0.0
     lr: float = 1e-4  # of AdamW
     lr_factor: float = 0.95  # the rate is multiplied by it
@@ -52,7 +54,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1 and self.epochs != -1:
             raise ValueError(f"epochs must be at least 1, or -1 for no limit; got {self.epochs}")
-        if self.max_time < 0 or self.max_time_minutes < 0:
+        if not 0 <= (self.max_time or 0.0) < math.inf or not 0 <= self.max_time_minutes < math.inf:
             raise ValueError(f"max_time must be at least 0; got {self.max_time} h, {self.max_time_minutes} min")
         if self.epochs == -1 and self.max_time == 0 == self.max_time_minutes:
             raise ValueError("training would never end: give epochs, max_time (hours) or max_time_minutes")
@@ -147,15 +149,29 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ValueError: a name is unknown or a value is of the wrong type.
     """
-    plain = {name: _plain(value) for name, value in values.items()}
+    plain = _plain_options(values)
     for name in ("noisers", "conditioning", "conditioning_type", "extensive"):
         if plain.get(name) is not None:
             plain[name] = list(split_names(plain[name]))
+    return from_dict(TrainConfig, plain)
+
+
+def fit_config(values: Mapping[str, Any], before: FitConfig | None = None) -> FitConfig:
+    """Options of training by name, in place of those of `before`.
+
+    Raises:
+        ValueError: a name is unknown or a value is of the wrong type.
+    """
+    return from_dict(FitConfig, {**({} if before is None else to_dict(before)), **_plain_options(values)})
+
+
+def _plain_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name: _plain(value) for name, value in values.items()}
     balance = plain.get("loss_balance")
     if isinstance(balance, Mapping | list | tuple):
         shares = parse_loss_balance(balance)
         plain["loss_balance"] = None if shares is None else f"{shares.diffusion}:{shares.regressor}"
-    return from_dict(TrainConfig, plain)
+    return plain
 
 
 def _plain(value: Any) -> Any:
@@ -175,7 +191,10 @@ def load_run(run_dir: pathlib.Path) -> Run:
 
 def loop_config(training: FitConfig, batches_per_epoch: int) -> LoopConfig:
     """When to stop and what to do how often."""
-    minutes = 60 * training.max_time + training.max_time_minutes
+    hours = training.max_time
+    if hours is None:
+        hours = 0.0 if training.max_time_minutes else DEFAULT_HOURS
+    minutes = 60 * hours + training.max_time_minutes
     return LoopConfig(
         epochs=None if training.epochs == -1 else training.epochs,
         max_minutes=minutes or None,

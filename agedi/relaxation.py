@@ -12,6 +12,7 @@ from agedi.checks import check_force_field, check_known
 from agedi.chunks import Room, counted, geometry_of, run_in_chunks
 from agedi.diffusion import Diffusion
 from agedi.graph import AtomsGraph, from_atoms, pad_graph
+from agedi.groups import in_groups
 from agedi.lbfgs import Evaluated, ForceFunction, LbfgsConfig, Relaxed, make_relax
 from agedi.search import make_search
 
@@ -118,10 +119,13 @@ def usable_graphs(diffusion: Diffusion, structures: "Sequence[ase.Atoms]") -> li
         ValueError: the model has no force field, or names the structure that cannot be used, by its index.
     """
     check_force_field(diffusion.model, "this")
+    forces = diffusion.config.force_field
+    # Structures for the force field alone may have had more elements than those that diffused.
+    referenced = {} if forces is None else dict(forces.reference_energies)
     graphs = []
     for index, atoms in enumerate(structures):
         try:
-            check_known(diffusion.config, atoms.numbers, "it")
+            check_known(diffusion.config, [z for z in atoms.numbers if z not in referenced], "it")
             graphs.append(from_atoms(atoms, mask="MaskFixed"))
         except ValueError as error:
             raise ValueError(f"structure {index} ({atoms.get_chemical_formula() or 'empty'}): {error}") from error
@@ -197,10 +201,12 @@ def make_force(
     """The force field of one structure with its neighbour search."""
     search = make_search(cutoff, capacity, images)
 
+    grouped = in_groups(force_field)
+
     def force(params: Any, graph: AtomsGraph) -> Evaluated:
         graph = search(graph)
         assert graph.edges is not None
-        energy, forces = force_field(params, graph)
+        energy, forces = grouped(params, graph)
         return Evaluated(energy, forces, graph.edges.overflow)
 
     return force

@@ -7,6 +7,7 @@ dy = sqrt(d nu^2 / dt) dw (Karras et al. 2022), the network's noise is dy / d nu
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from agedi.config import DiffusionConfig, diffuses_types
 from agedi.dynamics import brownian_steps, langevin_steps
 from agedi.graph import AnyArray, AtomsGraph, free_atoms
+from agedi.groups import in_groups
 from agedi.noisers import PositionNoiser, absorb, make_levels, make_position_noiser, reveal
 from agedi.score import ScoreModel
 from agedi.sdes import noise_level
@@ -65,11 +67,15 @@ class SamplerConfig:
         if self.terminal_dynamics not in ("overdamped", "langevin_md"):
             raise ValueError(f"terminal_dynamics must be overdamped or langevin_md; got {self.terminal_dynamics!r}")
         for name in ("steps", "rho", "corrector_snr", "temperature"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
         for name in ("churn", "corrector_steps", "terminal_steps", "ff_guidance"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
+        for name in ("terminal_step_size", "terminal_friction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, or none; got {value}")
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must lie between 0 and 1; got {self.eps}")
 
@@ -255,7 +261,10 @@ def make_single(
             )
         overflow = state.overflow
         if settings.sampler == "ffpc" and settings.terminal_steps:
-            result, more, crowded = problem.finish(result, end_key)
+            # Known atoms of an inpainting keep their places.
+            held = graph.mask if selected is None else graph.mask | ~selected
+            result, more, crowded = problem.finish(result._replace(mask=held), end_key)
+            result = result._replace(mask=graph.mask)
             overflow |= crowded
             if frames is not None:
                 frames = Frames(*(jnp.concatenate(parts) for parts in zip(frames, more, strict=True)))
@@ -413,11 +422,13 @@ def make_process(
     """The network with its neighbour search and guidance by properties."""
     levels = make_levels(config, noiser)
     weight = settings.guidance_weight
+    score = in_groups(model.apply)
+    force_field = None if model.force_field is None else in_groups(model.force_field)
 
     def outputs(params: Any, graph: AtomsGraph, level: Array, conditions: dict[str, Array]) -> Any:
         if not conditions or weight in (0.0, 1.0):
-            return model.apply(params, graph, level, conditions, jnp.array(bool(conditions) and weight == 1.0))
-        without, wanted = (model.apply(params, graph, level, conditions, jnp.array(known)) for known in (False, True))
+            return score(params, graph, level, conditions, jnp.array(bool(conditions) and weight == 1.0))
+        without, wanted = (score(params, graph, level, conditions, jnp.array(known)) for known in (False, True))
         return jax.tree.map(lambda a, b: a + weight * (b - a), without, wanted)
 
     def evaluate(
@@ -434,9 +445,9 @@ def make_process(
         return Evaluation(noise_hat, log_probs), graph.edges.overflow
 
     def forces(params: Any, graph: AtomsGraph) -> tuple[Float[Array, "n 3"], Bool[Array, ""]]:
-        assert model.force_field is not None  # checked when the sampler was made
+        assert force_field is not None  # checked when the sampler was made
         graph = search(graph)
-        return model.force_field(params, graph)[1], graph.edges.overflow
+        return force_field(params, graph)[1], graph.edges.overflow
 
     return Process(evaluate, forces, noiser, settings, diffuses_types(config), np.asarray(config.species, np.int32))
 

@@ -81,6 +81,7 @@ def sample(
     guidance_weight: float | None = None,
     sampler: str = "em",
     steps: int = 500,
+    eps: float = 1e-3,
     seed: int = 42,
     batch_size: int = 64,
     ff_guidance: float | ForcefieldGuidanceConfig | Mapping[str, Any] | None = None,
@@ -108,6 +109,7 @@ def sample(
         guidance_weight: how strongly to follow the property: 1 (default) samples the conditional model.
         sampler: `em`, `pc`, `heun`, `ddim`, `heun_ode` or `ffpc`.
         steps: of the sampler.
+        eps: diffusion time of the last step, which goes to 0.
         ff_guidance: a weight (1/eV), or `ForcefieldGuidanceConfig`, for models with a force field.
         save_trajectory: returns a list of all frames for each sample.
         sampler_kwargs: other fields of `agedi.reverse.SamplerConfig`.
@@ -131,7 +133,9 @@ def sample(
         property=property,
     )
     guidance = force_field_guidance(ff_guidance)
-    settings = sampler_settings(sampler, steps, guidance_weight, property, guidance, sampler_kwargs)
+    settings = sampler_settings(
+        sampler, steps, guidance_weight, property, guidance, {"eps": eps, **(sampler_kwargs or {})}
+    )
     drawn = draw(
         diffusion,
         wanted,

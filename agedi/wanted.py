@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from agedi.checks import check_counts, check_known
+from agedi.checks import SAME_CELL, check_cell, check_counts, check_known, check_noise
 from agedi.config import ConditionConfig, DiffusionConfig, diffuses_types, position_noiser
 from agedi.graph import AtomsGraph, from_atoms, to_atoms
 
 if TYPE_CHECKING:
     import ase
-
-SAME_CELL = 1e-4  # Å: cells that differ by less are the same
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +48,7 @@ def make_start(config: DiffusionConfig, wanted: Wanted) -> Start:
         ValueError: something is missing, contradicts the model or something else, or is out of range.
     """
     import ase
+    from ase.constraints import FixAtoms
 
     template = _template(config, wanted.template)
     cell, pbc = _cell_and_pbc(config, wanted, template)
@@ -66,6 +65,9 @@ def make_start(config: DiffusionConfig, wanted: Wanted) -> Start:
         raise ValueError(f"what was asked for {error}") from error
     if walls is not None:
         graph = graph._replace(confinement=np.array(walls, np.float32))
+    check_noise(config, graph)
+    if mask.any() and not atoms.constraints:
+        atoms.set_constraint(FixAtoms(mask=mask))
     remaining = None
     if diffuses_types(config):
         remaining = None if numbers is None else _amounts(config, numbers)
@@ -186,19 +188,6 @@ def _cell_and_pbc(
     cell = np.zeros((3, 3)) if cell is None else cell
     check_cell(config, cell, pbc)
     return cell, pbc
-
-
-def check_cell(config: DiffusionConfig, cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]) -> None:
-    vectors = cell[pbc]
-    if len(vectors) and np.linalg.matrix_rank(vectors, tol=1e-3) < len(vectors):
-        raise ValueError(f"the cell's periodic vectors must not be zero or lie in a plane; got {cell.tolist()}")
-    if position_noiser(config) == "ConfinedCellPositions":
-        if not pbc[:2].all():
-            raise ValueError(f"ConfinedCellPositions needs pbc along the first two vectors; got {pbc.tolist()}")
-        if np.abs(cell[:2, 2]).max() > SAME_CELL:
-            raise ValueError(
-                f"ConfinedCellPositions needs a cell whose first two vectors lie in the xy plane; got {cell.tolist()}"
-            )
 
 
 def parse_cell(given: Any) -> Float[np.ndarray, "3 3"]:

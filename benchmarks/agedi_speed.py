@@ -27,6 +27,7 @@ from timing import machine_limits, num_parameters, peak_rss_mib, report, time_ca
 from agedi.chunks import Room, geometry_of, room_for
 from agedi.config import DiffusionConfig, ModelConfig
 from agedi.graph import AtomsGraph, from_atoms, pad_graph, stack_graphs
+from agedi.groups import in_groups
 from agedi.noisers import make_position_noiser
 from agedi.reverse import SamplerConfig, make_plan, make_reverse
 from agedi.score import ScoreModel, make_score_model
@@ -88,11 +89,11 @@ def make_sampler(config: DiffusionConfig, model: ScoreModel, options: Options, r
 
 def make_evaluations(config: DiffusionConfig, model: ScoreModel, options: Options) -> Callable[..., Any]:
     """`evaluations(params, graphs)`: the network alone, as often as the sampler asks it, on given edges."""
-    levels = jnp.zeros(len(config.noisers))
+    levels, score = jnp.zeros(len(config.noisers)), in_groups(model.apply)
 
     def single(params: Any, graph: AtomsGraph) -> jax.Array:
         def body(pos: jax.Array, level: jax.Array) -> tuple[jax.Array, None]:
-            noise = model.apply(params, graph._replace(pos=pos), levels + level, {}, NO_PROPERTY).noise
+            noise = score(params, graph._replace(pos=pos), levels + level, {}, NO_PROPERTY).noise
             return pos - 1e-3 * noise, None
 
         return jax.lax.scan(body, jnp.asarray(graph.pos), jnp.linspace(1, -1, options.steps))[0]
@@ -102,10 +103,11 @@ def make_evaluations(config: DiffusionConfig, model: ScoreModel, options: Option
 
 def make_gradient(model: ScoreModel) -> Callable[..., Any]:
     """The gradient of a mean square of the network's outputs over a batch."""
+    score = in_groups(model.apply)
 
     def loss(params: Any, graphs: AtomsGraph) -> jax.Array:
         def single(graph: AtomsGraph) -> jax.Array:
-            return jnp.mean((model.apply(params, graph, jnp.zeros(1), {}, NO_PROPERTY).noise - graph.pos) ** 2)
+            return jnp.mean((score(params, graph, jnp.zeros(1), {}, NO_PROPERTY).noise - graph.pos) ** 2)
 
         return jnp.mean(jax.vmap(single)(graphs))
 

@@ -238,3 +238,21 @@ def write(path: pathlib.Path, text: str) -> None:
     """A file in a folder that may be new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def test_cells_that_confined_noise_is_not_made_for_are_refused():
+    """The plane of the first two vectors must be the walls' plane, and periodic; the walls must be the model's."""
+    config = DiffusionConfig(noisers=("ConfinedCellPositions",), confinement=(2.0, 6.0))
+
+    def data(cell, pbc=(True, True, False), walls=(2.0, 6.0)):
+        atoms = ase.Atoms("Cu2", positions=[[0, 0, 3], [1, 1, 5]], cell=cell, pbc=pbc)
+        return create_dataset([atoms], confinement=walls)
+
+    flat, tilted = np.diag([4.0, 4.0, 12.0]), np.array([[4.0, 0, 1.0], [0, 4.0, 0], [0, 0, 12.0]])
+    assert resolve(config, data(flat)).sigma_max == pytest.approx(4.0)
+    with pytest.raises(ValueError, match=r"structure 0: .*xy plane"):
+        resolve(config, data(tilted))
+    with pytest.raises(ValueError, match=r"structure 0: .*pbc"):
+        resolve(config, data(flat, pbc=(False, False, False)))
+    with pytest.raises(ValueError, match=r"structure 0 is confined to \[2.5, 6.0\]"):
+        resolve(config, data(flat, walls=(2.5, 6.0)))

@@ -154,3 +154,8 @@ def test_stacked_graphs_are_a_batch(slab):
     assert not batch.x[1, 2:].any()
     with pytest.raises(ValueError, match="9 atoms does not fit into 8"):
         pad_graph(from_atoms(slab), 8)
+
+
+def test_atoms_of_no_element_are_refused():
+    with pytest.raises(ValueError, match="has atom 1 of no element"):
+        from_atoms(ase.Atoms("CuX", positions=[[0, 0, 0], [0, 0, 2]]))

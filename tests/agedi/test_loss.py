@@ -192,3 +192,18 @@ def test_molecules_need_no_sums():
         jnp.ones(()), jax.random.key(0), one
     )
     assert np.isfinite(loss)
+
+
+def test_structures_for_the_force_field_alone_leave_the_gradient_finite():
+    """Noised between infinite walls their positions are no numbers; what does not count must not show."""
+    config = dataclasses.replace(CONFIG, noisers=("ConfinedCellPositions",), confinement=(0.0, 5.0), sigma_max=5.0)
+    loss = make_example_loss(config, model_of(lambda graph: jnp.sin(graph.pos)), search, SUMS)
+    one = example(diffuse=np.array(False))
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, jax.random.key(0), one)[0]))(jnp.ones(()))
+    assert (float(value), float(gradient)) == (0.0, 0.0)
+
+
+def test_the_diffusion_loss_is_a_mean_over_what_diffuses():
+    halves = [make_example_loss(CONFIG, model_of(), search, SUMS, diffused=share) for share in (1.0, 0.5)]
+    whole, half = (float(jax.jit(loss)(jnp.ones(()), jax.random.key(0), example())[0]) for loss in halves)
+    assert half == pytest.approx(2 * whole)

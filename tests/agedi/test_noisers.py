@@ -195,3 +195,11 @@ def test_revealing_undoes_absorbing_in_distribution():
     drawn = np.asarray(later)[(x == 0) & (later != 0)]
     counts = [np.sum(drawn == number) for number in species]
     assert scipy.stats.chisquare(counts, np.array([0.2, 0.5, 0.3]) * len(drawn)).pvalue > 1e-5
+
+
+def test_the_prior_of_open_directions_is_around_the_fixed_atoms():
+    graph = graph_of([True, True, False], count=400, fixed=200)
+    graph = graph._replace(pos=graph.pos + jnp.array([[0.0, 0.0, 30.0]]))
+    heights = np.asarray(jax.jit(make_position_noiser(TORUS).space.prior)(jax.random.key(0), graph))[200:, 2]
+    sigma = float(make_sde(TORUS).std(jnp.float32(1.0)))
+    assert abs(heights.mean() - 33.0) < 4.5 * sigma / np.sqrt(200)

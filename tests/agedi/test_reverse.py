@@ -402,3 +402,32 @@ def test_steps_of_resampled_inpainting():
     assert plan.renoise.sum() == 4 * 2
     assert np.array_equal(plan.t[1:], plan.t_next[:-1])
     assert plan.t_next[-1] == 0.0
+
+
+def test_final_dynamics_of_an_inpainting_spare_known_atoms(rng):
+    graph = graph_of(SKEWED, [True] * 3, count=6)._replace(pos=rng.uniform(0, 3, (6, 3)).astype(np.float32))
+    selected = np.arange(6) < 4
+    model = torus_model()._replace(force_field=lambda params, graph: (jnp.zeros(()), jnp.ones_like(graph.pos)))
+    settings = SamplerConfig(sampler="ffpc", steps=3, terminal_steps=4, terminal_step_size=0.01)
+    single = make_single(TORUS, model, settings, no_search, inpaint=InpaintConfig(), trajectory=True)
+    result = jax.jit(single)({}, jax.random.key(1), graph, {}, jnp.zeros(0, jnp.int32), jnp.asarray(selected))
+    assert np.array_equal(result.graph.pos[~selected], graph.pos[~selected])
+    assert np.array_equal(result.graph.mask, graph.mask)
+    assert result.frames.pos.shape[0] == 1 + 3 + 4
+    assert not np.array_equal(result.frames.pos[-1][selected], result.frames.pos[-2][selected])
+
+
+def test_forces_pull_along_themselves():
+    """Guidance adds forces to the score: a constant force moves atoms in its direction."""
+    config = OPEN["ve"]
+    base = gaussian_model(config)
+    model = base._replace(
+        force_field=lambda params, graph: (jnp.zeros(()), jnp.ones_like(graph.pos) * jnp.array([[2.0, 0, 0]]))
+    )
+    graph = graph_of(np.eye(3), [False] * 3, count=300, held=True)
+    means = []
+    for weight in (0.0, 1.0):
+        settings = SamplerConfig(steps=60, ff_guidance=weight, grid="rho")
+        means.append(np.asarray(draw(config, model, settings, graph).graph.pos)[:300].mean(axis=0))
+    assert means[1][0] - means[0][0] > 0.1
+    np.testing.assert_allclose(means[1][1:], means[0][1:], atol=1e-3)

@@ -245,3 +245,18 @@ def test_missing_edges_are_named(searched):
     graph = searched(crystal(), 6, cutoff=MODEL.cutoff, capacity=CAPACITY)._replace(edges=None)
     with pytest.raises(ValueError, match=r"needs graph.edges.*neighbor_list"):
         model.force_field(model.params, graph)
+
+
+def test_one_structure_can_be_differentiated_by_its_positions(searched):
+    """The network is a plain function of one structure; only those who batch it compute in groups."""
+    atoms = ase.Atoms("CO2", positions=[[0, 0, 0], [1.2, 0.1, 0], [-1.1, 0, 0.2]])
+    model = lively()
+    graph = searched(atoms, 4, cutoff=MODEL.cutoff, capacity=CAPACITY)
+
+    def total(pos):
+        return jnp.sum(model.apply(model.params, graph._replace(pos=pos), jnp.zeros(1), {}, jnp.array(True)).noise[0])
+
+    gradient = jax.grad(total)(jnp.asarray(graph.pos))
+    step = jnp.zeros_like(gradient).at[1, 0].set(1e-2)
+    slope = (total(graph.pos + step) - total(graph.pos - step)) / 2e-2
+    np.testing.assert_allclose(gradient[1, 0], slope, rtol=5e-2, atol=1e-4)

@@ -47,6 +47,7 @@ from agedi.options import (
     ModelOptions,
     Run,
     TrainConfig,
+    fit_config,
     load_run,
     loop_config,
     optimizer_config,
@@ -103,7 +104,7 @@ def train(diffusion: Diffusion, dataset: Dataset, *, source: DataConfig | None =
         ValueError: the data do not fit the model.
         FloatingPointError: the loss is not finite.
     """
-    training = FitConfig(**options)
+    training = fit_config(options)
     config = resolve(diffusion.config, dataset, training.reference_energies)
     split = split_rows(dataset, training)
     params = first_params(diffusion, config, training.seed)
@@ -132,7 +133,7 @@ def resume(checkpoint: str | pathlib.Path, dataset: Dataset | None = None, **opt
     """
     run_dir, named = split_checkpoint(checkpoint)
     before = load_run(run_dir)
-    run = dataclasses.replace(before, run_dir=run_dir, training=dataclasses.replace(before.training, **options))
+    run = dataclasses.replace(before, run_dir=run_dir, training=fit_config(options, before.training))
     check_run(run, True, FREE, FILES)
     kind = choose_checkpoint(run_dir, LAST if named is None else named).name
     if dataset is None:
@@ -288,7 +289,7 @@ def _train(
     check_data(run, data, bool(resume_from))
     mesh, optimizer = make_mesh(), make_optimizer(optimizer_config(training))
     plan, take = training_plan(dataset, split.train, training), make_take(dataset)
-    example_loss = make_loss(config, dataset, training)
+    example_loss = make_loss(config, dataset, training, split.train)
     balance = parse_loss_balance(training.loss_balance)
     memory = None if balance is None else start_means()
     state = init_state(params, optimizer, mesh, ema=training.ema_decay is not None, memory=memory)
@@ -303,7 +304,7 @@ def _train(
     )
     validation = None
     if len(split.validation):
-        evaluate = make_eval_step(example_loss, mesh)
+        evaluate = make_eval_step(make_loss(config, dataset, training, split.validation), mesh)
         validation = Validation(evaluate, batches_of(split.validation, lengths(dataset), training), take)
     if not resume_from:
         run = claim_version(run)
@@ -350,8 +351,10 @@ def batches_of(rows: Int64[np.ndarray, " n"], padded: Int64[np.ndarray, " m"], t
     return with_rows(plan, rows)
 
 
-def make_loss(config: DiffusionConfig, dataset: Dataset, training: FitConfig) -> ExampleLoss:
-    """The loss of one example of the data set, with room for its neighbours."""
+def make_loss(
+    config: DiffusionConfig, dataset: Dataset, training: FitConfig, rows: Int64[np.ndarray, " n"]
+) -> ExampleLoss:
+    """The loss of one example among `rows` of the data set, with room for its neighbours."""
     graphs = all_graphs(dataset)
     cells, pbcs = np.stack([graph.cell for graph in graphs]), np.stack([graph.pbc for graph in graphs])
     sums = lattice_sums(cells, pbcs)
@@ -360,7 +363,8 @@ def make_loss(config: DiffusionConfig, dataset: Dataset, training: FitConfig) ->
         weight=training.regressor_loss_weight, force_loss=training.force_loss, huber_delta=training.huber_delta
     )
     search = make_search(config.model.cutoff, room.capacity, room.images)
-    return make_example_loss(config, network(config), search, sums, regressor)
+    diffused = float(np.mean(dataset.diffuse[rows]))
+    return make_example_loss(config, network(config), search, sums, regressor, diffused)
 
 
 def _log_sizes(run: Run, num_devices: int) -> None:

@@ -22,7 +22,7 @@ from agedi.diffusion import Diffusion, load_diffusion, network, resolve
 from agedi.distributions import lattice_sums
 from agedi.graph import from_atoms
 from agedi.options import DataConfig, FitConfig, TrainConfig, load_run, train_config
-from agedi.train import (
+from agedi.training import (
     SPLIT_KEY,
     claim_version,
     first_params,

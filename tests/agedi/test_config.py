@@ -1,0 +1,49 @@
+"""Configs refuse values that no model can have, those that are no numbers too."""
+
+import dataclasses
+import math
+
+import pytest
+
+from agedi.config import DiffusionConfig, ModelConfig
+from agedi.reverse import SamplerConfig
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_sizes_must_be_positive_numbers(value):
+    with pytest.raises(ValueError, match="cutoff must be positive"):
+        ModelConfig(cutoff=value)
+    for name in ("rho", "corrector_snr", "temperature", "terminal_step_size", "terminal_friction"):
+        with pytest.raises(ValueError, match=f"{name} must be positive"):
+            SamplerConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"noisers": ()}, "at least one"),
+        ({"noisers": ("Cells",)}, "got 'Cells'"),
+        ({"noisers": ("Types", "Types")}, "named once"),
+        ({"noisers": ("Positions", "CellPositions")}, "only one noiser may move"),
+        ({"sde": "vp"}, "use sde ve with CellPositions"),
+        ({"noisers": ("ConfinedCellPositions",)}, "needs a confinement"),
+        ({"confinement": (3.0, 1.0)}, "z_min < z_max"),
+        ({"sigma_min": -1.0}, "0 < sigma_min < sigma_max"),
+        ({"sigma_max": 0.005}, "0 < sigma_min < sigma_max"),
+        ({"sigma_max": math.nan}, "0 < sigma_min < sigma_max"),
+        ({"eps": -1.0}, "eps must lie between 0 and 1"),
+        ({"eps": 2.0}, "eps must lie between 0 and 1"),
+        ({"beta_max": math.inf}, "beta_min < beta_max"),
+        ({"condition_dropout": 1.0}, "condition_dropout"),
+        ({"loss_scaling": (1.0, 2.0)}, "needs 1 numbers"),
+    ],
+)
+def test_contradictions_are_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(DiffusionConfig(), **changes)
+
+
+@pytest.mark.parametrize("name", ["churn", "ff_guidance"])
+def test_negative_amounts_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 0"):
+        SamplerConfig(**{name: -0.1})
