@@ -20,18 +20,20 @@ from agedi_shared import parse_arguments, read_atoms, save, write_report
 import agedi
 from matterform.evaluation.curves import INK, TRAINING, VALIDATION, new_figure
 
-REFERENCE = ("em", "uniform", 500)
+REFERENCE = ("em", "uniform", 500, 1e-3)  # sampler, grid, steps, time of the last step
 SETTINGS = (
     REFERENCE,
-    ("em", "rho", 100),
-    ("em", "rho", 50),
-    ("em", "uniform", 50),
-    ("ddim", "rho", 50),
-    ("ddim", "rho", 25),
-    ("ddim", "uniform", 50),
-    ("heun_ode", "rho", 25),
-    ("heun_ode", "rho", 12),
-    ("heun", "rho", 25),
+    ("em", "rho", 100, 1e-3),
+    ("em", "rho", 50, 1e-3),
+    ("em", "uniform", 50, 1e-3),
+    ("ddim", "rho", 50, 1e-3),
+    ("ddim", "rho", 25, 1e-3),
+    ("ddim", "uniform", 50, 1e-3),
+    ("heun_ode", "rho", 25, 1e-3),
+    ("heun_ode", "rho", 12, 1e-3),
+    ("heun", "rho", 50, 1e-3),
+    ("heun", "rho", 25, 1e-3),
+    ("heun", "rho", 25, 1e-2),
 )
 EVALUATIONS = {"em": 1, "ddim": 1, "heun": 2, "heun_ode": 2}  # a step
 BOOTSTRAPS = 40
@@ -46,7 +48,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     other = read_atoms(arguments.data / "acac_train_300K.extxyz.gz")[:count]
     rows: list[dict[str, Any]] = [measure({"name": "training set"}, other, test, rng)]
-    for sampler, grid, steps in SETTINGS:
+    for sampler, grid, steps, eps in SETTINGS:
         start = time.perf_counter()
         molecules = agedi.sample(
             diffusion,
@@ -54,12 +56,18 @@ def main() -> None:
             formula="C5H8O2",
             sampler=sampler,
             steps=steps,
+            eps=eps,
             sampler_kwargs={"grid": grid},
             batch_size=count,
             seed=1,
         )
         seconds = time.perf_counter() - start
-        row = {"name": f"{sampler} {grid}", "evaluations": EVALUATIONS[sampler] * steps, "seconds": round(seconds, 1)}
+        row = {
+            "name": f"{sampler} {grid}",
+            "eps": eps,
+            "evaluations": EVALUATIONS[sampler] * steps,
+            "seconds": round(seconds, 1),
+        }
         rows.append(measure(row, molecules, test, rng))
     write_report(arguments.out / "evaluations.json", {"rows": rows})
     draw(arguments.out, rows)
@@ -113,6 +121,8 @@ def draw(out, rows: list[dict[str, Any]]) -> None:
         )
     axis.axhline(rows[0]["distance"], color=INK, linewidth=0.7, linestyle=":", label="training set")
     axis.set(xscale="log", xlabel="evaluations of the network", ylabel="distance to the test set (std)")
+    axis.set_xticks([25, 50, 100, 500], ["25", "50", "100", "500"])
+    axis.minorticks_off()
     handles, labels = axis.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axis.legend(unique.values(), unique.keys(), frameon=False, fontsize=6)

@@ -29,6 +29,7 @@ def main() -> None:
         noisers="Positions",
         epochs=6000 if arguments.full else 600,
         lr=1e-3,
+        ema_decay=0.999,
         batch_size=32,
         log_interval=1000,
     )
@@ -38,7 +39,7 @@ def main() -> None:
             diffusion,
             n_samples=1000 if arguments.full else 200,
             formula="C5H8O2",
-            sampler="heun_ode",
+            sampler="heun",
             steps=50,
             sampler_kwargs={"grid": "rho"},
             batch_size=200,

@@ -33,6 +33,7 @@ def main() -> None:
         cutoff=5.0,
         epochs=2000 if arguments.full else 120,
         lr=1e-3,
+        ema_decay=0.999,
         batch_size=64,
         log_interval=1000,
     )

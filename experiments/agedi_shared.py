@@ -14,13 +14,11 @@ import agedi
 from agedi.options import load_run
 from agedi.reverse import SamplerConfig
 from agedi.sampling import as_result, draw_from
-from agedi.train import read_dataset, resume, train_from_atoms
+from agedi.training import read_dataset, resume, train_from_atoms
 from agedi.wanted import Wanted, make_start
 from matterform.evaluation.curves import TRAINING, VALIDATION, new_figure
 from matterform.files import write_atomically
 from matterform.formats import read_structures, to_atoms, write_structures
-
-EMA_DECAY = 0.999
 
 
 def parse_arguments(description: str | None, name: str) -> argparse.Namespace:
@@ -55,9 +53,10 @@ def train_once(
     """A model trained in out/version_0: loaded if it has been, resumed if it was interrupted."""
     run = out / "version_0"
     if not run.is_dir():
-        train_from_atoms(atoms, regressor_data=regressor_data, log_dir=out, ema_decay=EMA_DECAY, **options)
+        train_from_atoms(atoms, regressor_data=regressor_data, log_dir=out, **options)
     elif not (out / "finished").exists():
-        resume(run, read_dataset(load_run(run).data, agedi.load_diffusion(run).config, atoms, regressor_data))
+        dataset = read_dataset(load_run(run).data, agedi.load_diffusion(run).config, atoms, regressor_data)
+        resume(run, dataset, epochs=options["epochs"])
     (out / "finished").touch()
     return agedi.load_diffusion(run)
 
