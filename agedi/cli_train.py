@@ -53,7 +53,7 @@ class Train(TrainConfig):
     """scalar, integer or node: one for all properties, or one each."""
     epochs: Annotated[int, tyro.conf.arg(aliases=["-e"])] = -1
     """-1: until the time is up."""
-    max_time: Annotated[float, tyro.conf.arg(aliases=["-T"])] = 0.0
+    max_time: Annotated[float | None, tyro.conf.arg(aliases=["-T"])] = 0.0
     """Hours, added to the minutes; both 0: no limit."""
     max_time_minutes: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 5.0
     """Minutes."""

@@ -125,7 +125,7 @@ def usable_graphs(diffusion: Diffusion, structures: "Sequence[ase.Atoms]") -> li
     graphs = []
     for index, atoms in enumerate(structures):
         try:
-            check_known(diffusion.config, [z for z in atoms.numbers if z not in referenced], "it")
+            check_known(diffusion.config, [z for z in atoms.numbers.tolist() if z not in referenced], "it")
             graphs.append(from_atoms(atoms, mask="MaskFixed"))
         except ValueError as error:
             raise ValueError(f"structure {index} ({atoms.get_chemical_formula() or 'empty'}): {error}") from error

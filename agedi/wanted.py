@@ -60,7 +60,8 @@ def make_start(config: DiffusionConfig, wanted: Wanted) -> Start:
     atoms.set_pbc(pbc)
     mask = np.arange(len(atoms)) < len(atoms) - count
     try:
-        graph = from_atoms(ase.Atoms(atoms.numbers, atoms.positions, cell=cell, pbc=pbc))._replace(mask=mask)
+        known = np.maximum(atoms.numbers, 1)  # species to be drawn are 0, which no structure of the user's may have
+        graph = from_atoms(ase.Atoms(known, atoms.positions, cell=cell, pbc=pbc))._replace(mask=mask)
     except ValueError as error:
         raise ValueError(f"what was asked for {error}") from error
     if walls is not None:

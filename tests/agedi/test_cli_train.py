@@ -157,7 +157,7 @@ def test_flags_win_over_a_file_and_assignments_over_both(tmp_path):
     config, given = parsed(f"{path} -b 32 --epochs 8 epochs=7 loss_balance=80:20 mask=MaskFixed")
     assert (config.noisers, config.lr, config.batch_size, config.epochs) == (("CellPositions", "Types"), 1e-3, 32, 7)
     assert (config.loss_balance, config.mask, config.data_path) == ("80:20", "MaskFixed", pathlib.Path("a.traj"))
-    assert (config.max_time, config.max_time_minutes) == (24.0, 0.0)  # as from Python
+    assert (config.max_time, config.max_time_minutes) == (None, 0.0)  # which is 24 hours  # as from Python
     assert "batch_size" in given
     assert "lr" not in given
     # A flag at its usual default still wins over the file.

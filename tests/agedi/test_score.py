@@ -254,7 +254,7 @@ def test_one_structure_can_be_differentiated_by_its_positions(searched):
     graph = searched(atoms, 4, cutoff=MODEL.cutoff, capacity=CAPACITY)
 
     def total(pos):
-        return jnp.sum(model.apply(model.params, graph._replace(pos=pos), jnp.zeros(1), {}, jnp.array(True)).noise[0])
+        return jnp.sum(model.apply(model.params, graph._replace(pos=pos), jnp.zeros(2), {}, jnp.array(True)).noise[0])
 
     gradient = jax.grad(total)(jnp.asarray(graph.pos))
     step = jnp.zeros_like(gradient).at[1, 0].set(1e-2)
