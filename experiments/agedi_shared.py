@@ -51,13 +51,16 @@ def train_once(
     **options: Any,
 ) -> agedi.Diffusion:
     """A model trained in out/version_0: loaded if it has been, resumed if it was interrupted."""
-    run = out / "version_0"
-    if not run.is_dir():
-        train_from_atoms(atoms, regressor_data=regressor_data, log_dir=out, **options)
-    elif not (out / "finished").exists():
-        dataset = read_dataset(load_run(run).data, agedi.load_diffusion(run).config, atoms, regressor_data)
-        resume(run, dataset, epochs=options["epochs"])
-    (out / "finished").touch()
+    run, finished = out / "version_0", out / "finished"
+    if not finished.exists():
+        if run.is_dir():
+            dataset = read_dataset(load_run(run).data, agedi.load_diffusion(run).config, atoms, regressor_data)
+            result = resume(run, dataset, epochs=options["epochs"])
+        else:
+            result = train_from_atoms(atoms, regressor_data=regressor_data, log_dir=out, **options)
+        if result.fit.outcome == "interrupted":
+            raise SystemExit(130)
+        finished.touch()
     return agedi.load_diffusion(run)
 
 

@@ -37,9 +37,8 @@ def main() -> None:
         confinement=confinement(slab),
         force_field=True,
         cutoff=5.0,
-        epochs=500 if arguments.full else 24,
+        epochs=500 if arguments.full else 20,
         lr=1e-3,
-        ema_decay=0.99,  # a slower average would still remember the start of so short a run
         batch_size=32,
         log_interval=1000,
     )
