@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import PartitionSpec
 from plain_agedi import find_with_ase, find_with_matscipy, make_step
 from plain_agedi import sample as plain_sample
 from timing import machine_limits, num_parameters, peak_rss_mib, report, time_calls
@@ -32,6 +33,7 @@ from agedi.noisers import make_position_noiser
 from agedi.reverse import SamplerConfig, make_plan, make_reverse
 from agedi.score import ScoreModel, make_score_model
 from agedi.search import make_search
+from matterform.training.mesh import DATA_AXIS, make_mesh
 
 NO_PROPERTY = jnp.zeros((), bool)
 
@@ -98,7 +100,11 @@ def make_evaluations(config: DiffusionConfig, model: ScoreModel, options: Option
 
         return jax.lax.scan(body, jnp.asarray(graph.pos), jnp.linspace(1, -1, options.steps))[0]
 
-    return jax.jit(jax.vmap(single, (None, 0)))
+    batch = jax.vmap(single, (None, 0))
+    everywhere, by_rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    # Over all devices, as the sampler is.
+    spread = jax.shard_map(batch, mesh=make_mesh(), in_specs=(everywhere, by_rows), out_specs=by_rows, check_vma=False)
+    return jax.jit(spread)
 
 
 def make_gradient(model: ScoreModel) -> Callable[..., Any]:
