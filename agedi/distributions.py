@@ -13,6 +13,8 @@ import numpy as np
 from jax.scipy.special import log_ndtr, ndtri
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from matterform.cell import complete, inverse, volume
+
 Counts = tuple[int, int, int]
 # Below this share of the largest spacing a wrapped normal is summed over images, above it over waves.
 SWITCH = 0.3
@@ -44,14 +46,7 @@ def atom_uniform(key: PRNGKeyArray, count: int, width: int = 3) -> Float[Array, 
 
 def dual_vectors(cell: Float[Array, "3 3"], pbc: Bool[Array, "3"]) -> Float[Array, "3 3"]:
     """Rows d_k with d_k . a_l = 1 where k = l, else 0, within the span of the periodic vectors; 0 for the others."""
-    periodic = jnp.where(pbc[:, None], cell, 0.0)
-    gram = periodic @ periodic.T + jnp.diag(1.0 - pbc)
-    return jnp.linalg.inv(gram) @ periodic
-
-
-def wrap(positions: Float[Array, "n 3"], cell: Float[Array, "3 3"], pbc: Bool[Array, "3"]) -> Float[Array, "n 3"]:
-    """Positions moved by whole periodic vectors into the cell that begins at the origin."""
-    return positions - jnp.floor(positions @ dual_vectors(cell, pbc).T) @ cell
+    return jnp.where(pbc[:, None], inverse(complete(cell, pbc)).T, 0.0)
 
 
 def lattice_sums(cells: Float[np.ndarray, "b 3 3"], pbcs: Bool[np.ndarray, "b 3"]) -> LatticeSums:
@@ -125,11 +120,10 @@ def _sum_over_waves(
     relative = jnp.cos(phases) @ damping  # density over the uniform one
     slopes = -(jnp.sin(phases) * damping[None]) @ wave_vectors
     open_part = centred - (centred @ dual.T) @ jnp.where(pbc[:, None], cell, 0.0)
-    volume = jnp.sqrt(jnp.linalg.det(jnp.where(pbc[:, None], cell, 0.0) @ cell.T * pbc[None] + jnp.diag(1.0 - pbc)))
     open_axes = 3 - jnp.sum(pbc)
     log_density = (
         jnp.log(relative)
-        - jnp.log(volume)
+        - jnp.log(volume(complete(cell, pbc)))
         - jnp.sum(open_part**2, axis=-1) / (2 * std**2)
         - open_axes * (jnp.log(std) + 0.5 * np.log(2 * np.pi))
     )
@@ -192,10 +186,7 @@ def draw_truncated(
 
     Works with logarithms of the distribution function, so that draws far in a tail are right too.
     """
-    below, above = (low - mean) / std, (high - mean) / std
-    # In the left half the distribution function does not round to 1.
-    flipped = below + above > 0
-    left, right = jnp.where(flipped, -above, below), jnp.where(flipped, -below, above)
+    left, right, flipped = _bounds_to_the_left(mean, std, low, high)
     uniform = jnp.clip(uniform, 1e-7, 1 - 1e-7)
     level = jnp.logaddexp(jnp.log1p(-uniform) + log_ndtr(left), jnp.log(uniform) + log_ndtr(right))
     draw = inverse_log_ndtr(level)
@@ -210,13 +201,20 @@ def truncated_normal(
     high: Float[Array, ""],
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Log-density (1/Å) of the normal distribution cut off at two walls, and the noise that z stands for."""
-    below, above = (low - mean) / std, (high - mean) / std
-    flipped = below + above > 0
-    left, right = jnp.where(flipped, -above, below), jnp.where(flipped, -below, above)
+    left, right, _ = _bounds_to_the_left(mean, std, low, high)
     outer, inner = log_ndtr(right), log_ndtr(left)
     log_mass = outer + jnp.log1p(-jnp.exp(inner - outer))
     noise = (z - mean) / std
     return -(noise**2) / 2 - jnp.log(std) - 0.5 * np.log(2 * np.pi) - log_mass, noise
+
+
+def _bounds_to_the_left(
+    mean: Float[Array, " n"], std: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Bool[Array, " n"]]:
+    """The walls in deviations from the mean, mirrored where most lies right: left, the function does not round to 1."""
+    below, above = (low - mean) / std, (high - mean) / std
+    flipped = below + above > 0
+    return jnp.where(flipped, -above, below), jnp.where(flipped, -below, above), flipped
 
 
 def inverse_log_ndtr(level: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from agedi.config import MAX_ATOMIC_NUMBER
-from matterform.cell import complete, inverse
+from matterform.cell import wrap
 
 if TYPE_CHECKING:
     import ase
@@ -44,11 +44,8 @@ def free_atoms(graph: AtomsGraph) -> Bool[AnyArray, " n"]:
 
 def wrap_positions(graph: AtomsGraph) -> AtomsGraph:
     """Puts free atoms back into the cell along its periodic vectors; fixed ones keep their positions bit for bit."""
-    cell, pbc = jnp.asarray(graph.cell), jnp.asarray(graph.pbc)
-    fractional = jnp.matmul(graph.pos, inverse(complete(cell, pbc)), precision="highest")
-    moved = free_atoms(graph)[:, None] & pbc[None]
-    whole = jnp.where(moved, jnp.floor(fractional), 0.0)
-    return graph._replace(pos=graph.pos - jnp.matmul(whole, cell, precision="highest"))
+    wrapped = wrap(graph.pos, graph.cell, graph.pbc)
+    return graph._replace(pos=jnp.where(free_atoms(graph)[:, None], wrapped, graph.pos))
 
 
 def from_atoms(

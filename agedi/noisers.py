@@ -17,11 +17,11 @@ from agedi.distributions import (
     dual_vectors,
     reflect,
     reflected_normal,
-    wrap,
     wrapped_normal,
 )
 from agedi.graph import AtomsGraph, free_atoms
 from agedi.sdes import Sde, make_level, make_sde, noise_level
+from matterform.cell import wrap
 
 Positions = Float[Array, "n 3"]
 

@@ -7,7 +7,7 @@ checkpoints/last_model, from either of which a model can be loaded and training 
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -289,7 +289,8 @@ def _train(
     check_data(run, data, bool(resume_from))
     mesh, optimizer = make_mesh(), make_optimizer(optimizer_config(training))
     plan, take = training_plan(dataset, split.train, training), make_take(dataset)
-    example_loss = make_loss(config, dataset, training, split.train)
+    loss_of = make_losses(config, dataset, training)
+    example_loss = loss_of(split.train)
     balance = parse_loss_balance(training.loss_balance)
     memory = None if balance is None else start_means()
     state = init_state(params, optimizer, mesh, ema=training.ema_decay is not None, memory=memory)
@@ -304,7 +305,7 @@ def _train(
     )
     validation = None
     if len(split.validation):
-        evaluate = make_eval_step(make_loss(config, dataset, training, split.validation), mesh)
+        evaluate = make_eval_step(loss_of(split.validation), mesh)
         validation = Validation(evaluate, batches_of(split.validation, lengths(dataset), training), take)
     if not resume_from:
         run = claim_version(run)
@@ -351,10 +352,10 @@ def batches_of(rows: Int64[np.ndarray, " n"], padded: Int64[np.ndarray, " m"], t
     return with_rows(plan, rows)
 
 
-def make_loss(
-    config: DiffusionConfig, dataset: Dataset, training: FitConfig, rows: Int64[np.ndarray, " n"]
-) -> ExampleLoss:
-    """The loss of one example among `rows` of the data set, with room for its neighbours."""
+def make_losses(
+    config: DiffusionConfig, dataset: Dataset, training: FitConfig
+) -> Callable[[Int64[np.ndarray, " n"]], ExampleLoss]:
+    """`loss_of(rows)`, the loss of one example among rows of the data set, with room for its neighbours."""
     graphs = all_graphs(dataset)
     cells, pbcs = np.stack([graph.cell for graph in graphs]), np.stack([graph.pbc for graph in graphs])
     sums = lattice_sums(cells, pbcs)
@@ -363,8 +364,12 @@ def make_loss(
         weight=training.regressor_loss_weight, force_loss=training.force_loss, huber_delta=training.huber_delta
     )
     search = make_search(config.model.cutoff, room.capacity, room.images)
-    diffused = float(np.mean(dataset.diffuse[rows]))
-    return make_example_loss(config, network(config), search, sums, regressor, diffused)
+
+    def loss_of(rows: Int64[np.ndarray, " n"]) -> ExampleLoss:
+        diffused = float(np.mean(dataset.diffuse[rows]))
+        return make_example_loss(config, network(config), search, sums, regressor, diffused)
+
+    return loss_of
 
 
 def _log_sizes(run: Run, num_devices: int) -> None:

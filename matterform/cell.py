@@ -60,6 +60,16 @@ def complete(matrix: Float[AnyArray, "3 3"], pbc: Bool[AnyArray, "3"]) -> Float[
     return jnp.stack(rows)
 
 
+def wrap(
+    positions: Float[AnyArray, "n 3"], matrix: Float[AnyArray, "3 3"], pbc: Bool[AnyArray, "3"]
+) -> Float[Array, "n 3"]:
+    """Positions (Å) moved by whole periodic vectors into the cell that begins at the origin."""
+    # Accelerators would round products of positions to three digits.
+    fractional = jnp.matmul(positions, inverse(complete(matrix, pbc)), precision="highest")
+    whole = jnp.where(jnp.asarray(pbc)[None], jnp.floor(fractional), 0.0)
+    return positions - jnp.matmul(whole, matrix, precision="highest")
+
+
 def _unit_normal(first: Float[Array, "3"], second: Float[Array, "3"]) -> Float[Array, "3"]:
     """A unit vector normal to two independent vectors, of which either or both may be zero."""
     absent = ~jnp.any(first != 0), ~jnp.any(second != 0)

@@ -1,8 +1,7 @@
 """Tiny models with every parameter away from its start, and quick compilation for tests of many programs."""
 
 import functools
-import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import ase
@@ -56,28 +55,3 @@ def searched() -> Callable[..., AtomsGraph]:
         return found
 
     return make
-
-
-QUICK = {
-    "jax_disable_most_optimizations": True,
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": 0,
-}
-
-
-@pytest.fixture(scope="session")
-def quick_folder(tmp_path_factory) -> pathlib.Path:
-    """Where `quick` keeps compiled programs."""
-    return tmp_path_factory.mktemp("programs")
-
-
-@pytest.fixture(scope="module")
-def quick(quick_folder) -> Iterator[None]:
-    """For files whose many short runs spend their time compiling: compiles less, and each program only once."""
-    settings = QUICK | {"jax_compilation_cache_dir": str(quick_folder)}
-    former = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in former.items():
-        jax.config.update(name, value)

@@ -17,10 +17,10 @@ from agedi.distributions import (
     reflect,
     reflected_normal,
     truncated_normal,
-    wrap,
     wrapped_normal,
 )
 from agedi.noisers import choose_sigma_max
+from matterform.cell import wrap
 
 CELLS = {
     "cubic": (np.eye(3) * 4.0, [True] * 3),
