@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
 
+from crystalformer.config import Model
 from matterform.commandline import dispatch, parse, parse_run, report_run, say
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from crystalformer.checkpoint import Checkpoint
     from crystalformer.config import TransformerConfig
     from crystalformer.crystal import Crystals
     from crystalformer.train import TrainConfig
@@ -46,18 +46,6 @@ class Prepare:
     n_max: int = 21  # slots for sites; a crystal has at most n_max - 1
     workers: int = 1  # processes
     column: str | None = None  # where the CIFs are; by default cif or structure
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-    """Which weights to use. Sizes are read off them; give what they do not tell if it differs from the published."""
-
-    checkpoint: pathlib.Path | None = None  # a published or own .pkl; by default the small model that ships
-    num_heads: int | None = None  # of a published file: the tree tells only num_heads x key_size
-    key_size: int | None = None
-    Kx: int | None = None  # components of the coordinate mixtures
-    n_max: int | None = None  # slots for sites (rotary weights take any number)
-    compute_dtype: str | None = None  # float32 or bfloat16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,10 +154,11 @@ def run_sample(arguments: Sample) -> int:
     from crystalformer.constraints import make_constraints, read_constraints
     from crystalformer.likelihood import log_prob
     from crystalformer.mcmc import check_moves, refine
+    from crystalformer.pretrained import load_model
     from crystalformer.sampling import sample_chunks
     from crystalformer.table import TableWriter, table_rows
 
-    checkpoint = _load(arguments.model)
+    checkpoint = load_model(arguments.model)
     params, config = checkpoint.params, checkpoint.config
     by_file = {} if arguments.constraints is None else read_constraints(arguments.constraints)
     constraints = make_constraints(
@@ -266,25 +255,16 @@ def _write_cifs(folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
             (folder / name).write_text(row["cif"], encoding="utf-8")
 
 
-def _load(model: Model) -> "Checkpoint":
-    """The weights that a command asks for, with the hyper-parameters it gives."""
-    from crystalformer.checkpoint import load_checkpoint
-    from crystalformer.pretrained import load_pretrained
-
-    given = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
-    path = given.pop("checkpoint", None)
-    return load_pretrained(**given) if path is None else load_checkpoint(path, **given)
-
-
 # --- score ----------------------------------------------------------------------------------------------------------
 
 
 def run_score(arguments: Score) -> int:
     """Reads crystals of any format and writes their log-probabilities; refused ones are named."""
     from crystalformer.likelihood import log_prob
+    from crystalformer.pretrained import load_model
     from crystalformer.table import TableWriter, table_rows
 
-    checkpoint = _load(arguments.model)
+    checkpoint = load_model(arguments.model)
     crystals, places, refused = _read_any(arguments.structures, checkpoint.config.n_max, arguments.workers)
     for row, reason in refused.items():
         sys.stderr.write(f"crystalformer: {arguments.structures}, structure {row} refused: {reason}\n")

@@ -1,6 +1,7 @@
-"""Sizes of the network and how it computes."""
+"""Sizes of the network and how it computes; which weights to use."""
 
 import dataclasses
+import pathlib
 from typing import Literal
 
 Generation = Literal["rotary", "absolute"]
@@ -63,3 +64,15 @@ class TransformerConfig:
     def output_size(self) -> int:
         """Columns of the network's output: the widest of its heads."""
         return max(self.atom_types + 13 * self.Kl, 3 * self.Kx, self.wyck_types)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which weights to use. Sizes are read off them; give what they do not tell if it differs from the published."""
+
+    checkpoint: pathlib.Path | None = None  # a published or own .pkl; by default the small model that ships
+    num_heads: int | None = None  # of a published file: the tree tells only num_heads x key_size
+    key_size: int | None = None
+    Kx: int | None = None  # components of the coordinate mixtures
+    n_max: int | None = None  # slots for sites (rotary weights take any number)
+    compute_dtype: str | None = None  # float32 or bfloat16

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from crystalformer import distributions, lattice
@@ -17,6 +18,7 @@ from crystalformer.dataset import lengths, truncate
 from crystalformer.parameters import Network, Params, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import forward, read_coordinate, read_lattice
+from matterform.training.mesh import DATA_AXIS, make_local_mesh
 
 # Batches are cut to the shortest of these that holds their longest crystal; each one is compiled once.
 BUCKETS = (3, 5, 7, 10, 14)
@@ -100,16 +102,19 @@ def make_example_loss(config: TransformerConfig, loss: LossConfig):
 
 
 @functools.cache
-def _batch_log_prob(config: TransformerConfig):
+def _batch_log_prob(config: TransformerConfig, mesh: Mesh):
     def batch_log_prob(params, crystals):
         network = as_network(params, config)
         return jax.vmap(lambda crystal: crystal_log_prob(network, None, crystal, config))(crystals)
 
-    return jax.jit(batch_log_prob)
+    everywhere, by_rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    return jax.jit(
+        jax.shard_map(batch_log_prob, mesh=mesh, in_specs=(everywhere, by_rows), out_specs=by_rows, check_vma=False)
+    )
 
 
 def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batch_size: int = 64) -> LogProb:
-    """Log-probabilities (b,) of crystals in model units, as NumPy arrays.
+    """Log-probabilities (b,) of crystals in model units, as NumPy arrays; each device does `batch_size` at a time.
 
     Crystals are grouped by length, so that the work follows their number of sites and not `n_max`.
 
@@ -118,6 +123,8 @@ def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batc
     """
     crystals = Crystals(*(np.asarray(field) for field in crystals))
     check_crystals(crystals, config)
+    mesh = make_local_mesh()
+    batch_size *= mesh.size
     slots = lengths(crystals)
     results = np.zeros((4, len(slots)), np.float32)
     width = crystals.W.shape[1]
@@ -128,7 +135,7 @@ def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batc
             rows = members[start : start + batch_size]
             filled = np.resize(rows, batch_size)
             batch = jax.tree.map(lambda field, filled=filled: field[filled], crystals)
-            values = _batch_log_prob(config)(params, truncate(batch, longest))
+            values = _batch_log_prob(config, mesh)(params, truncate(batch, longest))
             results[:, rows] = np.stack(values)[:, : len(rows)]
     return LogProb(*results)
 

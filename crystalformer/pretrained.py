@@ -1,5 +1,6 @@
-"""The small model that ships with the package, so that sampling works right after installation."""
+"""Which weights to use: by default the small model that ships, so that sampling works right after installation."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -8,9 +9,17 @@ import numpy as np
 from jaxtyping import Int
 
 from crystalformer.checkpoint import Checkpoint, load_checkpoint
+from crystalformer.config import Model
 
 FOLDER = pathlib.Path(__file__).parent / "data"
 NAME = "mp20_biternary"
+
+
+def load_model(model: Model) -> Checkpoint:
+    """The weights asked for, with the hyper-parameters given; errors as in `load_checkpoint`."""
+    given = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
+    path = given.pop("checkpoint", None)
+    return load_pretrained(**given) if path is None else load_checkpoint(path, **given)
 
 
 def load_pretrained(**hyperparameters: Any) -> Checkpoint:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from crystalformer.config import TransformerConfig
@@ -51,13 +51,13 @@ from crystalformer.transformer import (
     read_coordinate,
     read_lattice,
 )
+from matterform.training.mesh import DATA_AXIS, make_local_mesh
 
 # Sites after which the cache that attention reads grows; each stretch is compiled once.
 STRETCHES = (2, 4, 6, 9, 13)
 # Lanes computed together on CPUs, where less work is less time; elsewhere all lanes of a device are one group.
 CPU_GROUP = 16
 CHUNK_BYTES = 2**30  # of cache on each device, unless a chunk size is given
-LANES = "lanes"
 
 
 class Lanes(NamedTuple):
@@ -84,10 +84,11 @@ def sample(
     top_p: float = 1.0,
     constraints: Constraints | None = None,
     chunk_size: int | None = None,
+    first_index: int = 0,
 ) -> Crystals:
     """Draws one crystal for each entry of `spacegroups`, in model units, as NumPy arrays.
 
-    Crystal i depends on `fold_in(key, i)` and on nothing else that is drawn.
+    Crystal i depends on `fold_in(key, first_index + i)` and on nothing else that is drawn.
 
     Args:
         temperature: divides logits and concentrations, and its root multiplies the widths of the lattice.
@@ -95,6 +96,7 @@ def sample(
         top_p: probability above which less likely letters, elements and mixture components are left out.
         constraints: what `make_constraints` returned.
         chunk_size: crystals drawn at a time; the default fits 1 GiB of cache on each device.
+        first_index: of the first crystal, where several calls or processes draw parts of one set.
 
     Raises:
         ValueError: for a space group, temperature or constraint that cannot be met.
@@ -109,6 +111,7 @@ def sample(
         top_p=top_p,
         constraints=constraints,
         chunk_size=chunk_size,
+        first_index=first_index,
     )
     return Crystals(*(np.concatenate(fields) for fields in zip(*chunks, strict=True)))
 
@@ -124,6 +127,7 @@ def sample_chunks(
     top_p: float = 1.0,
     constraints: Constraints | None = None,
     chunk_size: int | None = None,
+    first_index: int = 0,
 ) -> Iterator[Crystals]:
     """`sample`, chunk after chunk as they are drawn."""
     spacegroups = np.asarray(spacegroups)
@@ -140,13 +144,14 @@ def sample_chunks(
         Temperature(*(jnp.float32(value) for value in (temperature, T1, top_p))),
         constraints,
         chunk_size,
+        first_index,
     )
 
 
-def _draw_chunks(params, config, key, spacegroups, temperature, constraints, chunk_size) -> Iterator[Crystals]:
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),), (LANES,), axis_types=(AxisType.Auto,), devices=jax.local_devices()
-    )
+def _draw_chunks(
+    params, config, key, spacegroups, temperature, constraints, chunk_size, first_index
+) -> Iterator[Crystals]:
+    mesh = make_local_mesh()
     wanted = chunk_size or max(1, CHUNK_BYTES // cache_bytes(config)) * mesh.size
     wanted = min(wanted, len(spacegroups))
     on_cpu = jax.default_backend() == "cpu"
@@ -154,7 +159,7 @@ def _draw_chunks(params, config, key, spacegroups, temperature, constraints, chu
     group_size = CPU_GROUP if on_cpu else per_device
     num_lanes = -(-per_device // group_size) * group_size * mesh.size
     kernel = _compiled(config, group_size, mesh)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.arange(len(spacegroups)))
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first_index + np.arange(len(spacegroups)))
     for start in range(0, len(spacegroups), wanted):
         rows = np.arange(start, start + num_lanes)
         used = rows < min(start + wanted, len(spacegroups))
@@ -167,7 +172,7 @@ def _draw_chunks(params, config, key, spacegroups, temperature, constraints, chu
 def _compiled(config: TransformerConfig, group_size: int, mesh: Mesh) -> Sampler:
     """The kernel over all local devices; parameters are in the published tree."""
     sampler = make_sampler(config, group_size)
-    by_lanes, everywhere = PartitionSpec(LANES), PartitionSpec()
+    by_lanes, everywhere = PartitionSpec(DATA_AXIS), PartitionSpec()
     return jax.jit(
         jax.shard_map(
             lambda params, *rest: sampler(as_network(params, config), *rest),

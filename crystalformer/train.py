@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from crystalformer.checkpoint import load_checkpoint, save_checkpoint
@@ -28,7 +29,7 @@ from matterform.training.mesh import make_mesh
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
 from matterform.training.run import check_run, claim_run, open_run
 from matterform.training.state import TrainState, inference_params, init_state
-from matterform.training.step import make_eval_step, make_train_step
+from matterform.training.step import ExampleLoss, make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     split = load_split(config)
     mesh = make_mesh()
     example_loss = make_example_loss(config.transformer, config.loss)
-    plan = _plan(split.train, config)
+    plan = plan_batches(split.train, config.batch_size, config.seed)
     optimizer = make_optimizer(config.optimizer, last_step(config.loop, plan))
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = _first_params(config, init_key, resume)
@@ -101,7 +102,9 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     validation = None
     if split.validation is not None:
         evaluate = make_eval_step(example_loss, mesh)
-        validation = Validation(evaluate, _plan(split.validation, config), _taker(split.validation))
+        validation = Validation(
+            evaluate, plan_batches(split.validation, config.batch_size, config.seed), take_from(split.validation)
+        )
     claim_run(config, fingerprints(split), resume)
     columns = metric_columns(PARTS, validation is not None)
     with open_run(config, columns, state, resume) as run:
@@ -117,7 +120,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
             run.state,
             mesh,
             plan,
-            _taker(split.train),
+            take_from(split.train),
             validation=validation,
             checkpoints=run.checkpoints,
             best=run.best,
@@ -212,12 +215,20 @@ def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:
     return load_checkpoint(config.start_from, **to_dict(config.transformer)).params
 
 
-def _plan(crystals: Crystals, config: TrainConfig) -> BatchPlan:
-    return make_batch_plan(lengths(crystals), config.batch_size, bucket_lengths(crystals.W.shape[1]), config.seed)
+def make_validation(
+    example_loss: ExampleLoss, crystals: Crystals, batch_size: int, seed: int, mesh: Mesh
+) -> Validation:
+    """Held-out crystals and their compiled evaluation."""
+    return Validation(make_eval_step(example_loss, mesh), plan_batches(crystals, batch_size, seed), take_from(crystals))
 
 
-def _taker(crystals: Crystals) -> Take:
-    """Gathers rows cut to a bucket's length, in the types the network computes with."""
+def plan_batches(crystals: Crystals, batch_size: int, seed: int) -> BatchPlan:
+    """Batches of crystals of like length."""
+    return make_batch_plan(lengths(crystals), batch_size, bucket_lengths(crystals.W.shape[1]), seed)
+
+
+def take_from(crystals: Crystals) -> Take:
+    """The function that gathers rows cut to a bucket's length, in the types the network computes with."""
 
     def take(rows: np.ndarray, length: int) -> Crystals:
         G, L, XYZ, A, W = crystals

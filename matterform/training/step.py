@@ -31,6 +31,13 @@ class Batch(NamedTuple):
     weight: Float[np.ndarray | Array, " b"]
 
 
+class Sums(NamedTuple):
+    """Sums over examples, each times its weight."""
+
+    metrics: Metrics  # with `loss` and `weight`
+    gradients: Any
+
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Evaluate = Callable[[Any, Batch], Metrics]
 
@@ -59,16 +66,115 @@ def make_train_step(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1; got {accumulate}")
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay must lie in [0, 1); got {ema_decay}")
+    summed = _make_summed(example_loss, mesh, accumulate, remember is not None)
+    update = _make_update(optimizer, ema_decay, remember)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_rows(batch, mesh, accumulate)
+        sums = summed(state.params, state.memory, jax.random.fold_in(key, state.step), batch)
+        return update(state, sums)
+
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(replicated(mesh), split_by_rows(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+class PartedStep(NamedTuple):
+    """A step whose batch comes in parts, of several shapes or too large to be in memory at once.
+
+    `add(params, sums, part)` gives the sums of what has come so far, None at first; `finish(state, sums)` takes the
+    step, and consumes both. `temporary_bytes(params, part)` compiles `add` and tells what it needs on a device beside
+    its arguments.
+    """
+
+    add: Callable[[Any, Sums | None, Batch], Sums]
+    finish: Callable[[TrainState, Sums], tuple[TrainState, Metrics]]
+    temporary_bytes: Callable[[Any, Batch], int]
+
+
+def make_parted_step(
+    example_loss: ExampleLoss,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema_decay: float | None = None,
+) -> PartedStep:
+    """`make_train_step` in parts, for a loss without randomness: its key is None. Metrics are as there."""
+
+    def loss_without_key(params: Any, key: PRNGKeyArray | None, example: Any) -> tuple[Float[Array, ""], Metrics]:
+        return example_loss(params, None, example)
+
+    summed = _make_summed(loss_without_key, mesh, 1, False)
+    everywhere, by_rows = replicated(mesh), split_by_rows(mesh)
+
+    def gradient(params: Any, part: Batch) -> Sums:
+        _check_rows(part, mesh, 1)
+        return summed(params, None, jax.random.key(0), part)
+
+    gradient = jax.jit(gradient, in_shardings=(everywhere, by_rows), out_shardings=everywhere)
+    plus = jax.jit(lambda sums, more: jax.tree.map(jnp.add, sums, more), donate_argnums=0)
+
+    def add(params: Any, sums: Sums | None, part: Batch) -> Sums:
+        more = gradient(params, part)
+        return more if sums is None else plus(sums, more)
+
+    def temporary_bytes(params: Any, part: Batch) -> int:
+        return gradient.lower(params, part).compile().memory_analysis().temp_size_in_bytes
+
+    return PartedStep(add, jax.jit(_make_update(optimizer, ema_decay, None), donate_argnums=(0, 1)), temporary_bytes)
+
+
+def _make_summed(
+    example_loss: ExampleLoss | RememberingLoss, mesh: Mesh, accumulate: int, remembers: bool
+) -> Callable[[Any, Any, PRNGKeyArray, Batch], Sums]:
+    """`summed(params, memory, step_key, batch)`: sums over the mesh of the metrics and of the gradient."""
+
+    def device_sums(params: Any, memory: Any, step_key: PRNGKeyArray, batch: Batch) -> Sums:
+        rows = batch.weight.shape[0]
+        row = jax.lax.axis_index(DATA_AXIS) * rows + jnp.arange(rows)
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, row))
+
+        def part_sums(part: tuple[Batch, Int[Array, " b"]]) -> Sums:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, part[1])
+
+            def loss_sum(params: Any) -> tuple[Float[Array, ""], Metrics]:
+                sums = _weighted_sums(example_loss, params, keys, part[0], (memory,) if remembers else ())
+                return sums["loss"], sums
+
+            gradients, sums = jax.grad(loss_sum, has_aux=True)(params)
+            return Sums(sums, gradients)
+
+        return jax.lax.psum(_sum_over(part_sums, parts), DATA_AXIS)
+
+    # Without the check of varying axes a gradient inside is the device's own, summed only by the psum written above,
+    # and a model may scan from constants without knowing that it runs on a mesh.
+    everywhere, by_rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    return jax.shard_map(
+        device_sums,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, everywhere, by_rows),
+        out_specs=everywhere,
+        check_vma=False,
+    )
+
+
+def _make_update(
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None,
+    remember: Callable[[Any, Metrics], Any] | None,
+) -> Callable[[TrainState, Sums], tuple[TrainState, Metrics]]:
+    """The state after a step, and its metrics, from the sums over the batch."""
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must lie in [0, 1); got {ema_decay}")
+
+    def update(state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
         if (state.ema is None) != (ema_decay is None):
             raise ValueError("ema_decay and the state's moving average go together: give both or neither")
-        sums, gradient_sums = summed(state.params, state.memory, jax.random.fold_in(key, state.step), batch)
-        means = _divide_by_weight(sums)
-        gradients = jax.tree.map(lambda g: g / sums["weight"].astype(g.dtype), gradient_sums)
+        means = _divide_by_weight(sums.metrics)
+        gradients = jax.tree.map(lambda g: g / sums.metrics["weight"].astype(g.dtype), sums.gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if ema_decay is None else _moved_average(state.ema, params, 1 - ema_decay)
@@ -78,39 +184,7 @@ def make_train_step(
         memory = state.memory if remember is None else remember(state.memory, means)
         return TrainState(state.step + 1, params, opt_state, ema, memory), metrics
 
-    def device_sums(params: Any, memory: Any, step_key: PRNGKeyArray, batch: Batch) -> tuple[Metrics, Any]:
-        rows = batch.weight.shape[0]
-        row = jax.lax.axis_index(DATA_AXIS) * rows + jnp.arange(rows)
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, row))
-
-        def part_sums(part: tuple[Batch, Int[Array, " b"]]) -> tuple[Metrics, Any]:
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, part[1])
-
-            def loss_sum(params: Any) -> tuple[Float[Array, ""], Metrics]:
-                sums = _weighted_sums(example_loss, params, keys, part[0], () if remember is None else (memory,))
-                return sums["loss"], sums
-
-            gradients, sums = jax.grad(loss_sum, has_aux=True)(params)
-            return sums, gradients
-
-        return jax.lax.psum(_sum_over(part_sums, parts), DATA_AXIS)
-
-    # Without the check of varying axes a gradient inside is the device's own, summed only by the psum written above,
-    # and a model may scan from constants without knowing that it runs on a mesh.
-    everywhere, by_rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    summed = jax.shard_map(
-        device_sums,
-        mesh=mesh,
-        in_specs=(everywhere, everywhere, everywhere, by_rows),
-        out_specs=everywhere,
-        check_vma=False,
-    )
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(replicated(mesh), split_by_rows(mesh)),
-        out_shardings=replicated(mesh),
-    )
+    return update
 
 
 def make_eval_step(example_loss: ExampleLoss, mesh: Mesh) -> Evaluate:

@@ -8,7 +8,7 @@ import pytest
 
 from matterform.training.mesh import make_mesh, to_global
 from matterform.training.state import init_state
-from matterform.training.step import Batch, make_eval_step, make_train_step, mean_metrics
+from matterform.training.step import Batch, make_eval_step, make_parted_step, make_train_step, mean_metrics
 
 
 def squared_error(params, key, example):
@@ -36,6 +36,18 @@ def test_step_takes_the_weighted_mean_gradient():
     np.testing.assert_allclose(state.params["w"], 2 - 13 / 3, rtol=1e-6)
     assert metrics["nonfinite"] == 0
     assert state.step == 1
+
+
+def test_step_in_parts_of_two_shapes_equals_the_whole_step():
+    optimizer, mesh, batch = optax.adam(0.1), make_mesh(), hand_batch()
+    whole, expected = make_train_step(squared_error, optimizer, jax.random.key(0), mesh)(start(optimizer), batch)
+    step, state, sums = make_parted_step(squared_error, optimizer, mesh), start(optimizer), None
+    for rows in (slice(0, 1), slice(1, 3)):
+        sums = step.add(state.params, sums, jax.tree.map(lambda x, rows=rows: x[rows], batch))
+    state, metrics = step.finish(state, sums)
+    assert state.step == 1
+    np.testing.assert_allclose(state.params["w"], whole.params["w"], rtol=1e-6)
+    assert jax.tree.map(float, metrics) == pytest.approx(jax.tree.map(float, expected), rel=1e-6)
 
 
 def test_moving_average_starts_from_the_parameters():

@@ -1,0 +1,388 @@
+"""Fine-tuning by PPO, and by likelihood of relaxed samples: one config, one run folder that describes itself.
+
+A run folder holds config.yaml, reference.pkl (the weights it started from), metrics.csv and TensorBoard events (a row
+an epoch), epochs.jsonl (histograms, failures), curves.png, samples/epoch_NNNNNN.csv, checkpoints/<step>/ (to resume)
+and published/epoch_NNNNNN.pkl (to use). An interrupted epoch is done again when the run is resumed, and comes out the
+same.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import pathlib
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from crystalformer.checkpoint import load_checkpoint, save_checkpoint
+from crystalformer.config import Model, TransformerConfig
+from crystalformer.crystal import Crystals
+from crystalformer.dataset import from_structures
+from crystalformer.likelihood import LossConfig, make_example_loss
+from crystalformer.parameters import Params
+from crystalformer.pretrained import load_model, training_spacegroups
+from crystalformer.rl.options import RewardConfig, open_reward
+from crystalformer.rl.ppo import Example, Objective, advantages, make_ppo_loss
+from crystalformer.rl.record import Record, epoch_row
+from crystalformer.rl.rewards import Reward, describe_problems
+from crystalformer.rl.rollout import Policy, Rollout, Stopwatch, draw_spacegroups, gather_crystals, roll_out
+from crystalformer.train import load_crystals, make_validation, plan_batches, take_from
+from matterform.files import existing
+from matterform.progress import progress_bar
+from matterform.training.batches import Take, local_rows
+from matterform.training.checkpoint import Checkpoints
+from matterform.training.loop import Outcome, Validation, run_validation, stop_on_signals
+from matterform.training.mesh import make_mesh, to_global
+from matterform.training.metrics import StepMetrics
+from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
+from matterform.training.state import TrainState, init_state
+from matterform.training.step import Batch, PartedStep, make_parted_step
+
+logger = logging.getLogger(__name__)
+
+FREE = ("run_dir", "epochs", "max_minutes", "keep", "publish_every", "save_every", "wandb_project", "validation")
+GROUPS, CRYSTALS, TRIAL = 1, 2, 3  # folded into the seed, for what is drawn
+TRIAL_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PpoConfig:
+    """A whole run.
+
+    Space groups are drawn from `spacegroup`, each as often, or as often as `spacegroups_from` has them; by default as
+    often as the shipped model's training set has them.
+    """
+
+    run_dir: pathlib.Path
+    model: Model = Model()
+    reward: RewardConfig = RewardConfig()
+    spacegroup: tuple[int, ...] = ()
+    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared)
+    batch_size: int = 1000  # crystals an epoch, over all processes
+    epochs: int = 100
+    max_minutes: float | None = None  # of wall-clock time in this process
+    ppo_epochs: int = 5  # optimiser steps on each batch of samples
+    objective: Objective = Objective()
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    sft_epochs: int = 0  # steps towards the likelihood of good relaxed samples; needs a reward that relaxes
+    sft_min_reward: float = -0.1  # what counts as good
+    part_size: int = 32  # crystals that each device computes a gradient of at a time; bounds the memory
+    validation: pathlib.Path | None = None  # data set whose loss is logged
+    save_every: int = 10  # epochs between tables of samples
+    publish_every: int = 10  # epochs between published files; the last epoch is always published
+    keep: int = 2  # checkpoints to resume from
+    seed: int = 42
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "part_size", "save_every", "publish_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if min(self.ppo_epochs, self.sft_epochs) < 0 or self.ppo_epochs + self.sft_epochs == 0:
+            raise ValueError(f"ppo_epochs or sft_epochs must be positive; got {self.ppo_epochs} and {self.sft_epochs}")
+        if self.spacegroup and self.spacegroups_from is not None:
+            raise ValueError("give spacegroup or spacegroups_from, not both")
+        if wrong := [group for group in self.spacegroup if not 1 <= group <= 230]:
+            raise ValueError(f"spacegroup must lie in 1..230; got {wrong[0]}")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"max_minutes must be positive, or none; got {self.max_minutes}")
+
+
+class TuneResult(NamedTuple):
+    """The number of epochs done, and why it ended."""
+
+    epoch: int
+    outcome: Outcome
+
+
+class Progress(NamedTuple):
+    """What is known beyond the training state; every checkpoint carries it."""
+
+    epoch: int = 0  # epochs done
+    running_mean: float | None = None  # of the rewards
+
+
+class Tools(NamedTuple):
+    """What every epoch works with."""
+
+    config: PpoConfig
+    network: TransformerConfig
+    reference: Params
+    frequencies: Float[np.ndarray, "230"]
+    reward: Reward
+    ppo: PartedStep
+    sft: PartedStep
+    mesh: Mesh
+    validation: Validation | None
+
+
+def fine_tune(config: PpoConfig, resume: bool = False) -> TuneResult:
+    """Runs until the epochs or the time are over, or it is interrupted.
+
+    Raises:
+        ValueError: something is missing or wrong, said before the first epoch as far as it can be known then.
+        FloatingPointError: a loss or gradient is not finite; the checkpoint of the epoch before is there.
+    """
+    check_run(config, resume, FREE)
+    checkpoint = load_checkpoint(existing(reference_file(config))) if resume else load_model(config.model)
+    network, reference = checkpoint.config, checkpoint.params
+    frequencies = spacegroup_frequencies(config, network)
+    held_out = None if config.validation is None else load_crystals(config.validation, network)
+    mesh = make_mesh()
+    optimizer = make_optimizer(config.optimizer, config.epochs * (config.ppo_epochs + config.sft_epochs))
+    likelihood_loss = make_example_loss(network, LossConfig())
+    with contextlib.ExitStack() as stack:
+        reward = stack.enter_context(open_reward(config.reward))
+        tools = Tools(
+            config,
+            network,
+            reference,
+            frequencies,
+            reward,
+            make_parted_step(make_ppo_loss(network, config.objective), optimizer, mesh),
+            make_parted_step(likelihood_loss, optimizer, mesh),
+            mesh,
+            None if held_out is None else make_validation(likelihood_loss, held_out, 64 * mesh.size, config.seed, mesh),
+        )
+        details = try_reward(tools)
+        state = init_state(reference, optimizer, mesh)
+        if not resume and jax.process_index() == 0:
+            save_checkpoint(reference_file(config), reference, epoch=0, config=network)
+        claim_run(config, {"reference": _checksum(reference)}, resume)
+        checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
+        progress = Progress()
+        if resume and checkpoints.latest_step() is not None:
+            state, extra = restore_run(config.run_dir, checkpoints, state)
+            progress = Progress(**extra)
+        record = Record(config.run_dir, details, progress.epoch if resume else None, config.wandb_project)
+        stack.callback(record.close)
+        return _run_epochs(tools, state, progress, checkpoints, record)
+
+
+def reference_file(config: PpoConfig) -> pathlib.Path:
+    """Where a run keeps the weights it started from."""
+    return config.run_dir / "reference.pkl"
+
+
+def spacegroup_frequencies(config: PpoConfig, network: TransformerConfig) -> Float[np.ndarray, "230"]:
+    """How often each space group is to be drawn; entry 0 is group 1."""
+    if config.spacegroup:
+        groups = np.asarray(config.spacegroup)
+    elif config.spacegroups_from is not None:
+        groups = load_crystals(config.spacegroups_from, network).G
+    else:
+        return training_spacegroups().astype(np.float64)
+    return np.bincount(groups, minlength=231)[1:].astype(np.float64)
+
+
+# --- before the run -------------------------------------------------------------------------------------------------
+
+
+def try_reward(tools: Tools) -> tuple[str, ...]:
+    """Sends a few samples of the starting weights through the reward, and says what happened.
+
+    Also says what memory a gradient needs, and refuses where it is more than there is.
+
+    Returns:
+        names of the reward's details.
+
+    Raises:
+        ValueError: the reward fails for every one of them, or does not relax where that is needed.
+    """
+    config, watch = tools.config, Stopwatch()
+    number = TRIAL_SIZE * jax.process_count()
+    groups = draw_spacegroups(tools.frequencies, number, [config.seed, TRIAL])
+    key = jax.random.fold_in(jax.random.key(config.seed), TRIAL)
+    trial = roll_out(Policy(tools.reference, tools.network), tools.reference, tools.reward, key, groups, watch)
+    if trial.failed.all():
+        raise ValueError(
+            f"reward {tools.reward.name} failed for all of {number} trial samples, so there is nothing to learn: "
+            f"{describe_problems(trial.local.problems)}"
+        )
+    if config.sft_epochs and trial.local.relaxed is None:
+        raise ValueError("sft_epochs needs relaxed samples; give --relax-steps, or sft_epochs 0")
+    logger.info(
+        "reward %s: %.4g on average over %d trial samples, %d failed, %.3g s a structure",
+        *(tools.reward.name, trial.rewards[~trial.failed].mean(), number, trial.failed.sum()),
+        watch.seconds["reward"] / TRIAL_SIZE,
+    )
+    _check_memory(tools, trial)
+    return tuple(trial.details)
+
+
+def _check_memory(tools: Tools, trial: Rollout) -> None:
+    """Compiles the gradient for the longest crystals, and compares what it needs with what there is."""
+    size = tools.config.part_size * tools.mesh.size
+    rows = np.resize(np.arange(len(trial.rewards)), size // jax.process_count())
+    take = _take_examples(trial, np.zeros(len(trial.rewards), np.float32))
+    part = Batch(take(rows, tools.network.n_max), np.ones(len(rows), np.float32))
+    needed = tools.ppo.temporary_bytes(tools.reference, to_global(tools.mesh, part))
+    available = available_bytes()
+    logger.info("a gradient of %d crystals needs %.2f GiB on each device", size, needed / 2**30)
+    if available is not None and needed > available:
+        raise ValueError(
+            f"part_size {tools.config.part_size}: a gradient needs {needed / 2**30:.1f} GiB on each device, which has "
+            f"{available / 2**30:.1f} GiB; lower part_size"
+        )
+
+
+def available_bytes() -> int | None:
+    """Memory of one device, or of this machine where devices are its processors; None where nobody knows."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats is not None and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if jax.default_backend() == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    return None
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+def _run_epochs(
+    tools: Tools, state: TrainState, progress: Progress, checkpoints: Checkpoints, record: Record
+) -> TuneResult:
+    config = tools.config
+    deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
+    outcome: Outcome = "finished"
+    with stop_on_signals() as stop_asked, progress_bar("epochs", config.epochs, progress.epoch) as show:
+        while progress.epoch < config.epochs:
+            try:
+                state, progress, row = run_epoch(tools, state, progress, record, stop_asked)
+            except Interrupted:
+                outcome = "interrupted"
+                break
+            checkpoints.save(state, progress._asdict())
+            record.write(progress.epoch, row)
+            if progress.epoch % config.publish_every == 0:
+                publish(tools, state, progress.epoch)
+            show(progress.epoch)
+            late = time.monotonic() >= deadline and progress.epoch < config.epochs
+            if stop := _agreed("interrupted" if stop_asked() else "time_limit" if late else None):
+                outcome = stop
+                break
+    if outcome != "interrupted":
+        publish(tools, state, progress.epoch)
+    record.draw()
+    logger.info("%s after epoch %d", outcome, progress.epoch)
+    return TuneResult(progress.epoch, outcome)
+
+
+class Interrupted(Exception):
+    """A signal came in the middle of an epoch, which is given up."""
+
+
+def run_epoch(
+    tools: Tools, state: TrainState, progress: Progress, record: Record, stop_asked: Callable[[], bool]
+) -> tuple[TrainState, Progress, dict[str, float]]:
+    """Samples, scores, and takes the steps of one epoch; returns its metrics as well.
+
+    Raises:
+        Interrupted: when asked to stop, between two phases; the state given is lost, but its checkpoint is there.
+    """
+    config, watch = tools.config, Stopwatch()
+    groups = draw_spacegroups(tools.frequencies, config.batch_size, [config.seed, GROUPS, progress.epoch])
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), CRYSTALS), progress.epoch)
+    policy = Policy(jax.tree.map(np.asarray, state.params), tools.network)
+    rollout = roll_out(policy, tools.reference, tools.reward, key, groups, watch)
+    _give_up_if(stop_asked)
+    advantage, running_mean = advantages(rollout.rewards, rollout.crystals.G, progress.running_mean, config.objective)
+    metrics = StepMetrics()
+    with watch.phase("update"):
+        examples = _take_examples(rollout, advantage)
+        for _ in range(config.ppo_epochs):
+            state, step_metrics = take_step(tools, tools.ppo, state, rollout.crystals, examples)
+            metrics.add(int(state.step), step_metrics)
+            metrics.settle()
+            _give_up_if(stop_asked)
+        good = _good_relaxed(tools, rollout) if config.sft_epochs else None
+        if good is not None:
+            for _ in range(config.sft_epochs):
+                state, _ = take_step(tools, tools.sft, state, good, take_from(good))
+                _give_up_if(stop_asked)
+    done = Progress(progress.epoch + 1, running_mean)
+    row = epoch_row(rollout, config.objective.beta) | (metrics.take_means() if config.ppo_epochs else {})
+    row |= {"optimizer_steps": int(state.step), "baseline": running_mean}
+    if config.sft_epochs:
+        row["sft_crystals"] = 0 if good is None else len(good.G)
+    with watch.phase("validation"):
+        if tools.validation is not None:
+            row["validation_loss"] = run_validation(tools.validation, state.params, tools.mesh)["loss"]
+    row |= {f"seconds_{name}": seconds for name, seconds in watch.seconds.items()}
+    record.describe(done.epoch, rollout)
+    if done.epoch % config.save_every == 0 or done.epoch in (1, config.epochs):
+        record.save_samples(done.epoch, rollout)
+    return state, done, row
+
+
+def take_step(
+    tools: Tools, step: PartedStep, state: TrainState, crystals: Crystals, take: Take
+) -> tuple[TrainState, dict[str, Any]]:
+    """One optimiser step on the mean over all crystals, computed in parts of like length."""
+    size = min(tools.config.part_size * tools.mesh.size, _rounded_up(len(crystals.G), tools.mesh.size))
+    sums = None
+    for planned in plan_batches(crystals, size, tools.config.seed).epoch(0):
+        rows = local_rows(planned, jax.process_index(), jax.process_count())
+        part = Batch(take(rows.indices, rows.length), rows.weight)
+        sums = step.add(state.params, sums, to_global(tools.mesh, part))
+    assert sums is not None  # there is at least one crystal
+    return step.finish(state, sums)
+
+
+def publish(tools: Tools, state: TrainState, epoch: int) -> None:
+    """Writes published/epoch_NNNNNN.pkl."""
+    if jax.process_index() == 0:
+        folder = tools.config.run_dir / "published"
+        folder.mkdir(exist_ok=True)
+        save_checkpoint(folder, state.params, state.opt_state, epoch, config=tools.network)
+
+
+def _take_examples(rollout: Rollout, advantage: Float[np.ndarray, " b"]) -> Take:
+    take_crystals = take_from(rollout.crystals)
+
+    def take(rows: np.ndarray, length: int) -> Example:
+        columns = (rollout.logp.total, rollout.logp_reference, advantage)
+        return Example(take_crystals(rows, length), *(np.asarray(column[rows], np.float32) for column in columns))
+
+    return take
+
+
+def _good_relaxed(tools: Tools, rollout: Rollout) -> Crystals | None:
+    """The relaxed crystals whose reward is good enough, as far as the network can represent them; None without any."""
+    relaxed = rollout.local.relaxed or []
+    wanted = rollout.local.values >= tools.config.sft_min_reward
+    structures = [s for s, good in zip(relaxed, wanted, strict=True) if good and s is not None]
+    crystals, _ = from_structures(structures, n_max=tools.network.n_max)
+    crystals = gather_crystals(crystals, len(relaxed))
+    return crystals if len(crystals.G) else None
+
+
+def _agreed(wish: Outcome | None) -> Outcome | None:
+    """Why to stop, if any process wishes to."""
+    wishes: tuple[Outcome | None, ...] = (None, "time_limit", "interrupted")
+    if jax.process_count() == 1:
+        return wish
+    return wishes[int(multihost_utils.process_allgather(np.asarray(wishes.index(wish))).max())]
+
+
+def _give_up_if(stop_asked: Callable[[], bool]) -> None:
+    if jax.process_count() == 1 and stop_asked():  # several processes stop together, at the end of an epoch
+        raise Interrupted
+
+
+def _rounded_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _checksum(params: Params) -> int:
+    return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(dict(params))))

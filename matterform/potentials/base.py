@@ -1,0 +1,158 @@
+"""What a potential and a property model are, and batches in which a bad structure harms no other."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from matterform.evaluation.validity import ATOM_DENSITY_RANGE_PER_ANG3, structural_validity
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+Wanted = Literal["energy", "forces", "stress"]  # each includes those before it
+
+
+class Predictions(NamedTuple):
+    """One entry per structure. Where `problems` says why there is none, the energy is NaN and forces are None."""
+
+    energy: Float[np.ndarray, " b"]  # eV, of the whole structure as given
+    forces: "list[Float[np.ndarray, 'n 3'] | None]"  # eV/Å; None where not asked for
+    stress: Float[np.ndarray, "b 3 3"]  # eV/Å³, positive under tension (ASE's sign); NaN where not asked for
+    problems: list[str]  # empty where all is well
+
+
+class Properties(NamedTuple):
+    """One entry per structure; NaN where `problems` says why there is no value."""
+
+    values: Float[np.ndarray, " b *k"]
+    problems: list[str]
+
+
+class Potential(NamedTuple):
+    """A force field. `corrected` says whether its energies contain the MP2020 corrections already."""
+
+    name: str
+    predict: "Callable[[Sequence[pymatgen.core.Structure], Wanted], Predictions]"
+    corrected: bool
+
+
+class PropertyModel(NamedTuple):
+    """A model of a property, in whatever unit it was trained on."""
+
+    name: str
+    predict: "Callable[[Sequence[pymatgen.core.Structure]], Properties]"
+
+
+class BatchModel(NamedTuple):
+    """What a package must offer to be run in batches.
+
+    `prepare` turns one structure into the model's input, `run` gives one result for each of several inputs.
+    """
+
+    prepare: "Callable[[pymatgen.core.Structure], Any]"
+    run: Callable[[list[Any]], list[Any]]
+    expected: tuple[type[Exception], ...]  # what the package raises for impossible crystals; anything else goes on up
+
+
+class Prediction(NamedTuple):
+    """A potential's result for one structure; units as in `Predictions`."""
+
+    energy: float
+    forces: "Float[np.ndarray, 'n 3'] | None" = None
+    stress: Float[np.ndarray, "3 3"] | None = None
+
+
+def run_in_batches(
+    structures: "Sequence[pymatgen.core.Structure]", model: BatchModel, batch_size: int
+) -> tuple[list[Any | None], list[str]]:
+    """Results in order, None where there is none, and the reasons.
+
+    Impossible crystals (overlapping atoms, a flat cell, NaN, partial occupancy) are refused before the model sees them,
+    since many models return plausible numbers for them. A batch that fails is run again one by one.
+    """
+    problems = [
+        reason or _refusal(structure)
+        for reason, structure in zip(structural_validity(structures).reason, structures, strict=True)
+    ]
+    inputs: dict[int, Any] = {}
+    for index, structure in enumerate(structures):
+        if not problems[index]:
+            try:
+                inputs[index] = model.prepare(structure)
+            except model.expected as error:
+                problems[index] = _one_line(error)
+    results: list[Any | None] = [None] * len(structures)
+    order = sorted(inputs, key=lambda index: len(structures[index]))  # alike in size, so that batches waste little
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        for index, result in zip(members, _run(model, [inputs[index] for index in members]), strict=True):
+            if isinstance(result, Exception):
+                problems[index] = _one_line(result)
+            else:
+                results[index] = result
+    return results, problems
+
+
+def collect_predictions(results: Sequence[Prediction | None], problems: Sequence[str]) -> Predictions:
+    """`Predictions` of what `run_in_batches` returned; a number that is not finite becomes a problem."""
+    problems = list(problems)
+    nothing = np.full((3, 3), np.nan)
+    for index, result in enumerate(results):
+        if result is not None and not _is_finite(result):
+            problems[index] = "the model's result is not finite"
+    kept = [None if problem else result for result, problem in zip(results, problems, strict=True)]
+    return Predictions(
+        np.array([np.nan if result is None else result.energy for result in kept], np.float64),
+        [None if result is None else result.forces for result in kept],
+        np.array([nothing if result is None or result.stress is None else result.stress for result in kept]).reshape(
+            -1, 3, 3
+        ),
+        problems,
+    )
+
+
+def collect_properties(results: Sequence[np.ndarray | None], problems: Sequence[str], shape: tuple[int, ...] = ()):
+    """`Properties` with values of `shape` from what `run_in_batches` returned; not finite becomes a problem."""
+    problems = list(problems)
+    values = np.full((len(results), *shape), np.nan)
+    for index, result in enumerate(results):
+        if result is None:
+            continue
+        if np.isfinite(result).all():
+            values[index] = result
+        else:
+            problems[index] = "the model's result is not finite"
+    return Properties(values, problems)
+
+
+def _refusal(structure: "pymatgen.core.Structure") -> str:
+    """Why no model should see a structure whose atoms keep apart; empty where it may."""
+    from pymatgen.core import DummySpecies
+
+    if not structure.is_ordered:
+        return "sites with partial occupancy"
+    if any(isinstance(specie, DummySpecies) for specie in structure.species):
+        return "sites that are no element"
+    density, limit = len(structure) / structure.volume, ATOM_DENSITY_RANGE_PER_ANG3[1]
+    # Three times that of diamond; the number of angles between neighbours grows with its cube, and so does memory.
+    return "" if density <= limit else f"atom density {density:.3g} atoms/Å³ is above {limit:g} atoms/Å³"
+
+
+def _run(model: BatchModel, inputs: list[Any]) -> list[Any]:
+    """Results of one batch; an exception in the place of each input that fails alone as well."""
+    try:
+        return model.run(inputs)
+    except model.expected as error:
+        if len(inputs) == 1:
+            return [error]
+    return [_run(model, [single])[0] for single in inputs]
+
+
+def _is_finite(result: Prediction) -> bool:
+    return all(np.isfinite(part).all() for part in result if part is not None)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
