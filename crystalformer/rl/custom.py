@@ -1,0 +1,137 @@
+"""Rewards by a user's function, named `module:function`, whose faults are told in one line each."""
+
+import concurrent.futures
+import contextlib
+import functools
+import importlib
+import itertools
+import multiprocessing
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from crystalformer.rl.rewards import Reward, Scores, make_scores
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+WORST = -10.0
+
+
+class Workers(NamedTuple):
+    """`size` processes that share the crystals of a batch."""
+
+    pool: concurrent.futures.Executor
+    size: int
+
+
+@contextlib.contextmanager
+def open_workers(size: int) -> Iterator[Workers | None]:
+    """`size` processes for as long as the block lasts; None for 0."""
+    if not size:
+        yield None
+        return
+    # Spawned, because a fork of a process with a live JAX can hang.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(size, mp_context=context) as pool:
+        yield Workers(pool, size)
+
+
+def custom_reward(target: str, worst: float = WORST, workers: Workers | None = None) -> Reward:
+    """The reward of a function of a list of pymatgen Structures that returns as many numbers, larger is better.
+
+    Args:
+        target: `module:function`; modules in the current folder are found.
+        worst: the reward of crystals that cannot be built. Lower numbers of the function count as this one.
+        workers: each gets a part of the batch, so that the function must judge crystals one by one.
+
+    Raises:
+        ValueError: there is no such function; later, when it raises or returns anything but finite numbers.
+    """
+    load_function(target)
+
+    def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
+        if workers is None or len(structures) == 0:
+            values = evaluate(target, list(structures))
+        else:
+            values = _evaluate_in_parts(target, structures, workers)
+        return make_scores(values, [""] * len(structures), worst)
+
+    return Reward(target, score, worst)
+
+
+def evaluate(target: str, structures: "list[pymatgen.core.Structure]") -> Float[np.ndarray, " b"]:
+    """What the function says of `structures`, checked: what a worker process does."""
+    function = load_function(target)
+    with _Explained(f"the reward {target}"):
+        returned = np.asarray(function(structures))
+    if returned.dtype.kind not in "biuf":
+        raise ValueError(f"the reward {target} must return numbers; it returned {_shortened(returned)}")
+    if returned.shape != (len(structures),):
+        raise ValueError(
+            f"the reward {target} must return one number for each of {len(structures)} structures; "
+            f"it returned an array of shape {returned.shape}"
+        )
+    values = returned.astype(np.float64)
+    if wrong := np.flatnonzero(~np.isfinite(values)).tolist():
+        raise ValueError(
+            f"the reward {target} must return finite numbers; it returned {values[wrong[0]]} for {len(wrong)} of "
+            f"{len(values)} structures, first for {structures[wrong[0]].composition.reduced_formula}: "
+            "return its worst value instead"
+        )
+    return values
+
+
+@functools.cache
+def load_function(target: str) -> "Callable[[list[pymatgen.core.Structure]], Any]":
+    """The function that `module:function` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module_name, _, name = target.partition(":")
+    if not (module_name and name):
+        raise ValueError(f"a reward of your own is named module:function, such as my_rewards:density; found {target!r}")
+    here = str(pathlib.Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that a file here does not take the place of an installed package
+    with _Explained(f"importing {module_name} for the reward {target}"):
+        module = importlib.import_module(module_name)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"the reward {target}: {module.__file__ or module_name} has no function {name}")
+    return function
+
+
+def _evaluate_in_parts(
+    target: str, structures: "Sequence[pymatgen.core.Structure]", workers: Workers
+) -> Float[np.ndarray, " b"]:
+    edges = np.linspace(0, len(structures), min(workers.size, len(structures)) + 1).astype(int).tolist()
+    parts = [list(structures[start:end]) for start, end in itertools.pairwise(edges)]
+    futures = [workers.pool.submit(evaluate, target, part) for part in parts]
+    try:
+        return np.concatenate([future.result() for future in futures])
+    except concurrent.futures.BrokenExecutor as error:
+        raise ValueError(f"the reward {target} ended its worker process; memory may have run out: {error}") from error
+
+
+class _Explained(contextlib.AbstractContextManager[None]):
+    """Turns whatever a user's code raises into one line that says whose it is, with the original as the cause.
+
+    The exceptions of code that we do not know cannot be listed, so this is no `except`; interrupts and exits pass.
+    """
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            raise ValueError(f"{self._doing} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _shortened(returned: np.ndarray) -> str:
+    return " ".join(repr(returned.tolist()).split())[:80]

@@ -1,0 +1,181 @@
+"""From a command line's flags to a reward; what is missing is said in one line before anything is loaded."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from crystalformer.rl import combine, rewards
+from crystalformer.rl.custom import WORST, Workers, custom_reward, load_function, open_workers
+from crystalformer.rl.native import pair_reward
+from crystalformer.rl.rewards import Reward
+from matterform.evaluation.composition import compositional_validity
+from matterform.evaluation.hull import open_hull
+from matterform.evaluation.references import load_references
+from matterform.files import existing
+from matterform.potentials.base import Potential, PropertyModel
+from matterform.potentials.load import PotentialConfig, PropertyConfig, load_property, open_potential
+
+NAMES = ("ehull", "force", "property", "dielectric", "pair")
+NEED_POTENTIAL = ("ehull", "force")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """What to reward, larger is better, and with which models. Several rewards are added with their weights."""
+
+    reward: tuple[str, ...] = ("ehull",)  # ehull, force, property, dielectric, pair, or module:function of your own
+    weights: tuple[float, ...] = ()  # one a reward; by default 1 each
+    convex_path: pathlib.Path | None = None  # ehull: the reference hull, as a file of entries or a folder made of it
+    references: pathlib.Path | None = None  # ehull: energies of the elements (JSON), for a hull of formation energies
+    relax_steps: int = 0  # ehull: steps of relaxation before; 0 takes crystals as they are
+    stress_weight: float = 1.0  # force: of the stress (eV/angstrom^3) beside the forces (eV/angstrom)
+    property_path: pathlib.Path | None = None  # property: folder of the model; dielectric: that of the band gap
+    fidelity: int | None = None  # of a multi-fidelity property model: 0 PBE, 1 GLLB-SC, 2 HSE, 3 SCAN
+    property_batch_size: int = 64  # structures that a property model evaluates together
+    target: float | None = None  # property: what to aim at, in the model's unit
+    property_form: Literal["absolute", "squared"] = "absolute"  # property: of the error
+    dielectric_path: pathlib.Path | None = None  # dielectric: folder of the model of the dielectric tensor
+    reward_clip: float = 10.0  # ehull: eV/atom, to both sides; property: the largest error that counts
+    custom_worst: float = WORST  # module:function: of crystals that cannot be built; lower values count as this one
+    reward_workers: int = 0  # module:function: processes among which a batch is divided
+    validity_penalty: float = 0.0  # for atoms too close for their radii, and densities that solids do not have
+    composition_penalty: float = 0.0  # for oxidation states that cannot balance (SMACT)
+    uniqueness_bonus: float = 0.0  # for the first of its kind in a batch
+    novelty_bonus: float = 0.0  # for crystals that match none of the reference
+    novelty_reference: pathlib.Path | None = None  # crystals in any format, usually the training set
+    potential: PotentialConfig = PotentialConfig()
+
+    def __post_init__(self) -> None:
+        if not self.reward:
+            raise ValueError(f"reward: expected at least one of {', '.join(NAMES)} or module:function, found none")
+        for name in self.reward:
+            if name not in NAMES and ":" not in name:
+                raise ValueError(f"reward: expected {', '.join(NAMES)} or module:function, found {name!r}")
+        if len(set(self.reward)) < len(self.reward):
+            raise ValueError(f"reward: each may be there once; found {', '.join(self.reward)}")
+        if self.weights and len(self.weights) != len(self.reward):
+            raise ValueError(f"weights: expected one for each of {len(self.reward)} rewards, found {len(self.weights)}")
+        if not all(0 < weight < np.inf for weight in self.weights):
+            raise ValueError(f"weights must be positive; found {self.weights}")
+        if not 0 < self.reward_clip < np.inf:
+            raise ValueError(f"reward_clip must be positive; found {self.reward_clip:g}")
+        for name in ("relax_steps", "reward_workers", "stress_weight", "validity_penalty", "composition_penalty"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
+        for name in ("uniqueness_bonus", "novelty_bonus"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
+
+
+@contextlib.contextmanager
+def open_reward(config: RewardConfig) -> Iterator[Reward]:
+    """The reward that the flags ask for; models and worker processes that it needs end with the block.
+
+    Raises:
+        ValueError: a flag that this reward needs is missing, or a file holds something else.
+        FileNotFoundError: nothing lies at a path.
+        ImportError: a package is not installed; names the extra.
+    """
+    check_reward(config)
+    with contextlib.ExitStack() as stack:
+        potential = None
+        if set(config.reward) & set(NEED_POTENTIAL):
+            potential = stack.enter_context(open_potential(config.potential))
+        custom = any(name not in NAMES for name in config.reward)
+        workers = stack.enter_context(open_workers(config.reward_workers if custom else 0))
+        parts = [_make_reward(name, config, potential, workers) for name in config.reward]
+        reward = combine.weighted_sum(list(zip(config.weights or [1.0] * len(parts), parts, strict=True)))
+        yield _with_extras(parts[0] if len(parts) == 1 and not config.weights else reward, config)
+
+
+def check_reward(config: RewardConfig) -> None:
+    """What can be said before anything is loaded: flags that are missing, files that do not exist.
+
+    Raises:
+        ValueError: a flag is missing, or a function of the user's.
+        FileNotFoundError: nothing lies at a path.
+    """
+    needed = {
+        "ehull": (("convex_path", "the reference hull"),),
+        "property": (("property_path", "the folder of the property model"), ("target", "what to aim at")),
+        "dielectric": (
+            ("dielectric_path", "the folder of the model of the dielectric tensor"),
+            ("property_path", "the folder of the band gap's model"),
+        ),
+    }
+    for name in config.reward:
+        for field, meaning in needed.get(name, ()):
+            if getattr(config, field) is None:
+                raise ValueError(f"the reward {name} needs {_flag(field)}, {meaning}")
+        if name not in NAMES:
+            load_function(name)
+    if config.novelty_bonus and config.novelty_reference is None:
+        raise ValueError(f"{_flag('novelty_bonus')} needs {_flag('novelty_reference')}, the crystals that are known")
+    for field in ("convex_path", "references", "property_path", "dielectric_path", "novelty_reference"):
+        if getattr(config, field) is not None:
+            existing(getattr(config, field))
+    if config.composition_penalty:
+        compositional_validity([])  # without SMACT an ImportError
+
+
+def _make_reward(name: str, config: RewardConfig, potential: Potential | None, workers: Workers | None) -> Reward:
+    if name == "ehull":
+        assert potential is not None
+        return _ehull(config, potential)
+    if name == "force":
+        assert potential is not None
+        return rewards.force_reward(potential, config.stress_weight)
+    if name == "property":
+        assert config.target is not None
+        model = _property_model(config.property_path, config.fidelity, config)
+        return rewards.property_reward(model, config.target, config.property_form, config.reward_clip)
+    if name == "dielectric":
+        gap_model = _property_model(config.property_path, config.fidelity, config)
+        return rewards.dielectric_reward(_property_model(config.dielectric_path, None, config), gap_model)
+    if name == "pair":
+        return pair_reward()
+    return custom_reward(name, config.custom_worst, workers)
+
+
+def _ehull(config: RewardConfig, potential: Potential) -> Reward:
+    assert config.convex_path is not None
+    hull = open_hull(config.convex_path)
+    references = None if config.references is None else load_references(config.references)
+    if hull.kind == "formation" and references is None:
+        raise ValueError(
+            f"{config.convex_path} holds energies of formation, so the reward ehull needs {_flag('references')}, "
+            f"energies of the elements in {potential.name}; `matterform references` fits them"
+        )
+    return rewards.ehull_reward(potential, hull, references, config.relax_steps, config.reward_clip)
+
+
+def _property_model(path: pathlib.Path | None, fidelity: int | None, config: RewardConfig) -> PropertyModel:
+    return load_property(
+        PropertyConfig(
+            property_path=path,
+            fidelity=fidelity,
+            device=config.potential.device,
+            property_batch_size=config.property_batch_size,
+        )
+    )
+
+
+def _with_extras(reward: Reward, config: RewardConfig) -> Reward:
+    if config.validity_penalty:
+        reward = combine.with_validity_penalty(reward, config.validity_penalty)
+    if config.composition_penalty:
+        reward = combine.with_composition_penalty(reward, config.composition_penalty)
+    if config.uniqueness_bonus:
+        reward = combine.with_uniqueness_bonus(reward, config.uniqueness_bonus)
+    if config.novelty_bonus:
+        assert config.novelty_reference is not None
+        reward = combine.with_novelty_bonus(reward, config.novelty_bonus, config.novelty_reference)
+    return reward
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"

@@ -1,0 +1,177 @@
+"""What crystals are worth, larger is better: rewards from a potential, a hull and models of properties.
+
+`combine` puts rewards together, `custom` takes a user's function, `native` computes inside jit, `options` opens what a
+command line asks for. A crystal that cannot be evaluated gets the worst value of its reward, and the reason is kept.
+"""
+
+import collections
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from matterform.potentials.base import Potential, Properties, PropertyModel
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+    from matterform.evaluation.hull import Hull
+    from matterform.evaluation.references import References
+
+CLIP_EV_PER_ATOM = 10.0  # of energies above the hull
+SMALLEST, LARGEST = 1e-2, 1e2  # what components of forces (eV/Å) and stress (eV/Å³) count as
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy of a 3 x 3 matrix
+
+Form = Literal["absolute", "squared"]
+
+
+class Scores(NamedTuple):
+    """One entry per structure."""
+
+    values: Float[np.ndarray, " b"]  # finite and not below the reward's `worst`, which stands where there is a problem
+    problems: list[str]  # why there is no value; empty where all is well
+    details: dict[str, Float[np.ndarray, " b"]]  # numbers behind the values, by name; NaN where there is none
+    relaxed: "list[pymatgen.core.Structure | None] | None" = None  # where the reward relaxed them
+
+
+class Reward(NamedTuple):
+    """A function of crystals as they come, in primitive or other cells."""
+
+    name: str
+    score: "Callable[[Sequence[pymatgen.core.Structure]], Scores]"
+    worst: float
+
+
+def make_scores(
+    values: Float[np.ndarray, " b"],
+    problems: Sequence[str],
+    worst: float,
+    details: Mapping[str, Float[np.ndarray, " b"]] | None = None,
+    relaxed: "list[pymatgen.core.Structure | None] | None" = None,
+) -> Scores:
+    """Scores with `worst` in place of lower values and where there is a problem; not finite is one."""
+    values = np.asarray(values, np.float64)
+    problems = list(problems)
+    for index in np.flatnonzero(~np.isfinite(values)).tolist():
+        problems[index] = problems[index] or "its reward is not finite"
+    failed = np.array([bool(problem) for problem in problems], bool)
+    values = np.where(failed, worst, np.maximum(np.where(failed, worst, values), worst))
+    return Scores(values, problems, dict(details or {}), relaxed)
+
+
+def describe_problems(problems: Sequence[str]) -> str:
+    """One line for the log: how many failed, and how many of them in which way."""
+    # Up to its first number a reason names the kind of fault.
+    kinds = [re.split(r"[-+]?[0-9]", problem)[0].strip(" :,;(='") or problem for problem in problems if problem]
+    counts = collections.Counter(kinds).most_common()
+    listed = ": " + ", ".join(f"{count} x {kind}" for kind, count in counts) if counts else ""
+    return f"{len(kinds)} of {len(problems)} failed{listed}"
+
+
+def ehull_reward(
+    potential: Potential,
+    hull: "Hull",
+    references: "References | None" = None,
+    relax_steps: int = 0,
+    clip: float = CLIP_EV_PER_ATOM,
+) -> Reward:
+    """Minus the energy above the hull in eV/atom, clipped to [-clip, clip]; of relaxed crystals with `relax_steps`.
+
+    Args:
+        references: energies of the elements in the potential, for a hull of formation energies.
+    """
+    from matterform.evaluation.stability import above_hull
+
+    def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
+        found = above_hull(structures, potential, hull, references=references, relax_steps=relax_steps)
+        details = {"e_above_hull": found.e_above_hull, "energy_per_atom": found.energy_per_atom}
+        values = np.clip(-found.e_above_hull, -clip, clip)
+        return make_scores(values, found.problems, -clip, details, found.relaxed)
+
+    return Reward("ehull", score, -clip)
+
+
+def force_reward(potential: Potential, stress_weight: float = 1.0) -> Reward:
+    """-log(mean |F| + stress_weight * mean |stress|): how near a crystal is to a minimum of its energy.
+
+    The means are over Cartesian components, of all atoms (eV/Å) and of the six of the stress (eV/Å³), whose absolute
+    values are clipped to [1e-2, 1e2] before.
+    """
+    worst = -float(np.log(LARGEST * (1 + stress_weight)))
+    wanted = "stress" if stress_weight else "forces"
+
+    def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
+        predictions = potential.predict(structures, wanted)
+        nothing = np.full((1, 3), np.nan)
+        force = np.array([_mean_size(nothing if forces is None else forces) for forces in predictions.forces])
+        details = {"mean_force": force}
+        total = force
+        if stress_weight:
+            details["mean_stress"] = np.array([_mean_size(stress[VOIGT]) for stress in predictions.stress])
+            total = force + stress_weight * details["mean_stress"]
+        return make_scores(-np.log(total), predictions.problems, worst, details)
+
+    return Reward("force", score, worst)
+
+
+def property_reward(
+    model: PropertyModel, target: float, form: Form = "absolute", largest_error: float = 10.0
+) -> Reward:
+    """-|y - target| or -(y - target)^2, in the unit of the model.
+
+    Args:
+        largest_error: errors beyond it, and crystals without a value, count as this one.
+    """
+    worst = -largest_error if form == "absolute" else -(largest_error**2)
+
+    def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
+        predicted = model.predict(structures)
+        values = _single(model, predicted)
+        error = np.abs(values - target)
+        return make_scores(
+            -error if form == "absolute" else -(error**2), predicted.problems, worst, {"property": values}
+        )
+
+    return Reward("property", score, worst)
+
+
+def dielectric_reward(dielectric_model: PropertyModel, gap_model: PropertyModel) -> Reward:
+    """Total dielectric constant x band gap (eV), the figure of merit of a dielectric; 0 is the worst.
+
+    The constant is the mean eigenvalue of the predicted tensor: six components (xx, yy, zz first), nine, or already
+    one number. Negative predictions count as 0.
+    """
+
+    def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
+        tensors, gaps = dielectric_model.predict(structures), gap_model.predict(structures)
+        details = {"dielectric": _mean_eigenvalue(dielectric_model, tensors), "band_gap": _single(gap_model, gaps)}
+        values = np.maximum(details["dielectric"], 0) * np.maximum(details["band_gap"], 0)
+        problems = [first or second for first, second in zip(tensors.problems, gaps.problems, strict=True)]
+        return make_scores(values, problems, 0.0, details)
+
+    return Reward("dielectric", score, 0.0)
+
+
+def _mean_size(components: Float[np.ndarray, "..."]) -> float:
+    return float(np.mean(np.clip(np.abs(components), SMALLEST, LARGEST)))
+
+
+def _single(model: PropertyModel, predicted: Properties) -> Float[np.ndarray, " b"]:
+    """The one number that a model gives per structure."""
+    width = int(np.prod(predicted.values.shape[1:]))
+    if width != 1:
+        raise ValueError(f"{model.name} predicts {width} numbers for a crystal; expected a model of a single one")
+    return predicted.values.reshape(-1)
+
+
+def _mean_eigenvalue(model: PropertyModel, predicted: Properties) -> Float[np.ndarray, " b"]:
+    """A third of the trace."""
+    values = predicted.values.reshape(len(predicted.values), int(np.prod(predicted.values.shape[1:])))
+    diagonal = {1: (0,), 6: (0, 1, 2), 9: (0, 4, 8)}.get(values.shape[1])
+    if diagonal is None:
+        raise ValueError(
+            f"{model.name} predicts {values.shape[1]} numbers for a crystal; expected 1, 6 or 9 of a tensor"
+        )
+    return values[:, diagonal].mean(1)
