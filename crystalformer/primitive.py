@@ -115,7 +115,7 @@ def _problem(crystal: Crystals, cell: Float[np.ndarray, "6"]) -> str:
         return "it has no site"
     if (crystal.A[real] < 1).any():
         return "a site has no element"
-    if (crystal.W > symmetry_tables().num_letters[int(crystal.G) - 1]).any():
+    if crystal.W.max() > symmetry_tables().num_letters[int(crystal.G) - 1]:
         return "a site has a letter that its space group lacks"
     if not np.isfinite(crystal.XYZ[real]).all():
         return "its coordinates are not finite"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from matterform.evaluation.hull import Hull
+from matterform.evaluation.references import References
+from matterform.evaluation.stability import above_hull, check_references
 from matterform.potentials.base import Potential, Properties, PropertyModel
 
 if TYPE_CHECKING:
     import pymatgen.core
-
-    from matterform.evaluation.hull import Hull
-    from matterform.evaluation.references import References
 
 CLIP_EV_PER_ATOM = 10.0  # of energies above the hull
 SMALLEST, LARGEST = 1e-2, 1e2  # what components of forces (eV/Å) and stress (eV/Å³) count as
@@ -72,23 +72,27 @@ def describe_problems(problems: Sequence[str]) -> str:
 
 def ehull_reward(
     potential: Potential,
-    hull: "Hull",
-    references: "References | None" = None,
+    hull: Hull,
+    references: References | None = None,
     relax_steps: int = 0,
     clip: float = CLIP_EV_PER_ATOM,
 ) -> Reward:
     """Minus the energy above the hull in eV/atom, clipped to [-clip, clip]; of relaxed crystals with `relax_steps`.
 
     Args:
-        references: energies of the elements in the potential, for a hull of formation energies.
+        references: energies of the elements in the potential, for a hull of formation energies and only for such a one.
     """
-    from matterform.evaluation.stability import above_hull
+    check_references(hull, references)
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
         found = above_hull(structures, potential, hull, references=references, relax_steps=relax_steps)
         details = {"e_above_hull": found.e_above_hull, "energy_per_atom": found.energy_per_atom}
         values = np.clip(-found.e_above_hull, -clip, clip)
-        return make_scores(values, found.problems, -clip, details, found.relaxed)
+        if found.relaxed is None:
+            return make_scores(values, found.problems, -clip, details)
+        ends = zip(found.relaxed.structures, found.problems, strict=True)
+        relaxed = [None if problem else structure for structure, problem in ends]
+        return make_scores(values, found.problems, -clip, details, relaxed)
 
     return Reward("ehull", score, -clip)
 
