@@ -1,0 +1,79 @@
+"""Any calculator of ASE as a potential, one structure at a time."""
+
+import importlib
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from matterform.potentials.base import (
+    BatchModel,
+    Potential,
+    Prediction,
+    Predictions,
+    Wanted,
+    collect_predictions,
+    run_in_batches,
+)
+
+if TYPE_CHECKING:
+    import ase.calculators.calculator
+    import pymatgen.core
+
+# NotImplementedError (an unknown element) and ASE's CalculatorError are RuntimeErrors, LinAlgError is a ValueError.
+EXPECTED = (ValueError, ArithmeticError, RuntimeError)
+
+
+def load_ase(
+    path: pathlib.Path | None = None, variant: str | None = None, device: str = "cpu", batch_size: int = 1
+) -> Potential:
+    """The calculator `variant`, as module:Class with a constructor that needs no arguments.
+
+    A calculator chooses its device itself and is asked for one structure at a time, so the last two are not used.
+
+    Raises:
+        ValueError: no such module or class, or it cannot be made without arguments.
+    """
+    if path is not None:
+        raise ValueError(f"an ASE calculator is named by the variant, as module:Class, and takes no path; got {path}")
+    if variant is None or variant.count(":") != 1:
+        raise ValueError(
+            f"an ASE calculator is named as module:Class, such as ase.calculators.emt:EMT; got {variant!r}"
+        )
+    return ase_potential(_make_calculator(*variant.split(":")), variant)
+
+
+def ase_potential(
+    calculator: "ase.calculators.calculator.BaseCalculator", name: str = "", corrected: bool = False
+) -> Potential:
+    """Potential that asks `calculator`; its energies are taken as they are, in eV for the whole structure."""
+
+    def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+        known = getattr(calculator, "implemented_properties", ())
+        if wanted not in known:
+            raise ValueError(f"{type(calculator).__name__} has no {wanted}, only {', '.join(known)}")
+        package = BatchModel(_atoms, lambda inputs: [_ask(calculator, atoms, wanted) for atoms in inputs], EXPECTED)
+        return collect_predictions(*run_in_batches(structures, package, batch_size=1))
+
+    return Potential(f"ase {name or type(calculator).__name__}", predict, corrected)
+
+
+def _make_calculator(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"cannot make the ASE calculator {module}:{name}: {' '.join(str(error).split())}") from error
+
+
+def _atoms(structure: "pymatgen.core.Structure") -> Any:
+    import ase
+
+    return ase.Atoms(structure.atomic_numbers, structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
+
+
+def _ask(calculator: Any, atoms: Any, wanted: Wanted) -> Prediction:
+    atoms.calc = calculator
+    energy = float(atoms.get_potential_energy())
+    if wanted == "energy":
+        return Prediction(energy)
+    forces = atoms.get_forces()
+    return Prediction(energy, forces, atoms.get_stress(voigt=False) if wanted == "stress" else None)

@@ -1,0 +1,126 @@
+"""CHGNet (Deng et al., Nat. Mach. Intell. 5, 1031 (2023)): its weights come with the package."""
+
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from matterform.potentials.base import (
+    BatchModel,
+    Potential,
+    Prediction,
+    Predictions,
+    Wanted,
+    collect_predictions,
+    run_in_batches,
+)
+from matterform.potentials.torch_state import check_device, check_path, unchanged_process
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+VERSIONS = ("0.3.0", "0.2.0", "r2scan")
+MAX_ATOMIC_NUMBER = 94
+BATCH_SIZE = 16
+
+
+def load_chgnet(
+    path: pathlib.Path | None = None, variant: str | None = None, device: str = "cpu", batch_size: int = BATCH_SIZE
+) -> Potential:
+    """CHGNet's packaged weights, or those of a file that CHGNet's trainer wrote.
+
+    Its energies contain the MP2020 corrections, with which it was trained; those of "r2scan" are of another
+    functional, to which no such corrections belong.
+
+    Args:
+        path: a checkpoint {"model": CHGNet.as_dict()}; it is unpickled, so it must come from someone you trust.
+        variant: without a path, one of `VERSIONS`.
+
+    Raises:
+        ImportError: CHGNet is not installed.
+        ValueError: an unknown version or device, or a file that is no such checkpoint.
+    """
+    model = _load_model(path, variant, device)
+
+    def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+        package = BatchModel(
+            lambda structure: _graph(model, structure),
+            lambda graphs: _run(model, graphs, wanted),
+            (ValueError, RuntimeError),
+        )
+        return collect_predictions(*run_in_batches(structures, package, batch_size))
+
+    return Potential(f"chgnet {path or variant or VERSIONS[0]}", predict, corrected=True)
+
+
+def _load_model(path: pathlib.Path | None, variant: str | None, device: str) -> Any:
+    try:
+        import torch  # noqa: F401  # named before CHGNet, whose own message would not say what to install
+        from chgnet.model.model import CHGNet  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError("CHGNet is not installed: pip install 'matterform[chgnet]'") from error
+    check_device(device)
+    if path is not None and variant is not None:
+        raise ValueError(f"give CHGNet a file or a version, not both; got {path} and {variant!r}")
+    if variant is not None and variant not in VERSIONS:
+        raise ValueError(f"CHGNet has the versions {', '.join(VERSIONS)}; got {variant!r}")
+    with unchanged_process():
+        if path is None:
+            model = CHGNet.load(model_name=variant or VERSIONS[0], use_device="cpu", verbose=False)
+        else:
+            model = _load_file(CHGNet, check_path("CHGNet", path, "a checkpoint of its trainer"))
+    model.graph_converter.set_isolated_atom_response("error")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _load_file(CHGNet: Any, path: pathlib.Path) -> Any:
+    import pickle
+
+    try:
+        return CHGNet.from_file(str(path))
+    except (KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is no checkpoint of CHGNet: {' '.join(str(error).split())[:200]}") from error
+
+
+def _graph(model: Any, structure: "pymatgen.core.Structure") -> Any:
+    largest = max(structure.atomic_numbers)
+    if largest > MAX_ATOMIC_NUMBER:
+        raise ValueError(f"CHGNet knows elements up to Z = {MAX_ATOMIC_NUMBER}; got Z = {largest}")
+    return model.graph_converter(structure, graph_id=structure.reduced_formula)
+
+
+def _run(model: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
+    """Energies, and their derivatives in one backward pass: half the price of CHGNet's own two differentiable ones."""
+    import torch
+
+    graphs = [graph.to(next(model.parameters()).device) for graph in graphs]
+    counts = np.array([len(graph.atomic_number) for graph in graphs])
+    with torch.set_grad_enabled(wanted != "energy"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")
+        values = model(graphs, task="e")["e"]
+        energies = values.detach().cpu().numpy().astype(np.float64) * (counts if model.is_intensive else 1)
+        if wanted == "energy":
+            return [Prediction(float(energy)) for energy in energies]
+        totals = values * torch.as_tensor(counts, device=values.device) if model.is_intensive else values
+        frac, cells = [graph.atom_frac_coord for graph in graphs], [graph.lattice for graph in graphs]
+        gradients = torch.autograd.grad(totals.sum(), [*frac, *cells])
+    half = len(graphs)
+    rows = zip(energies, _arrays(gradients[:half]), _arrays(gradients[half:]), _arrays(cells), strict=True)
+    return [_prediction(float(energy), by_frac, by_cell, cell, wanted) for energy, by_frac, by_cell, cell in rows]
+
+
+def _arrays(tensors: Sequence[Any]) -> list[np.ndarray]:
+    return [tensor.detach().cpu().numpy().astype(np.float64) for tensor in tensors]
+
+
+def _prediction(
+    energy: float, by_frac: np.ndarray, by_cell: np.ndarray, cell: np.ndarray, wanted: Wanted
+) -> Prediction:
+    """Cartesian positions are frac @ cell, and a strain e makes the cell cell @ (1 + e) at fixed frac."""
+    forces = -by_frac @ np.linalg.inv(cell).T
+    if wanted == "forces":
+        return Prediction(energy, forces)
+    virial = cell.T @ by_cell
+    return Prediction(energy, forces, (virial + virial.T) / 2 / abs(np.linalg.det(cell)))

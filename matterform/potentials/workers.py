@@ -1,0 +1,96 @@
+"""A potential in several processes, each of which loads it once."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import itertools
+import math
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matterform.potentials.base import Potential, Predictions, Wanted
+from matterform.potentials.load import PotentialConfig, load_potential
+from matterform.potentials.torch_state import torch_threads
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+CHUNK = 16  # structures sent at once, where no batch size is given
+
+
+@contextlib.contextmanager
+def spread(config: PotentialConfig) -> Iterator[Potential]:
+    """The potential of `config` in `config.workers` processes; predictions come in order and are those of one process.
+
+    Processes are spawned, since a fork of a process in which JAX lives can hang. A script must therefore keep
+    what it does under `if __name__ == "__main__":`.
+
+    Raises:
+        ChildProcessError: a worker died, of too little memory for instance.
+        ValueError, FileNotFoundError, ImportError: as loading in this process would.
+    """
+    config, workers = dataclasses.replace(config, workers=0, threads=config.threads or 1), config.workers
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with _death_explained():
+            name, corrected = pool.submit(_describe, config).result()
+
+        def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+            chunks = _chunks(structures, workers, config.mlff_batch_size or CHUNK)
+            with _death_explained():
+                jobs = [pool.submit(_predict, config, [structures[i] for i in chunk], wanted) for chunk in chunks]
+                return _in_order(chunks, [job.result() for job in jobs])
+
+        yield Potential(name, predict, corrected)
+
+
+def _chunks(structures: Sequence["pymatgen.core.Structure"], workers: int, size: int) -> list[list[int]]:
+    """Indices of structures alike in size; the largest first, so that none of those starts when the rest is done."""
+    size = max(1, min(size, math.ceil(len(structures) / workers)))
+    order = sorted(range(len(structures)), key=lambda index: -len(structures[index]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _in_order(chunks: Sequence[Sequence[int]], parts: Sequence[Predictions]) -> Predictions:
+    order = list(itertools.chain.from_iterable(chunks))
+    back = np.argsort(np.array(order, int))
+    forces = list(itertools.chain.from_iterable(part.forces for part in parts))
+    problems = list(itertools.chain.from_iterable(part.problems for part in parts))
+    return Predictions(
+        np.concatenate([np.zeros(0), *(part.energy for part in parts)])[back],
+        [forces[index] for index in back],
+        np.concatenate([np.zeros((0, 3, 3)), *(part.stress for part in parts)])[back],
+        [problems[index] for index in back],
+    )
+
+
+@contextlib.contextmanager
+def _death_explained() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a process that evaluates the force field died; use fewer workers or a smaller batch if memory is short, "
+            'and keep what a script does under `if __name__ == "__main__":`'
+        ) from error
+
+
+@functools.cache
+def _load(config: PotentialConfig) -> Potential:
+    """The worker's own copy."""
+    return load_potential(config)
+
+
+def _describe(config: PotentialConfig) -> tuple[str, bool]:
+    potential = _load(config)
+    return potential.name, potential.corrected
+
+
+def _predict(config: PotentialConfig, structures: list, wanted: Wanted) -> Predictions:
+    with torch_threads(config.threads):
+        return _load(config).predict(structures, wanted)
