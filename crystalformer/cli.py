@@ -1,4 +1,4 @@
-"""The command line `crystalformer`: prepare, train, sample, score."""
+"""The command line `crystalformer`: prepare, train, sample, score, and fine-tune by ppo and dpo."""
 
 import dataclasses
 import pathlib
@@ -18,17 +18,21 @@ if TYPE_CHECKING:
 
     from crystalformer.config import TransformerConfig
     from crystalformer.crystal import Crystals
+    from crystalformer.rl.dpo import DpoConfig
+    from crystalformer.rl.fine_tune import PpoConfig
     from crystalformer.train import TrainConfig
 
 USAGE = """usage: crystalformer COMMAND [OPTIONS]
 
-Crystals by space group: train on them, sample new ones, score them.
+Crystals by space group: train on them, sample new ones, score them, fine-tune towards what you want.
 
 commands:
   prepare   table of CIFs -> a folder that training opens instantly
   train     fit a model; go on with an interrupted run
   sample    draw new crystals: CIFs, and a table sorted by log-probability
   score     log-probabilities of given crystals
+  ppo       fine-tune towards a reward: stability, a property, a function of your own
+  dpo       fine-tune on pairs of preferred and rejected crystals
 
 `crystalformer COMMAND --help` explains a command. Lengths are in angstrom, angles in tables and CIFs in degrees.
 """
@@ -88,16 +92,21 @@ class Score:
     model: Model = Model()
 
 
-def main(argv: Sequence[str] | None = None, recipe: "TrainConfig | None" = None) -> int:
+def main(argv: Sequence[str] | None = None, recipe: "TrainConfig | PpoConfig | DpoConfig | None" = None) -> int:
     """Runs a command; 0 on success, 2 with one line on standard error where the user can mend it, 130 if stopped.
 
-    A `recipe` replaces the defaults of `train`.
+    A `recipe` replaces the defaults of the command that it belongs to: `train`, `ppo` or `dpo`.
     """
+    from crystalformer.rl.cli_dpo import run_dpo
+    from crystalformer.rl.cli_ppo import run_ppo
+
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "prepare": lambda rest: run_prepare(parse(Prepare, "crystalformer prepare", rest)),
         "train": lambda rest: run_train(rest, recipe),
         "sample": lambda rest: run_sample(parse(Sample, "crystalformer sample", rest)),
         "score": lambda rest: run_score(parse(Score, "crystalformer score", rest)),
+        "ppo": lambda rest: run_ppo(rest, recipe),
+        "dpo": lambda rest: run_dpo(rest, recipe),
     }
     return dispatch("crystalformer", USAGE, commands, argv)
 
@@ -133,7 +142,7 @@ crystalformer train --run-dir runs/mp20 --resume
 """
 
 
-def run_train(argv: Sequence[str], recipe: "TrainConfig | None" = None) -> int:
+def run_train(argv: Sequence[str], recipe: Any = None) -> int:
     """Trains from flags, on top of a saved config or of a `recipe`; or on from where a run was interrupted."""
     from crystalformer.train import TrainConfig, train
     from matterform.training.mesh import initialize_distributed

@@ -86,7 +86,7 @@ class PartedStep(NamedTuple):
     """A step whose batch comes in parts, of several shapes or too large to be in memory at once.
 
     `add(params, sums, part)` gives the sums of what has come so far, None at first; `finish(state, sums)` takes the
-    step, and consumes both. `temporary_bytes(params, part)` compiles `add` and tells what it needs on a device beside
+    step, and consumes the state. `temporary_bytes(params, part)` compiles `add` and tells what it needs on a device beside
     its arguments.
     """
 
@@ -124,7 +124,7 @@ def make_parted_step(
     def temporary_bytes(params: Any, part: Batch) -> int:
         return gradient.lower(params, part).compile().memory_analysis().temp_size_in_bytes
 
-    return PartedStep(add, jax.jit(_make_update(optimizer, ema_decay, None), donate_argnums=(0, 1)), temporary_bytes)
+    return PartedStep(add, jax.jit(_make_update(optimizer, ema_decay, None), donate_argnums=0), temporary_bytes)
 
 
 def _make_summed(

@@ -1,0 +1,292 @@
+"""Fine-tuning end to end with a function of the user's as reward: what is written, interruption, what is refused."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from crystalformer.checkpoint import load_checkpoint, save_checkpoint
+from crystalformer.cli import main
+from crystalformer.config import Model
+from crystalformer.rl.fine_tune import PpoConfig, fine_tune, spacegroup_frequencies
+from crystalformer.rl.options import RewardConfig
+from crystalformer.rl.ppo import Objective
+from crystalformer.rl.rewards import Reward, make_scores
+from crystalformer.rl.rollout import draw_spacegroups, score_built
+from crystalformer.table import read_table
+from matterform.training.optimizers import OptimizerConfig
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+REWARDS = """
+import os, pathlib, signal
+import numpy as np
+
+def lightness(structures):
+    return [-s.composition.weight / 1000 for s in structures]
+
+def nan_somewhere(structures):
+    return [float("nan")] * len(structures)
+
+def too_few(structures):
+    return [0.0] * (len(structures) - 1)
+
+def raises(structures):
+    raise RuntimeError("the reward is broken")
+
+def stops_once(structures):
+    once("stopped", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return lightness(structures)
+
+def breaks_once(structures):
+    def fail():
+        raise RuntimeError("power cut")
+    once("broken", fail)
+    return lightness(structures)
+
+calls = []
+
+def once(name, act):
+    "Acts in the third epoch, after the trial and two epochs, and never again."
+    calls.append(name)
+    if calls.count(name) == 4:
+        act()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_config, lively) -> pathlib.Path:
+    """Weights to start from, and a module of rewards."""
+    folder = tmp_path_factory.mktemp("tune")
+    config = dataclasses.replace(tiny_config, n_max=4, num_layers=1)
+    save_checkpoint(folder / "start.pkl", lively(config), config=config)
+    (folder / "ppo_test_rewards.py").write_text(REWARDS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def importable(folder, monkeypatch):
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.fixture(scope="module")
+def base(folder) -> PpoConfig:
+    return PpoConfig(
+        run_dir=folder / "whole",
+        model=Model(checkpoint=folder / "start.pkl"),
+        reward=RewardConfig(reward=("ppo_test_rewards:lightness",)),
+        spacegroup=(225, 221, 62),
+        batch_size=12,
+        epochs=4,
+        ppo_epochs=2,
+        part_size=8,
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        save_every=2,
+        publish_every=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(base, folder) -> PpoConfig:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        assert fine_tune(base) == (4, "finished")
+    return base
+
+
+def rows_of(run_dir: pathlib.Path) -> list[dict[str, str]]:
+    """The metrics of a run, without the seconds."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if not name.startswith("seconds")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def weights_of(run_dir: pathlib.Path, epoch: int):
+    return load_checkpoint(run_dir / "published" / f"epoch_{epoch:06d}.pkl").params
+
+
+def test_run_folder_tells_the_whole_story(whole, folder):
+    run, rows = whole.run_dir, rows_of(whole.run_dir)
+    assert [float(row["step"]) for row in rows] == [1, 2, 3, 4]
+    assert [float(row["optimizer_steps"]) for row in rows] == [2, 4, 6, 8]
+    for row in rows:
+        assert float(row["reward_q10"]) <= float(row["reward_q50"]) <= float(row["reward_q90"])
+        expected = float(row["reward_mean"]) - 0.1 * float(row["kl"])
+        assert float(row["objective"]) == pytest.approx(expected, rel=1e-6)
+    assert abs(float(rows[0]["kl"])) < 1e-5  # the first samples come from the reference itself
+    assert abs(float(rows[-1]["kl"])) > 1e-4
+    lines = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
+    assert [sum(line["spacegroups"].values()) for line in lines] == [12] * 4
+    assert {int(group) for line in lines for group in line["spacegroups"]} == {225, 221, 62}
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    published = sorted(path.name for path in (run / "published").iterdir())
+    assert published == ["epoch_000003.pkl", "epoch_000004.pkl"]
+    start = load_checkpoint(folder / "start.pkl")
+    assert load_checkpoint(run / "published" / "epoch_000004.pkl").config == start.config
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), dict(start.params), dict(weights_of(run, 4)))
+    assert any(jax.tree.leaves(changed))
+
+
+def test_saved_samples_carry_their_rewards(whole):
+    path = whole.run_dir / "samples" / "epoch_000004.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    crystals = read_table(path, n_max=4)
+    assert len(rows) == len(crystals.G) == 12
+    mean = np.mean([float(row["reward"]) for row in rows])
+    assert mean == pytest.approx(float(rows_of(whole.run_dir)[-1]["reward_mean"]), rel=1e-6)
+
+
+def interrupted(base, folder, name: str, function: str) -> PpoConfig:
+    return dataclasses.replace(
+        base, run_dir=folder / name, reward=RewardConfig(reward=(f"ppo_test_rewards:{function}",))
+    )
+
+
+def test_interrupted_run_resumes_to_the_same_numbers(whole, base, folder):
+    config = interrupted(base, folder, "stopped", "stops_once")
+    assert fine_tune(config) == (2, "interrupted")
+    assert len(rows_of(config.run_dir)) == 2
+    assert fine_tune(config, resume=True) == (4, "finished")
+    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+    jax.tree.map(np.testing.assert_array_equal, weights_of(config.run_dir, 4), weights_of(whole.run_dir, 4))
+    lines = [(path / "epochs.jsonl").read_text() for path in (config.run_dir, whole.run_dir)]
+    assert lines[0] == lines[1]
+
+
+def test_run_that_dies_half_way_leaves_a_state_to_resume(whole, base, folder):
+    config = interrupted(base, folder, "broken", "breaks_once")
+    with pytest.raises(ValueError, match=r"ppo_test_rewards:breaks_once.*power cut"):
+        fine_tune(config)
+    assert fine_tune(config, resume=True) == (4, "finished")
+    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+
+
+def test_part_size_changes_nothing_but_rounding(whole, base, folder):
+    config = dataclasses.replace(base, run_dir=folder / "parts", part_size=3, epochs=1)
+    fine_tune(config)
+    first, other = rows_of(whole.run_dir)[0], rows_of(config.run_dir)[0]
+    for name in ("loss", "ratio", "grad_norm", "reward_mean", "entropy"):
+        assert float(other[name]) == pytest.approx(float(first[name]), rel=1e-4), name
+
+
+def test_reward_rises(base, folder):
+    # Heavy elements cost most; the trial uses other samples, so this is the mean over fresh ones each epoch.
+    config = dataclasses.replace(
+        base,
+        run_dir=folder / "rising",
+        batch_size=64,
+        epochs=12,
+        ppo_epochs=4,
+        part_size=32,
+        objective=Objective(beta=0.0, baseline="group"),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        save_every=100,
+        publish_every=100,
+    )
+    fine_tune(config)
+    rows = rows_of(config.run_dir)
+    before, after, error = (
+        float(rows[i][name]) for i, name in ((0, "reward_mean"), (-1, "reward_mean"), (0, "reward_error"))
+    )
+    assert after - before > 4.5 * error
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nan_somewhere", "ppo_test_rewards:nan_somewhere.*nan"),
+        ("too_few", "ppo_test_rewards:too_few"),
+        ("raises", "ppo_test_rewards:raises.*the reward is broken"),
+        ("absent", "absent"),
+    ],
+)
+def test_wrong_rewards_are_one_line_and_leave_nothing_behind(function, message, folder, capsys):
+    run = folder / f"wrong_{function}"
+    start = str(folder / "start.pkl")
+    status = main(["ppo", "--checkpoint", start, "--reward", f"ppo_test_rewards:{function}", "--run-dir", str(run)])
+    complaint = capsys.readouterr().err.strip()
+    assert status == 2
+    assert len(complaint.splitlines()) == 1
+    assert re.search(message, complaint)
+    assert not run.exists()
+
+
+def test_other_mistakes_are_refused(base, folder, whole):
+    with pytest.raises(ValueError, match="holds a run already"):
+        fine_tune(base)
+    with pytest.raises(ValueError, match="no run to resume"):
+        fine_tune(dataclasses.replace(base, run_dir=folder / "nothing"), resume=True)
+    with pytest.raises(ValueError, match="cannot resume with another batch_size"):
+        fine_tune(dataclasses.replace(base, batch_size=24), resume=True)
+    with pytest.raises(ValueError, match="sft_epochs needs relaxed samples"):
+        fine_tune(dataclasses.replace(base, run_dir=folder / "sft", sft_epochs=1))
+    with pytest.raises(ValueError, match="spacegroup must lie in"):
+        dataclasses.replace(base, spacegroup=(0,))
+    with pytest.raises(ValueError, match="ppo_epochs or sft_epochs"):
+        dataclasses.replace(base, ppo_epochs=0)
+
+
+def test_space_groups_are_drawn_as_asked(base):
+    frequencies = spacegroup_frequencies(base, load_checkpoint(base.model.checkpoint).config)
+    assert np.flatnonzero(frequencies).tolist() == [61, 220, 224]
+    drawn = draw_spacegroups(frequencies, 30_000, [1])
+    error = (30_000 * (1 / 3) * (2 / 3)) ** 0.5
+    assert np.abs(np.bincount(drawn)[[62, 221, 225]] - 10_000).max() < 4.5 * error
+
+
+def test_failures_are_counted_and_get_the_worst_value():
+    def score(structures):
+        return make_scores(
+            np.arange(len(structures), dtype=float), [""] * len(structures), -9.0, {"n": np.ones(len(structures))}
+        )
+
+    scores = score_built(Reward("test", score, -9.0), ["a", None, "b"], ["", "no cell", ""])
+    assert scores.values.tolist() == [0, -9, 1]
+    assert scores.problems == ["", "no cell", ""]
+    assert np.isnan(scores.details["n"][1])
+    with pytest.raises(ValueError, match="reward test: expected 2 values"):
+        score_built(Reward("test", lambda structures: score(structures[:1]), -9.0), ["a", "b"], ["", ""])
+
+
+@pytest.mark.slow
+def test_samples_and_rewards_do_not_depend_on_the_number_of_devices(base, folder):
+    """Four devices in another process draw the same crystals and end at the same weights as one."""
+    config = dataclasses.replace(base, run_dir=folder / "four", epochs=2, batch_size=16)
+    one = dataclasses.replace(config, run_dir=folder / "one")
+    fine_tune(one)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from crystalformer.cli import main\n"
+        "flags = ['--checkpoint', sys.argv[1] + '/start.pkl', '--reward', 'ppo_test_rewards:lightness',\n"
+        "  '--spacegroup', '225', '221', '62', '--batch-size', '16', '--epochs', '2', '--ppo-epochs', '2',\n"
+        "  '--part-size', '8', '--learning-rate', '3e-3', '--run-dir', sys.argv[1] + '/four']\n"
+        "sys.exit(main(['ppo', *flags]))"
+    )
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=True)
+    for alone, together in zip(rows_of(one.run_dir), rows_of(config.run_dir), strict=True):
+        for name in ("reward_mean", "entropy", "loss", "grad_norm"):
+            assert float(together[name]) == pytest.approx(float(alone[name]), rel=1e-4, abs=1e-5), name
+
+
+def test_rollout_of_two_halves_is_that_of_the_whole(base, folder):
+    """`first_index` lets processes draw their parts of one set."""
+    from crystalformer.sampling import sample
+
+    start = load_checkpoint(folder / "start.pkl")
+    groups, key = np.array([225, 221, 62, 225]), jax.random.key(3)
+    whole = sample(start.params, start.config, key, groups)
+    half = sample(start.params, start.config, key, groups[2:], first_index=2)
+    np.testing.assert_array_equal(whole.A[2:], half.A)
+    np.testing.assert_allclose(whole.XYZ[2:], half.XYZ, atol=1e-5)
