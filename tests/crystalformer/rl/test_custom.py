@@ -8,7 +8,7 @@ from pymatgen.core import Lattice, Structure
 
 from crystalformer.rl.custom import custom_reward, load_function, open_workers
 
-SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+SALT = Structure(Lattice.cubic(3.5), ["Na", "Cl"] * 4, [[0, 0, i / 8] for i in range(8)])
 IRON = Structure(Lattice.cubic(2.8), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 MODULE = """

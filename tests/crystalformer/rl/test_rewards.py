@@ -39,9 +39,7 @@ def hull_at(energy_per_atom: float) -> Hull:
     """A hull of total energies that is everywhere as high; it knows no gold."""
 
     def energy_above_hull(compositions, energies):
-        problems = [
-            "the hull has no elemental entry of Au" if "Au" in c else "" for c in map(Composition, compositions)
-        ]
+        problems = ["no entry of Au" if "Au" in composition else "" for composition in compositions]
         per_atom = energies / np.array([c.num_atoms for c in compositions])
         return AboveHull(np.where([bool(p) for p in problems], np.nan, per_atom - energy_per_atom), problems)
 
