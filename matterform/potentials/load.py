@@ -60,8 +60,9 @@ def open_potential(config: PotentialConfig) -> Iterator[Potential]:
         with spread(config) as potential:
             yield potential
     else:
+        potential = load_potential(config)
         with torch_threads(config.threads):
-            yield load_potential(config)
+            yield potential
 
 
 def load_potential(config: PotentialConfig) -> Potential:

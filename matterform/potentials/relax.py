@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from matterform.potentials.base import Potential, Prediction, Predictions
+from matterform.potentials.base import Potential
 
 if TYPE_CHECKING:
     import pymatgen.core
+
+# The published choice.
+DOWNHILL_BEFORE_FASTER, FASTER, SLOWER, MIXING, MIXING_DECAY = 5, 1.1, 0.5, 0.1, 0.99
+TINY = 1e-300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class RelaxConfig:
     cell: bool = True  # whether the cell moves too
     max_displacement_ang: float = 0.15  # of an atom in one step
     max_strain: float = 0.03  # of the cell in one step
-    time_step: float = 0.1
+    time_step: float = 0.2  # of the first step; with it 5 steps relax most of what 20 do
     max_time_step: float = 0.5
 
     def __post_init__(self) -> None:
@@ -44,19 +48,6 @@ class Relaxed(NamedTuple):
     converged: Bool[np.ndarray, " b"]
 
 
-class State(NamedTuple):
-    """One crystal under way. Its coordinates are positions and √n times the strain, both in Å.
-
-    So scaled, the cell is about as stiff as an atom's place, however many atoms there are: V C / n is 10 to 20 eV/Å².
-    """
-
-    structure: "pymatgen.core.Structure"
-    velocity: Float[np.ndarray, "m 3"]  # m = n + 3
-    time_step: float
-    mixing: float
-    downhill: int  # steps since power was last negative
-
-
 class Best(NamedTuple):
     """The lowest state of one crystal so far."""
 
@@ -65,8 +56,22 @@ class Best(NamedTuple):
     max_force: float
 
 
-# The published choice.
-DOWNHILL_BEFORE_FASTER, FASTER, SLOWER, MIXING, MIXING_DECAY = 5, 1.1, 0.5, 0.1, 0.99
+class Path(NamedTuple):
+    """One crystal under way. Its coordinates are positions and √n times the strain, both in Å.
+
+    So scaled, the cell is about as stiff as an atom's place, however many atoms there are: V C / n is 10 to 20 eV/Å².
+    """
+
+    structure: "pymatgen.core.Structure"
+    velocity: Float[np.ndarray, "m 3"]  # m = n + 3
+    time_step: float
+    best: Best
+    mixing: float = MIXING
+    downhill: int = 0  # steps since power was last negative
+    moves: int = 0
+    start_energy: float = np.nan
+    problem: str = ""
+    converged: bool = False
 
 
 def relax(
@@ -85,78 +90,72 @@ def relax(
     """
     if steps < 0:
         raise ValueError(f"steps must not be negative; got {steps}")
-    states = [_start(structure, config) for structure in structures]
-    best = [Best(structure, np.nan, np.nan) for structure in structures]
-    problems, converged = [""] * len(states), np.zeros(len(states), bool)
-    moves, start = np.zeros(len(states), int), np.full(len(states), np.nan)
-    moving = list(range(len(states)))
+    paths = [_start(structure, config) for structure in structures]
     for step in range(steps + 1):
-        predictions = potential.predict([states[i].structure for i in moving], "stress" if config.cell else "forces")
-        still = []
-        for i, result, problem in zip(moving, _results(predictions), predictions.problems, strict=True):
-            if result is None:
-                problems[i] = problem if step == 0 else f"after {step} steps: {problem}"
-                continue
-            structure = states[i].structure
-            forces = _generalised_forces(structure, result, config.cell)
-            current = Best(structure, result.energy, float(np.linalg.norm(forces, axis=-1).max()))
-            start[i] = result.energy if step == 0 else start[i]
-            converged[i] = current.max_force <= config.max_force
-            # The last of converged states is taken though rounding may place it above another.
-            if not current.energy >= best[i].energy or (converged[i] and current.energy <= start[i]):
-                best[i] = current
-            if not converged[i] and step < steps:
-                states[i] = _move(states[i], forces, config)
-                moves[i] += 1
-                still.append(i)
-        moving = still
+        moving = [i for i, path in enumerate(paths) if not (path.problem or path.converged)]
         if not moving:
             break
+        predictions = potential.predict([paths[i].structure for i in moving], "stress" if config.cell else "forces")
+        for i, energy, forces, stress, problem in zip(moving, *predictions, strict=True):
+            if problem:
+                paths[i] = paths[i]._replace(problem=f"after {step} steps: {problem}" if step else problem)
+                continue
+            assert forces is not None
+            forces = _generalised_forces(paths[i].structure, forces, stress if config.cell else np.zeros((3, 3)))
+            paths[i] = _judged(paths[i], float(energy), float(np.linalg.norm(forces, axis=-1).max()), config)
+            if step < steps and not paths[i].converged:
+                paths[i] = _moved(paths[i], forces, config)
     return Relaxed(
-        [state.structure for state in best],
-        np.array([state.energy for state in best], np.float64),
-        problems,
-        moves,
-        np.array([state.max_force for state in best], np.float64),
-        converged,
+        [path.best.structure for path in paths],
+        np.array([path.best.energy for path in paths], np.float64),
+        [path.problem for path in paths],
+        np.array([path.moves for path in paths], np.int64),
+        np.array([path.best.max_force for path in paths], np.float64),
+        np.array([path.converged for path in paths], bool),
     )
 
 
-def _start(structure: "pymatgen.core.Structure", config: RelaxConfig) -> State:
-    return State(structure, np.zeros((len(structure) + 3, 3)), config.time_step, MIXING, 0)
+def _start(structure: "pymatgen.core.Structure", config: RelaxConfig) -> Path:
+    return Path(structure, np.zeros((len(structure) + 3, 3)), config.time_step, Best(structure, np.nan, np.nan))
 
 
-def _results(predictions: Predictions) -> list[Prediction | None]:
-    return [
-        None if problem else Prediction(float(energy), forces, stress)
-        for energy, forces, stress, problem in zip(*predictions, strict=True)
-    ]
+def _judged(path: Path, energy: float, max_force: float, config: RelaxConfig) -> Path:
+    """The path with its present energy and largest force taken into account."""
+    start = energy if np.isnan(path.start_energy) else path.start_energy
+    converged = max_force <= config.max_force
+    # A converged state is taken though rounding may place it above an earlier one.
+    if not energy >= path.best.energy or (converged and energy <= start):
+        path = path._replace(best=Best(path.structure, energy, max_force))
+    return path._replace(start_energy=start, converged=converged)
 
 
 def _generalised_forces(
-    structure: "pymatgen.core.Structure", result: Prediction, cell: bool
+    structure: "pymatgen.core.Structure", forces: Float[np.ndarray, "n 3"], stress: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "m 3"]:
     """Minus the derivatives by positions and by √n times the strain (eV/Å), m = n + 3."""
-    pull = np.zeros((3, 3))
-    if cell:
-        assert result.stress is not None
-        pull = -structure.volume * (result.stress + result.stress.T) / 2 / len(structure) ** 0.5
-    return np.concatenate([np.asarray(result.forces, np.float64), pull])
+    pull = -structure.volume * (stress + stress.T) / 2 / len(structure) ** 0.5
+    return np.concatenate([np.asarray(forces, np.float64), pull])
 
 
-def _move(state: State, forces: Float[np.ndarray, "m 3"], config: RelaxConfig) -> State:
+def _moved(path: Path, forces: Float[np.ndarray, "m 3"], config: RelaxConfig) -> Path:
     """One step of FIRE: velocities turn towards the forces, and are dropped when they point uphill."""
-    velocity, time_step, mixing, downhill = state[1:]
+    velocity, time_step, mixing, downhill = path.velocity, path.time_step, path.mixing, path.downhill + 1
     if np.vdot(forces, velocity) < 0:
         velocity, time_step, mixing, downhill = np.zeros_like(velocity), time_step * SLOWER, MIXING, 0
     else:
-        along = forces * (np.linalg.norm(velocity) / max(np.linalg.norm(forces), 1e-300))
-        velocity, downhill = (1 - mixing) * velocity + mixing * along, downhill + 1
+        along = forces * (np.linalg.norm(velocity) / max(np.linalg.norm(forces), TINY))
+        velocity = (1 - mixing) * velocity + mixing * along
         if downhill > DOWNHILL_BEFORE_FASTER:
             time_step, mixing = min(time_step * FASTER, config.max_time_step), mixing * MIXING_DECAY
     velocity = velocity + time_step * forces
-    structure = _displaced(state.structure, _bounded(time_step * velocity, config))
-    return State(structure, velocity, time_step, mixing, downhill)
+    return path._replace(
+        structure=_displaced(path.structure, _bounded(time_step * velocity, config)),
+        velocity=velocity,
+        time_step=time_step,
+        mixing=mixing,
+        downhill=downhill,
+        moves=path.moves + 1,
+    )
 
 
 def _bounded(step: Float[np.ndarray, "m 3"], config: RelaxConfig) -> Float[np.ndarray, "m 3"]:

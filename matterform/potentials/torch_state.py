@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pathlib
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -62,12 +63,11 @@ def unchanged_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Lets PyTorch use that many threads; None leaves it alone."""
-    if threads is None:
+    """Lets PyTorch, if it is loaded, use that many threads; None leaves it alone."""
+    torch = sys.modules.get("torch")
+    if threads is None or torch is None:
         yield
         return
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -92,5 +92,6 @@ def _describe(config: PotentialConfig) -> tuple[str, bool]:
 
 
 def _predict(config: PotentialConfig, structures: list, wanted: Wanted) -> Predictions:
+    potential = _load(config)
     with torch_threads(config.threads):
-        return _load(config).predict(structures, wanted)
+        return potential.predict(structures, wanted)

@@ -58,7 +58,8 @@ def _check_laws(
     if conservative:
         _check_derivatives(potential, crystals[-1], together.forces[-1], together.stress[-1], step, tolerance)
     nothing = potential.predict([], "stress")
-    assert len(nothing.energy) == len(nothing.problems) == len(nothing.forces) == 0 and nothing.stress.shape == (
+    assert len(nothing.energy) == len(nothing.problems) == len(nothing.forces) == 0
+    assert nothing.stress.shape == (
         0,
         3,
         3,
@@ -70,7 +71,9 @@ def _check_companions(potential: Potential, crystals: list[Structure], bad: dict
     mixed = potential.predict([*bad.values(), *crystals], "stress")
     for index, word in enumerate(bad):
         assert word in mixed.problems[index], (word, mixed.problems[index])
-        assert np.isnan(mixed.energy[index]) and mixed.forces[index] is None and np.isnan(mixed.stress[index]).all()
+        assert np.isnan(mixed.energy[index])
+        assert mixed.forces[index] is None
+        assert np.isnan(mixed.stress[index]).all()
     assert mixed.problems[len(bad) :] == [""] * len(crystals)
     together = type(mixed)(*(part[len(bad) :] for part in mixed))
     for index, crystal in enumerate(crystals):
@@ -83,7 +86,8 @@ def _check_companions(potential: Potential, crystals: list[Structure], bad: dict
 
 def _check_shapes(together, crystals: list[Structure]) -> None:
     assert [forces.shape for forces in together.forces] == [(len(crystal), 3) for crystal in crystals]
-    assert np.isfinite(together.energy).all() and np.isfinite(together.stress).all()
+    assert np.isfinite(together.energy).all()
+    assert np.isfinite(together.stress).all()
     assert len(set(np.round(together.energy, 6))) == len(crystals)
 
 
