@@ -63,10 +63,12 @@ class RewardConfig:
             raise ValueError(f"weights must be positive; found {self.weights}")
         if not 0 < self.reward_clip < np.inf:
             raise ValueError(f"reward_clip must be positive; found {self.reward_clip:g}")
-        for name in ("relax_steps", "reward_workers", "stress_weight", "validity_penalty", "composition_penalty"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
-        for name in ("uniqueness_bonus", "novelty_bonus"):
+        if self.target is not None and not np.isfinite(self.target):
+            raise ValueError(f"target must be finite; found {self.target}")
+        if self.property_batch_size < 1:
+            raise ValueError(f"property_batch_size must be at least 1; found {self.property_batch_size}")
+        sizes = ("relax_steps", "stress_weight", "reward_workers", "validity_penalty", "composition_penalty")
+        for name in (*sizes, "uniqueness_bonus", "novelty_bonus"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
 
@@ -88,8 +90,10 @@ def open_reward(config: RewardConfig) -> Iterator[Reward]:
         custom = any(name not in NAMES for name in config.reward)
         workers = stack.enter_context(open_workers(config.reward_workers if custom else 0))
         parts = [_make_reward(name, config, potential, workers) for name in config.reward]
-        reward = combine.weighted_sum(list(zip(config.weights or [1.0] * len(parts), parts, strict=True)))
-        yield _with_extras(parts[0] if len(parts) == 1 and not config.weights else reward, config)
+        weights = config.weights or (1.0,) * len(parts)
+        alone = len(parts) == 1 and weights == (1.0,)
+        reward = parts[0] if alone else combine.weighted_sum(list(zip(weights, parts, strict=True)))
+        yield _with_extras(reward, config)
 
 
 def check_reward(config: RewardConfig) -> None:

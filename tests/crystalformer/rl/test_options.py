@@ -1,0 +1,198 @@
+"""From flags to rewards, and one clear line for what is missing."""
+
+import dataclasses
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from crystalformer.rl.options import RewardConfig, check_reward, open_reward
+from matterform.commandline import parse
+from matterform.config import from_dict, to_dict
+from matterform.evaluation.references import References, save_references
+from matterform.potentials.base import Properties, PropertyModel
+from matterform.potentials.load import PotentialConfig
+
+EMT = PotentialConfig(mlff_model="ase", mlff_variant="ase.calculators.emt:EMT")
+COPPER = Structure(Lattice.cubic(3.6), ["Cu"] * 4, [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+CLOSE = Structure(Lattice.cubic(2.5), ["Cu", "Au"], [[0, 0, 0], [0, 0, 0.4]])
+
+
+@pytest.fixture
+def hull(tmp_path) -> pathlib.Path:
+    """A table of formation energies of copper and gold."""
+    path = tmp_path / "hull.csv"
+    path.write_text("pretty_formula,formation_energy_per_atom\nCu,0.0\nAu,0.0\nCuAu,-0.05\n")
+    return path
+
+
+@pytest.fixture
+def references(tmp_path) -> pathlib.Path:
+    """Energies of the elements in EMT, as if copper were lower than it is."""
+    save_references(References({"Cu": -0.3, "Au": 0.0}), tmp_path / "references.json")
+    return tmp_path / "references.json"
+
+
+def test_flags_become_a_config(tmp_path):
+    arguments = "--reward ehull my_rewards:density --weights 1 0.5 --convex-path hull --mlff_model orb --workers 2"
+    config = parse(RewardConfig, "test", arguments.split())
+    assert config.reward == ("ehull", "my_rewards:density")
+    assert config.weights == (1.0, 0.5)
+    assert config.potential == PotentialConfig(mlff_model="orb", workers=2)
+    assert from_dict(RewardConfig, to_dict(config)) == config
+
+
+def test_no_two_flags_share_a_name():
+    own = {field.name for field in dataclasses.fields(RewardConfig)}
+    assert not own & {field.name for field in dataclasses.fields(PotentialConfig)}
+
+
+def test_the_hull_reward_of_emt(hull, references):
+    with open_reward(RewardConfig(convex_path=hull, references=references, potential=EMT)) as reward:
+        scores = reward.score([COPPER, CLOSE])
+    # EMT puts fcc copper at 3.6 Å at -0.0057 eV/atom.
+    assert scores.details["energy_per_atom"][0] == pytest.approx(-0.0057, abs=2e-3)
+    np.testing.assert_allclose(scores.values[0], -0.3 - scores.details["energy_per_atom"][0], rtol=1e-6)
+    assert reward.name == "ehull"
+    assert reward.worst == -10
+
+
+def test_several_rewards_are_weighed_and_extras_go_around_the_sum(hull, references, tmp_path):
+    config = RewardConfig(
+        reward=("ehull", "force", "pair"),
+        weights=(1.0, 0.5, 0.1),
+        convex_path=hull,
+        references=references,
+        reward_clip=2.0,
+        validity_penalty=1.5,
+        uniqueness_bonus=0.25,
+        potential=EMT,
+    )
+    with open_reward(config) as reward:
+        scores = reward.score([COPPER, COPPER, CLOSE])
+    details = scores.details
+    total = details["reward_ehull"] + 0.5 * details["reward_force"] + 0.1 * details["reward_pair"]
+    np.testing.assert_array_equal(details["unique"], [1, 0, 1])
+    np.testing.assert_array_equal(details["valid"], [1, 1, 0])
+    np.testing.assert_allclose(scores.values, total + np.array([0.25, 0, 0.25 - 1.5]))
+    assert reward.worst == pytest.approx(-2 - 0.5 * np.log(200) - 0.1 * 10 - 1.5)
+
+
+def test_without_weights_rewards_count_alike():
+    with open_reward(RewardConfig(reward=("force", "pair"), potential=EMT)) as reward:
+        scores = reward.score([COPPER])
+    np.testing.assert_allclose(scores.values, scores.details["reward_force"] + scores.details["reward_pair"])
+
+
+def test_models_of_properties_are_opened_from_their_folders(tmp_path, monkeypatch):
+    opened = []
+
+    def load(config):
+        opened.append(config)
+        value = 8.0 if config.property_path.name == "dielectric" else 2.5
+        return PropertyModel("made up", lambda s: Properties(np.full(len(s), value), [""] * len(s)))
+
+    monkeypatch.setattr("crystalformer.rl.options.load_property", load)
+    for name in ("gap", "dielectric"):
+        (tmp_path / name).mkdir()
+    config = RewardConfig(
+        reward=("property", "dielectric"),
+        target=3.0,
+        property_form="squared",
+        property_path=tmp_path / "gap",
+        fidelity=1,
+        dielectric_path=tmp_path / "dielectric",
+        potential=PotentialConfig(device="cuda"),
+    )
+    with open_reward(config) as reward:
+        scores = reward.score([COPPER])
+    np.testing.assert_allclose(scores.details["reward_property"], [-0.25])
+    np.testing.assert_allclose(scores.details["reward_dielectric"], [20])
+    assert [(model.property_path.name, model.fidelity, model.device) for model in opened] == [
+        ("gap", 1, "cuda"),
+        ("gap", 1, "cuda"),
+        ("dielectric", None, "cuda"),
+    ]
+
+
+def test_a_function_of_ones_own_needs_no_potential(tmp_path, monkeypatch):
+    (tmp_path / "count_of_options.py").write_text("def count(structures):\n    return [len(s) for s in structures]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    no_potential = PotentialConfig(mlff_model="orb", mlff_path=tmp_path / "missing")
+    for workers in (0, 1):
+        config = RewardConfig(
+            reward=("count_of_options:count",), custom_worst=3.0, reward_workers=workers, potential=no_potential
+        )
+        with open_reward(config) as reward:
+            np.testing.assert_array_equal(reward.score([COPPER, CLOSE]).values, [4, 3])
+
+
+def test_novelty_is_judged_against_the_reference(tmp_path):
+    from matterform.formats import write_structures
+
+    write_structures(tmp_path / "known.csv", [COPPER])
+    config = RewardConfig(reward=("pair",), novelty_bonus=2.0, novelty_reference=tmp_path / "known.csv")
+    with open_reward(config) as reward, open_reward(RewardConfig(reward=("pair",))) as plain:
+        gain = reward.score([COPPER, CLOSE]).values - plain.score([COPPER, CLOSE]).values
+    np.testing.assert_allclose(gain, [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "the reward ehull needs --convex-path, the reference hull"),
+        ({"reward": ("property",)}, "the reward property needs --property-path, the folder of the property model"),
+        ({"reward": ("property",), "property_path": "."}, "the reward property needs --target"),
+        ({"reward": ("dielectric",)}, "the reward dielectric needs --dielectric-path"),
+        ({"reward": ("dielectric",), "dielectric_path": "."}, "the reward dielectric needs --property-path"),
+        ({"reward": ("pair",), "novelty_bonus": 1.0}, "--novelty-bonus needs --novelty-reference"),
+        ({"reward": ("no_such_module:f",)}, "importing no_such_module for the reward no_such_module:f raised"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_loaded(options, words):
+    options = {name: pathlib.Path(value) if name.endswith("_path") else value for name, value in options.items()}
+    with pytest.raises(ValueError, match=words), open_reward(RewardConfig(**options)):
+        pass
+
+
+@pytest.mark.parametrize("field", ["convex_path", "references", "novelty_reference"])
+def test_files_that_are_not_there_are_named(field, hull):
+    options = {"convex_path": hull, field: pathlib.Path("not_here.json")}
+    with pytest.raises(FileNotFoundError, match=r"not_here\.json does not exist"):
+        check_reward(RewardConfig(**options))
+
+
+def test_a_hull_of_formation_energies_asks_for_references(hull):
+    words = "holds energies of formation, so the reward ehull needs --references"
+    with pytest.raises(ValueError, match=words), open_reward(RewardConfig(convex_path=hull, potential=EMT)):
+        pass
+
+
+def test_a_composition_penalty_asks_for_smact(monkeypatch):
+    monkeypatch.setitem(sys.modules, "smact.screening", None)
+    with pytest.raises(ImportError, match=r"pip install 'matterform\[eval\]'"):
+        check_reward(RewardConfig(reward=("pair",), composition_penalty=1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"reward": ()}, "reward: expected at least one of ehull"),
+        ({"reward": ("hull",)}, "reward: expected ehull, .* or module:function, found 'hull'"),
+        ({"reward": ("pair", "pair")}, "reward: each may be there once; found pair, pair"),
+        ({"weights": (1.0, 2.0)}, "weights: expected one for each of 1 rewards, found 2"),
+        ({"weights": (-1.0,)}, "weights must be positive"),
+        ({"reward_clip": 0.0}, "reward_clip must be positive; found 0"),
+        ({"relax_steps": -1}, "relax_steps must not be negative; found -1"),
+        ({"stress_weight": -1.0}, "stress_weight must not be negative"),
+        ({"reward_workers": -1}, "reward_workers must not be negative"),
+        ({"novelty_bonus": float("nan")}, "novelty_bonus must not be negative; found nan"),
+        ({"target": float("inf")}, "target must be finite; found inf"),
+        ({"property_batch_size": 0}, "property_batch_size must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        RewardConfig(**options)
