@@ -1,0 +1,28 @@
+"""The published settings of preference optimisation: beta 0.1, Adam at 1e-5, no smoothing, for any published weights.
+
+    python experiments/dpo_pairs.py --checkpoint epoch_005500.pkl --chosen stable.csv --rejected unstable.csv
+    python experiments/dpo_pairs.py --scored scored.csv --score e_above_hull --lower-is-better --group-by spacegroup
+
+Every flag of `crystalformer dpo` overrides the recipe; `--resume` goes on with an interrupted run. A first look, with
+the small model that ships: leave out --checkpoint. `crystalformer sample` writes tables to score or to pair.
+"""
+
+import pathlib
+import sys
+
+from crystalformer.rl.cli_dpo import run_dpo
+from crystalformer.rl.dpo import DpoConfig, PreferenceConfig
+from matterform.commandline import dispatch
+from matterform.training.loop import LoopConfig
+from matterform.training.optimizers import OptimizerConfig
+
+RECIPE = DpoConfig(
+    run_dir=pathlib.Path("runs/dpo"),
+    preference=PreferenceConfig(loss="dpo", beta=0.1),
+    optimizer=OptimizerConfig(learning_rate=1e-5),
+    loop=LoopConfig(epochs=100),
+    batch_size=100,
+)
+
+if __name__ == "__main__":
+    sys.exit(dispatch("crystalformer", __doc__, {"dpo": lambda rest: run_dpo(rest, RECIPE)}, ["dpo", *sys.argv[1:]]))
