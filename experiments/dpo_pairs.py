@@ -10,9 +10,8 @@ the small model that ships: leave out --checkpoint. `crystalformer sample` write
 import pathlib
 import sys
 
-from crystalformer.rl.cli_dpo import run_dpo
+from crystalformer.cli import main
 from crystalformer.rl.dpo import DpoConfig, PreferenceConfig
-from matterform.commandline import dispatch
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 
@@ -25,4 +24,4 @@ RECIPE = DpoConfig(
 )
 
 if __name__ == "__main__":
-    sys.exit(dispatch("crystalformer", __doc__, {"dpo": lambda rest: run_dpo(rest, RECIPE)}, ["dpo", *sys.argv[1:]]))
+    sys.exit(main(["dpo", *sys.argv[1:]], RECIPE))
