@@ -97,6 +97,14 @@ def test_a_composition_penalty_falls_on_what_cannot_be_neutral():
     np.testing.assert_array_equal(scores.details["valid_composition"], [1, 0])
 
 
+def test_crystals_of_many_elements_are_no_work_for_the_composition_penalty():
+    pytest.importorskip("smact")
+    metals = ["Fe", "Mn", "V", "Cr", "Mo", "W", "Re", "Os", "Ru", "Rh", "Ir", "Pt"]  # all combinations take days
+    many = Structure(Lattice.cubic(9), [*metals, "S", "Cl"], [[i / 14, 0, 0] for i in range(14)])
+    scores = with_composition_penalty(reward_of([1, 1]), 0.5).score([many, salt()])
+    np.testing.assert_array_equal(scores.details["valid_composition"], [0, 1])
+
+
 def test_only_the_first_of_its_kind_gets_the_uniqueness_bonus():
     reward = with_uniqueness_bonus(reward_of([1, 1, 1, 1], ["broken", "", "", ""]), 0.25)
     scores = reward.score([salt(), salt(), salt(5.61), salt(cation="K")])
