@@ -145,7 +145,7 @@ def _subsystems(systems: np.ndarray, system: bytes) -> Sequence[int]:
         return [index for index, numbers in enumerate(systems) if set(numbers) <= set(system)]
     wanted = [bytes(subset) for size in range(1, len(system) + 1) for subset in combinations(system, size)]
     wanted = [subset for subset in wanted if len(subset) <= systems.dtype.itemsize]
-    places = np.searchsorted(systems, np.array(wanted, systems.dtype))
+    places = np.searchsorted(systems, np.array(wanted, systems.dtype)).tolist()
     return [
         place for place, subset in zip(places, wanted, strict=True) if place < len(systems) and systems[place] == subset
     ]

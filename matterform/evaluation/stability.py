@@ -1,0 +1,131 @@
+"""Stability of crystals: a potential's energies, corrected once, against a hull of reference entries."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from matterform.evaluation.corrections import corrected_energies
+from matterform.evaluation.hull import Hull
+from matterform.evaluation.references import FormationEnergies, References
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+    from matterform.potentials.base import Potential
+    from matterform.potentials.relax import Relaxed
+
+METASTABLE_EV = 0.1  # eV/atom above the hull, at most
+STABLE_EV = 0.0
+
+
+class Stability(NamedTuple):
+    """One entry per crystal; values are NaN where `problems` says why there are none."""
+
+    e_above_hull: Float[np.ndarray, " b"]  # eV/atom; negative below the hull of the references
+    energy_per_atom: Float[np.ndarray, " b"]  # eV/atom, of the potential, with corrections
+    formation_energy_per_atom: Float[np.ndarray, " b"]  # eV/atom; NaN without references
+    problems: list[str]  # empty where all is well
+    relaxed: "Relaxed | None"  # where relaxation was asked for; what it says of crystals that did not converge
+
+
+class Shares(NamedTuple):
+    """Shares of all crystals that were generated, whatever became of them; NaN where not asked for."""
+
+    stable: float  # on or below the hull
+    metastable: float  # at most 0.1 eV/atom above it
+    sun: float  # stable, unique and novel
+    metastable_sun: float  # metastable, unique and novel
+
+
+def above_hull(
+    structures: "Sequence[pymatgen.core.Structure]",
+    potential: "Potential",
+    hull: Hull,
+    references: References | None = None,
+    relax_steps: int = 0,
+) -> Stability:
+    """Energies above the hull, of the crystals as they are or after at most `relax_steps` steps of relaxation.
+
+    Args:
+        references: energies of the elements by which the potential's energies become those of formation; for a hull of
+            formation energies, and only for such a one.
+
+    Raises:
+        ValueError: references are missing, or given though the hull is one of total energies.
+    """
+    check_references(hull, references)
+    structures, energies, problems, relaxed = _energies(structures, potential, relax_steps)
+    compositions = [structure.composition for structure in structures]
+    corrected = corrected_energies(potential.corrected, energies, structures)
+    if references is None:
+        formation = FormationEnergies(np.full(len(structures), np.nan), [""] * len(structures))
+        above = hull.energy_above_hull(compositions, corrected.values)
+    else:
+        formation = references.formation_energies(compositions, corrected.values)
+        above = hull.energy_above_hull(compositions, formation.values)
+    num_atoms = np.array([max(len(structure), 1) for structure in structures])
+    reasons = zip(problems, corrected.problems, formation.problems, above.problems, strict=True)
+    return Stability(
+        above.values,
+        corrected.values / num_atoms,
+        formation.values / num_atoms,
+        [next(filter(None, reason), "") for reason in reasons],  # the first is the cause of the others
+        relaxed,
+    )
+
+
+def check_references(hull: Hull, references: References | None) -> None:
+    """Whether a hull has the references that it needs.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if hull.kind == "formation" and references is None:
+        raise ValueError(
+            "the hull is one of formation energies, and a potential's energies need references to be compared with it: "
+            "fit them with `matterform references TABLE.csv --out references.json` (in Python: fit_references)"
+        )
+    if hull.kind == "total" and references is not None:
+        raise ValueError("the hull is one of total energies, which need no references; leave them out")
+
+
+class _Energies(NamedTuple):
+    structures: "Sequence[pymatgen.core.Structure]"
+    energies: Float[np.ndarray, " b"]
+    problems: list[str]
+    relaxed: "Relaxed | None"
+
+
+def _energies(structures: "Sequence[pymatgen.core.Structure]", potential: "Potential", relax_steps: int) -> _Energies:
+    if relax_steps < 0:
+        raise ValueError(f"relax_steps must be a number of steps, 0 for none; got {relax_steps}")
+    if relax_steps == 0:
+        energies, _, _, problems = potential.predict(structures, "energy")
+        return _Energies(structures, energies, problems, None)
+    from matterform.potentials.relax import relax
+
+    relaxed = relax(potential, structures, relax_steps)
+    # A crystal that stopped half-way has an energy all the same.
+    known = np.isfinite(relaxed.energy)
+    problems = ["" if fine else problem for fine, problem in zip(known, relaxed.problems, strict=True)]
+    return _Energies(relaxed.structures, relaxed.energy, problems, relaxed)
+
+
+def stability_shares(
+    e_above_hull: Float[np.ndarray, " b"],
+    unique: Bool[np.ndarray, " b"] | None = None,
+    novel: Bool[np.ndarray, " b"] | None = None,
+) -> Shares:
+    """Shares over all crystals; one without a value (NaN) counts as unstable.
+
+    S.U.N. needs `unique` and `novel`, an entry for each crystal that was generated.
+    """
+    if not len(e_above_hull):
+        raise ValueError("expected at least one crystal, found none")
+    stable, metastable = e_above_hull <= STABLE_EV, e_above_hull <= METASTABLE_EV
+    if unique is None or novel is None:
+        return Shares(float(stable.mean()), float(metastable.mean()), np.nan, np.nan)
+    new = np.asarray(unique, bool) & np.asarray(novel, bool)
+    return Shares(*(float(share.mean()) for share in (stable, metastable, stable & new, metastable & new)))
