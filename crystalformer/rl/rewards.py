@@ -63,8 +63,7 @@ def make_scores(
 
 def describe_problems(problems: Sequence[str]) -> str:
     """One line for the log: how many failed, and how many of them in which way."""
-    # Up to its first number a reason names the kind of fault.
-    kinds = [re.split(r"[-+]?[0-9]", problem)[0].strip(" :,;(='") or problem for problem in problems if problem]
+    kinds = [_kind_of(problem) for problem in problems if problem]
     counts = collections.Counter(kinds).most_common()
     listed = ": " + ", ".join(f"{count} x {kind}" for kind, count in counts) if counts else ""
     return f"{len(kinds)} of {len(problems)} failed{listed}"
@@ -156,6 +155,12 @@ def dielectric_reward(dielectric_model: PropertyModel, gap_model: PropertyModel)
         return make_scores(values, problems, 0.0, details)
 
     return Reward("dielectric", score, 0.0)
+
+
+def _kind_of(problem: str) -> str:
+    """What stands before the first number of a reason, without an unfinished parenthesis."""
+    words = re.split(r"[-+]?[0-9]", problem)[0]
+    return re.sub(r"\([^)]*$", "", words).strip(" :,;=") or problem
 
 
 def _mean_size(components: Float[np.ndarray, "..."]) -> float:

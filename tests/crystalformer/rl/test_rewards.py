@@ -55,6 +55,8 @@ def test_failures_and_lower_values_count_as_the_worst():
 def test_problems_are_grouped_by_what_stands_before_their_first_number():
     problems = ["", "cell volume 0.1 Å³ is below 0.5 Å³", "cell volume 0.2 Å³ is below 0.5 Å³", "it has no site", ""]
     assert describe_problems(problems) == "3 of 5 failed: 2 x cell volume, 1 x it has no site"
+    assert describe_problems(["unknown element Og (Z = 118)"]) == "1 of 1 failed: 1 x unknown element Og"
+    assert describe_problems(["3 atoms"]) == "1 of 1 failed: 1 x 3 atoms"
     assert describe_problems(["", ""]) == "0 of 2 failed"
     assert describe_problems(["a cell length is -3 angstrom", "no cell has these angles: 60.0"]) == (
         "2 of 2 failed: 1 x a cell length is, 1 x no cell has these angles"
