@@ -42,6 +42,8 @@ class RewardConfig:
     reward_clip: float = 10.0  # ehull: eV/atom, to both sides; property: the largest error that counts
     custom_worst: float = WORST  # module:function: of crystals that cannot be built; lower values count as this one
     reward_workers: int = 0  # module:function: processes among which a batch is divided
+    reward_low: float | None = None  # least and largest value of the whole, before penalties and bonuses
+    reward_high: float | None = None
     validity_penalty: float = 0.0  # for atoms too close for their radii, and densities that solids do not have
     composition_penalty: float = 0.0  # for oxidation states that cannot balance (SMACT)
     uniqueness_bonus: float = 0.0  # for the first of its kind in a batch
@@ -63,6 +65,8 @@ class RewardConfig:
             raise ValueError(f"weights must be positive; found {self.weights}")
         if not 0 < self.reward_clip < np.inf:
             raise ValueError(f"reward_clip must be positive; found {self.reward_clip:g}")
+        if self.reward_low is not None and self.reward_high is not None and not self.reward_low < self.reward_high:
+            raise ValueError(f"reward_low must be below reward_high; found {self.reward_low} and {self.reward_high}")
         if self.target is not None and not np.isfinite(self.target):
             raise ValueError(f"target must be finite; found {self.target}")
         if self.property_batch_size < 1:
@@ -169,6 +173,9 @@ def _property_model(path: pathlib.Path | None, fidelity: int | None, config: Rew
 
 
 def _with_extras(reward: Reward, config: RewardConfig) -> Reward:
+    if config.reward_low is not None or config.reward_high is not None:
+        low = -np.inf if config.reward_low is None else config.reward_low
+        reward = combine.clipped(reward, low, np.inf if config.reward_high is None else config.reward_high)
     if config.validity_penalty:
         reward = combine.with_validity_penalty(reward, config.validity_penalty)
     if config.composition_penalty:

@@ -86,6 +86,19 @@ def test_without_weights_rewards_count_alike():
     np.testing.assert_allclose(scores.values, scores.details["reward_force"] + scores.details["reward_pair"])
 
 
+def test_the_whole_is_clipped_on_either_side_before_penalties():
+    values = {}
+    for name, options in {"plain": {}, "high": {"reward_high": 2.0}, "low": {"reward_low": -1.0}}.items():
+        config = RewardConfig(reward=("pair",), weights=(2.0,), validity_penalty=0.5, **options)
+        with open_reward(config) as reward:
+            values[name] = [*reward.score([COPPER, CLOSE]).values, reward.worst]
+    plain = values["plain"]
+    assert plain[0] > 2
+    np.testing.assert_allclose(plain[1:], [-20.5, -20.5])
+    np.testing.assert_allclose(values["high"], [2, -20.5, -20.5])
+    np.testing.assert_allclose(values["low"], [plain[0], -1.5, -1.5])
+
+
 def test_models_of_properties_are_opened_from_their_folders(tmp_path, monkeypatch):
     opened = []
 
@@ -189,6 +202,7 @@ def test_a_composition_penalty_asks_for_smact(monkeypatch):
         ({"stress_weight": -1.0}, "stress_weight must not be negative"),
         ({"reward_workers": -1}, "reward_workers must not be negative"),
         ({"novelty_bonus": float("nan")}, "novelty_bonus must not be negative; found nan"),
+        ({"reward_low": 1.0, "reward_high": 1.0}, "reward_low must be below reward_high; found 1.0 and 1.0"),
         ({"target": float("inf")}, "target must be finite; found inf"),
         ({"property_batch_size": 0}, "property_batch_size must be at least 1"),
     ],
