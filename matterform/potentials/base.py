@@ -95,6 +95,21 @@ def run_in_batches(
     return results, problems
 
 
+def check_elements(structure: "pymatgen.core.Structure", known: Sequence[str] | Sequence[int]) -> None:
+    """Raises ValueError for an element that is not among the `known` symbols or atomic numbers."""
+    for element in structure.elements:
+        symbol = getattr(element, "symbol", str(element))
+        if symbol not in known and element.Z not in known:
+            raise ValueError(f"the model does not know {symbol} (Z = {element.Z})")
+
+
+def check_neighbors(structure: "pymatgen.core.Structure", centers: np.ndarray, cutoff_ang: float) -> None:
+    """Raises ValueError if an atom is not among the `centers` of neighbor pairs: models say nothing sensible of it."""
+    lonely = np.setdiff1d(np.arange(len(structure)), centers)
+    if len(lonely):
+        raise ValueError(f"isolated atom: site {lonely[0]} has no neighbor within {cutoff_ang:g} Å")
+
+
 def collect_predictions(results: Sequence[Prediction | None], problems: Sequence[str]) -> Predictions:
     """`Predictions` of what `run_in_batches` returned; a number that is not finite becomes a problem."""
     problems = list(problems)
@@ -113,7 +128,9 @@ def collect_predictions(results: Sequence[Prediction | None], problems: Sequence
     )
 
 
-def collect_properties(results: Sequence[np.ndarray | None], problems: Sequence[str], shape: tuple[int, ...] = ()):
+def collect_properties(
+    results: Sequence[np.ndarray | float | None], problems: Sequence[str], shape: tuple[int, ...] = ()
+) -> Properties:
     """`Properties` with values of `shape` from what `run_in_batches` returned; not finite becomes a problem."""
     problems = list(problems)
     values = np.full((len(results), *shape), np.nan)

@@ -13,6 +13,7 @@ from matterform.potentials.base import (
     Prediction,
     Predictions,
     Wanted,
+    check_elements,
     collect_predictions,
     run_in_batches,
 )
@@ -85,9 +86,7 @@ def _load_file(CHGNet: Any, path: pathlib.Path) -> Any:
 
 
 def _graph(model: Any, structure: "pymatgen.core.Structure") -> Any:
-    largest = max(structure.atomic_numbers)
-    if largest > MAX_ATOMIC_NUMBER:
-        raise ValueError(f"CHGNet knows elements up to Z = {MAX_ATOMIC_NUMBER}; got Z = {largest}")
+    check_elements(structure, range(1, MAX_ATOMIC_NUMBER + 1))
     return model.graph_converter(structure, graph_id=structure.reduced_formula)
 
 

@@ -1,6 +1,143 @@
-"""Being written."""
+"""MACE (Batatia et al., NeurIPS 2022) from a local .model file."""
+
+import pathlib
+import pickle
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from matterform.potentials.base import (
+    BatchModel,
+    Potential,
+    Prediction,
+    Predictions,
+    Wanted,
+    check_elements,
+    check_neighbors,
+    collect_predictions,
+    run_in_batches,
+)
+from matterform.potentials.torch_state import check_device, check_path, unchanged_process
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+BATCH_SIZE = 8
 
 
-def load_mace(path=None, variant=None, device="cpu", batch_size=8):
-    """Not there yet."""
-    raise ValueError("not there yet")
+def load_mace(
+    path: pathlib.Path | None, variant: str | None = None, device: str = "cpu", batch_size: int = BATCH_SIZE
+) -> Potential:
+    """A published model (`2023-12-03-mace-128-L1_epoch-199.model`, ...) or one of our own training.
+
+    A .model file is a pickle, and loading it runs what is in it: take it only from someone you trust. It is
+    evaluated in the precision that it was saved in; its energies are without the MP2020 corrections.
+
+    Args:
+        path: the file.
+        variant: the head of a model with several; if not given, its default one.
+
+    Raises:
+        ImportError: mace-torch is not installed.
+        ValueError: no path, an unknown head or device, or the file holds no MACE.
+        FileNotFoundError: nothing lies at the path.
+    """
+    path = check_path("MACE", path, "a .model file")
+    with unchanged_process():
+        _import_mace()
+        check_device(device)
+        model = _load_file(path)
+    return mace_potential(model.to(device), f"mace {path}", variant, batch_size)
+
+
+def mace_potential(model: Any, name: str = "mace", head: str | None = None, batch_size: int = BATCH_SIZE) -> Potential:
+    """Potential of a MACE module, on the device that it is on."""
+    heads = list(getattr(model, "heads", None) or ["Default"])
+    head = _choose_head(heads, head)
+    model = model.eval().requires_grad_(False)
+
+    def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+        package = BatchModel(
+            lambda structure: _graph(model, structure, head, heads),
+            lambda graphs: _run(model, graphs, wanted),
+            (ValueError, RuntimeError),
+        )
+        return collect_predictions(*run_in_batches(structures, package, batch_size))
+
+    return Potential(name, predict, corrected=False)
+
+
+def _import_mace() -> None:
+    try:
+        # Before e3nn, whose own file PyTorch loads only where MACE's setting is in force.
+        import mace.modules
+        import mace.tools.torch_geometric  # noqa: F401
+    except ImportError as error:
+        raise ImportError("MACE is not installed: pip install 'matterform[mace]'") from error
+
+
+def _load_file(path: pathlib.Path) -> Any:
+    import torch
+
+    try:
+        model = torch.load(path, map_location="cpu", weights_only=False)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ImportError, AttributeError) as error:
+        raise ValueError(f"{path} holds no MACE: {' '.join(str(error).split())[:200]}") from error
+    if not (isinstance(model, torch.nn.Module) and hasattr(model, "r_max") and hasattr(model, "atomic_numbers")):
+        raise ValueError(f"{path} holds no MACE but a {type(model).__name__}")
+    return model
+
+
+def _choose_head(heads: list[str], wanted: str | None) -> str:
+    if wanted is None:
+        default = heads if len(heads) == 1 else [head for head in heads if head.lower() == "default"]
+        if default:
+            return default[0]
+    if wanted not in heads:
+        raise ValueError(f"this MACE has the heads {', '.join(heads)}; choose one as variant, got {wanted!r}")
+    return wanted
+
+
+def _graph(model: Any, structure: "pymatgen.core.Structure", head: str, heads: list[str]) -> Any:
+    import ase
+    from mace import data
+    from mace.tools import AtomicNumberTable, torch_tools
+
+    known, cutoff = [int(number) for number in model.atomic_numbers], float(model.r_max)
+    check_elements(structure, known)
+    atoms = ase.Atoms(structure.atomic_numbers, structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
+    with torch_tools.default_dtype(_dtype(model)):
+        graph = data.AtomicData.from_config(
+            data.config_from_atoms(atoms, data.KeySpecification(), head_name=head),
+            z_table=AtomicNumberTable(known),
+            cutoff=cutoff,
+            heads=heads,
+        )
+    check_neighbors(structure, graph.edge_index[1].numpy(), cutoff)
+    return graph
+
+
+def _run(model: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
+    import torch
+    from mace.tools import torch_tools
+    from mace.tools.torch_geometric import Batch
+
+    batch = Batch.from_data_list(graphs).to(model.r_max.device)
+    with torch_tools.default_dtype(_dtype(model)), torch.set_grad_enabled(wanted != "energy"):
+        output = model(batch.to_dict(), compute_force=wanted != "energy", compute_stress=wanted == "stress")
+    energies = _numbers(output["energy"])
+    if wanted == "energy":
+        return [Prediction(float(energy)) for energy in energies]
+    places = np.cumsum([graph.num_nodes for graph in graphs])[:-1]
+    forces = np.split(_numbers(output["forces"]), places)
+    stress = _numbers(output["stress"]) if wanted == "stress" else [None] * len(graphs)
+    return [Prediction(float(energy), *parts) for energy, *parts in zip(energies, forces, stress, strict=True)]
+
+
+def _dtype(model: Any) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def _numbers(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy().astype(np.float64)

@@ -1,6 +1,176 @@
-"""Being written."""
+"""Orb (Neumann et al., arXiv:2410.22570; Rhodes et al., arXiv:2504.06231), versions 2 and 3, from local files."""
+
+import pathlib
+import pickle
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from matterform.potentials.base import (
+    BatchModel,
+    Potential,
+    Prediction,
+    Predictions,
+    Wanted,
+    check_elements,
+    check_neighbors,
+    collect_predictions,
+    run_in_batches,
+)
+from matterform.potentials.torch_state import check_device, check_path, unchanged_process
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+BATCH_SIZE = 8
+MAX_ATOMIC_NUMBER = 117
+
+# Models of dispersion alone, and of charged molecules, give no energies of crystals; version 1 is no longer served.
+VARIANTS = (
+    "orb_v2",
+    "orb_mptraj_only_v2",
+    "orb_d3_v2",
+    "orb_d3_sm_v2",
+    "orb_d3_xs_v2",
+    "orb_v3_conservative_20_omat",
+    "orb_v3_conservative_inf_omat",
+    "orb_v3_direct_20_omat",
+    "orb_v3_direct_inf_omat",
+    "orb_v3_conservative_20_mpa",
+    "orb_v3_conservative_inf_mpa",
+    "orb_v3_direct_20_mpa",
+    "orb_v3_direct_inf_mpa",
+)
 
 
-def load_orb(path=None, variant=None, device="cpu", batch_size=8):
-    """Not there yet."""
-    raise ValueError("not there yet")
+def load_orb(
+    path: pathlib.Path | None, variant: str | None = None, device: str = "cpu", batch_size: int = BATCH_SIZE
+) -> Potential:
+    """A published checkpoint (`orb-v2-20241011.ckpt`, ...) or one of our own tuning.
+
+    Energies are without the MP2020 corrections. Those of v2 and of the v3 "mpa" models are of the kind that the
+    Materials Project and Alexandria have; "omat" models follow OMat24, whose pseudopotentials are newer.
+
+    Args:
+        path: a state dict saved by torch.
+        variant: which of `VARIANTS` the file is of; default orb_v2. Weights cannot tell "20" neighbors from "inf".
+
+    Raises:
+        ImportError: orb-models is not installed.
+        ValueError: no path, an unknown variant or device, or the weights are of another architecture.
+        FileNotFoundError: nothing lies at the path.
+    """
+    name = (variant or VARIANTS[0]).replace("-", "_")
+    if name not in VARIANTS:
+        raise ValueError(f"no architecture of Orb is called {variant!r}; there is {', '.join(VARIANTS)}")
+    path = check_path("Orb", path, f"a checkpoint of {name}, say orb-v2-20241011.ckpt")
+    with unchanged_process():
+        pretrained = _import_pretrained()
+        check_device(device)
+        # Compilation takes longer than most runs, and gains nothing on CPUs.
+        load = pretrained.ORB_PRETRAINED_MODELS[name.replace("_", "-")]
+        _check_heads(path, name)
+        try:
+            model = load(weights_path=str(path), device=device, compile=False)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no checkpoint of {name}: {_first_line(error)}") from error
+    return orb_potential(model, f"{name} {path}", device, batch_size)
+
+
+def orb_potential(model: Any, name: str = "orb", device: str = "cpu", batch_size: int = BATCH_SIZE) -> Potential:
+    """Potential of an Orb regressor that is on `device` already; it must have a `system_config`."""
+    model = model.eval().requires_grad_(False)
+
+    def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+        package = BatchModel(
+            lambda structure: _graph(model, structure, device),
+            lambda graphs: _run(model, graphs, wanted),
+            (ValueError, RuntimeError),
+        )
+        return collect_predictions(*run_in_batches(structures, package, batch_size))
+
+    return Potential(name, predict, corrected=False)
+
+
+def _import_pretrained() -> Any:
+    try:
+        from orb_models.forcefield import pretrained
+    except ImportError as error:
+        raise ImportError("Orb is not installed: pip install 'matterform[orb]'") from error
+    return pretrained
+
+
+def _check_heads(path: pathlib.Path, name: str) -> None:
+    """Refuses weights with other heads: the package would leave those that are missing random, and say nothing."""
+    import torch
+
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no checkpoint of {name}: {_first_line(error)}") from error
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} is no checkpoint of {name}: it holds a {type(weights).__name__}")
+    names = {"node_head": "forces", "graph_head": "energy", "stress_head": "stress"}  # as version 2 was saved first
+    heads = {names.get(key.split(".")[0]) or key.split(".")[1] for key in weights if "head" in key.split(".")[0]}
+    direct = "conservative" not in name
+    if ("forces" in heads) != direct or "energy" not in heads:
+        raise ValueError(f"{path} is no checkpoint of {name}: it predicts {', '.join(sorted(heads)) or 'nothing'}")
+
+
+def _graph(model: Any, structure: "pymatgen.core.Structure", device: str) -> Any:
+    import ase
+    import torch
+    from orb_models.forcefield.atomic_system import ase_atoms_to_atom_graphs
+
+    dtype = next(model.parameters()).dtype  # the default one may be another package's
+    check_elements(structure, range(1, MAX_ATOMIC_NUMBER + 1))
+    atoms = ase.Atoms(structure.atomic_numbers, structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
+    graph = ase_atoms_to_atom_graphs(
+        atoms,
+        model.system_config,
+        device=torch.device(device),
+        output_dtype=dtype,
+        graph_construction_dtype=dtype,
+    )
+    check_neighbors(structure, graph.receivers.cpu().numpy(), model.system_config.radius)
+    return graph
+
+
+def _run(model: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
+    from ase.stress import voigt_6_to_full_3x3_stress
+    from orb_models.forcefield.base import batch_graphs
+
+    counts = [int(graph.n_node.sum()) for graph in graphs]
+    batch = batch_graphs(graphs)
+    if wanted == "energy":
+        return [Prediction(float(energy)) for energy in _energies(model, batch)]
+    gradient = "grad_" if hasattr(model, "grad_forces_name") else ""
+    if wanted == "stress" and not model.has_stress:
+        raise ValueError("this Orb model has no stress")
+    output = model.predict(batch)
+    energies, places = _numbers(output["energy"]), np.cumsum(counts)[:-1]
+    forces = np.split(_numbers(output[f"{gradient}forces"]), places)
+    if wanted == "forces":
+        return [Prediction(float(energy), part) for energy, part in zip(energies, forces, strict=True)]
+    stress = [voigt_6_to_full_3x3_stress(part) for part in _numbers(output[f"{gradient}stress"]).reshape(-1, 6)]
+    return [Prediction(float(energy), *parts) for energy, *parts in zip(energies, forces, stress, strict=True)]
+
+
+def _energies(model: Any, batch: Any) -> np.ndarray:
+    """Energies without forces: conservative models take a third of the time."""
+    import torch
+
+    with torch.no_grad():
+        energies = model.heads["energy"].predict(model.model(batch)["node_features"], batch)
+    if model.pair_repulsion:
+        energies = energies + model.pair_repulsion_fn(batch)["energy"]
+    return _numbers(energies)
+
+
+def _numbers(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy().astype(np.float64)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
