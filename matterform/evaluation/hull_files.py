@@ -8,16 +8,21 @@ import bz2
 import contextlib
 import functools
 import gzip
+import io
+import itertools
 import json
 import math
 import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 from matterform.evaluation.hull_entries import Entries, Entry, Fractions, fractions_of, pack_entries, save_entries
 from matterform.files import damage_explained, existing
+
+if TYPE_CHECKING:
+    import pymatgen.core
 
 FORMATION_COLUMN = "formation_energy_per_atom"
 FORMULA_COLUMNS = ("pretty_formula", "formula")
@@ -47,7 +52,7 @@ def index_hull(
 
 
 def read_entries(path: str | os.PathLike[str], progress: Callable[[int], None] = lambda done: None) -> Entries:
-    """All entries of a JSON file of total energies, or of a CSV of formation energies, by the file's name.
+    """All entries of a JSON file (or a folder of them) of total energies, or of a CSV of formation energies.
 
     Raises:
         ValueError: no entries, a damaged file, another layout; named with the place.
@@ -56,6 +61,9 @@ def read_entries(path: str | os.PathLike[str], progress: Callable[[int], None] =
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if ".csv" in suffixes:
         kind, entries = "formation", iterate_formation_table(path)
+    elif path.is_dir():
+        files = sorted(file for file in path.iterdir() if ".json" in file.suffixes)
+        kind, entries = "total", itertools.chain.from_iterable(map(iterate_computed_entries, files))
     elif ".json" in suffixes:
         kind, entries = "total", iterate_computed_entries(path)
     else:
@@ -76,12 +84,12 @@ def _counted(entries: Iterator[Entry], progress: Callable[[int], None]) -> Itera
 
 
 @contextlib.contextmanager
-def _open_text(path: pathlib.Path) -> Iterator[IO[str]]:
+def _open_text(path: pathlib.Path) -> Iterator[io.TextIOWrapper]:
     """Text of a plain, gzip or bzip2 file; damage becomes a ValueError."""
     openers = {".gz": gzip.open, ".bz2": bz2.open}
     try:
         with damage_explained(path), openers.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8") as file:
-            yield file
+            yield file  # pyright: ignore[reportReturnType]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged or no text ({error})") from error
     except OSError as error:
@@ -173,33 +181,32 @@ def iterate_computed_entries(path: pathlib.Path) -> Iterator[Entry]:
                 raise ValueError(f"{path}, entry {index} is no computed entry: {reason}") from error
 
 
-def computed_entry(record: Mapping[str, Any]) -> Entry:
+def computed_entry(record: Any) -> Entry:
     """The composition and corrected energy of the dictionary of a ComputedEntry or ComputedStructureEntry.
 
     As in pymatgen, a list of adjustments stands before the single number `correction` of older files.
     """
     if not isinstance(record, Mapping):
         raise TypeError(f"expected a dictionary, found {type(record).__name__}")
-    amounts = _amounts(record)
+    composition = _composition(record)
     adjustments = record.get("energy_adjustments") or []
     correction = sum(map(_adjustment, adjustments)) if adjustments else (record.get("correction") or 0.0)
     energy = _finite(record["energy"], "energy") + _finite(correction, "correction")
-    return Entry(fractions_of_formula(" ".join(f"{s}{n}" for s, n in amounts.items())), energy / sum(amounts.values()))
+    return Entry(fractions_of(composition), energy / composition.num_atoms)
 
 
-def _amounts(record: Mapping[str, Any]) -> dict[str, float]:
-    """Atoms of each element."""
+def _composition(record: Mapping[str, Any]) -> "pymatgen.core.Composition":
+    from pymatgen.core import Composition
+
     if composition := record.get("composition"):
         if isinstance(composition, str):
-            from pymatgen.core import Composition
-
-            return Composition(composition).get_el_amt_dict()
-        return {symbol: float(n) for symbol, n in composition.items() if not symbol.startswith("@")}
+            return Composition(composition)
+        return Composition({name: float(n) for name, n in composition.items() if not name.startswith("@")})
     amounts: dict[str, float] = {}
     for site in record["structure"]["sites"]:
         for species in site["species"]:
             amounts[species["element"]] = amounts.get(species["element"], 0.0) + float(species["occu"])
-    return amounts
+    return Composition(amounts)
 
 
 def _adjustment(adjustment: Mapping[str, Any]) -> float:
@@ -226,10 +233,11 @@ def _finite(value: Any, name: str) -> float:
 class _Json:
     """Reads values one after the other from a file too large for memory."""
 
-    def __init__(self, file: IO[str], path: pathlib.Path) -> None:
+    def __init__(self, file: io.TextIOWrapper, path: pathlib.Path) -> None:
         self._file, self._path = file, path
         self._buffer, self._place, self._ended = "", 0, False
         self._decoder = json.JSONDecoder()
+        self.count = 0  # members of the list read so far
 
     def peek(self) -> str:
         """The next character that is no white space; empty at the end."""
@@ -266,7 +274,9 @@ class _Json:
 
     def unexpected(self, reason: str) -> ValueError:
         found = repr(self._buffer[self._place : self._place + 20]) if self.peek() else "its end"
-        return ValueError(f"{self._path} is damaged, cut off or of another layout at {found}: {reason}")
+        return ValueError(
+            f"{self._path} is damaged, cut off or of another layout after {self.count} entries, at {found}: {reason}"
+        )
 
     def _read(self) -> bool:
         """Reads on, forgetting what was taken; False at the end of the file."""
@@ -283,7 +293,9 @@ def _iterate_list(text: _Json) -> Iterator[Any]:
     if text.peek() == "]":
         return
     while True:
-        yield text.value()
+        value = text.value()
+        text.count += 1
+        yield value
         if text.take(",]") == "]":
             return
 
