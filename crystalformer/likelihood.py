@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from crystalformer.dataset import lengths, truncate
 from crystalformer.parameters import Network, Params, as_network
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.transformer import forward, read_coordinate, read_lattice
+from matterform.training.batches import make_batch_plan
 from matterform.training.mesh import DATA_AXIS, make_local_mesh
 
 # Batches are cut to the shortest of these that holds their longest crystal; each one is compiled once.
@@ -123,20 +123,15 @@ def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batc
     """
     crystals = Crystals(*(np.asarray(field) for field in crystals))
     check_crystals(crystals, config)
-    mesh = make_local_mesh()
-    batch_size *= mesh.size
-    slots = lengths(crystals)
-    results = np.zeros((4, len(slots)), np.float32)
-    width = crystals.W.shape[1]
-    edges = (0, *bucket_lengths(width if config.generation == "rotary" else min(width, config.n_max)))
-    for shortest, longest in itertools.pairwise(edges):
-        members = np.flatnonzero((slots > shortest) & (slots <= longest))
-        for start in range(0, len(members), batch_size):
-            rows = members[start : start + batch_size]
-            filled = np.resize(rows, batch_size)
-            batch = jax.tree.map(lambda field, filled=filled: field[filled], crystals)
-            values = _batch_log_prob(config, mesh)(params, truncate(batch, longest))
-            results[:, rows] = np.stack(values)[:, : len(rows)]
+    mesh, width = make_local_mesh(), crystals.W.shape[1]
+    results = np.zeros((4, len(crystals.G)), np.float32)
+    if not len(crystals.G):
+        return LogProb(*results)
+    buckets = bucket_lengths(width if config.generation == "rotary" else min(width, config.n_max))
+    plan = make_batch_plan(lengths(crystals), batch_size * mesh.size, buckets, seed=0)
+    for rows, _, length in plan.epoch(0):
+        batch = jax.tree.map(lambda field, rows=rows: field[rows], crystals)
+        results[:, rows] = np.stack(_batch_log_prob(config, mesh)(params, truncate(batch, length)))
     return LogProb(*results)
 
 

@@ -76,7 +76,7 @@ class PpoConfig:
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     sft_epochs: int = 0  # steps towards the likelihood of good relaxed samples; needs a reward that relaxes
     sft_min_reward: float = -0.1  # what counts as good
-    part_size: int = 32  # crystals that each device computes a gradient of at a time; bounds the memory
+    part_size: int = 16  # crystals that each device computes with at a time: bounds the memory; more on GPUs
     validation: pathlib.Path | None = None  # data set whose loss is logged
     save_every: int = 10  # epochs between tables of samples
     publish_every: int = 10  # epochs between published files; the last epoch is always published
@@ -203,7 +203,9 @@ def try_reward(tools: Tools) -> tuple[str, ...]:
     number = TRIAL_SIZE * jax.process_count()
     groups = draw_spacegroups(tools.frequencies, number, [config.seed, TRIAL])
     key = jax.random.fold_in(jax.random.key(config.seed), TRIAL)
-    trial = roll_out(Policy(tools.reference, tools.network), tools.reference, tools.reward, key, groups, watch)
+    trial = roll_out(
+        Policy(tools.reference, tools.network), tools.reference, tools.reward, key, groups, watch, config.part_size
+    )
     if trial.failed.all():
         raise ValueError(
             f"reward {tools.reward.name} failed for all of {number} trial samples, so there is nothing to learn: "
@@ -294,7 +296,7 @@ def run_epoch(
     groups = draw_spacegroups(tools.frequencies, config.batch_size, [config.seed, GROUPS, progress.epoch])
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), CRYSTALS), progress.epoch)
     policy = Policy(jax.tree.map(np.asarray, state.params), tools.network)
-    rollout = roll_out(policy, tools.reference, tools.reward, key, groups, watch)
+    rollout = roll_out(policy, tools.reference, tools.reward, key, groups, watch, config.part_size)
     _give_up_if(stop_asked)
     advantage, running_mean = advantages(rollout.rewards, rollout.crystals.G, progress.running_mean, config.objective)
     metrics = StepMetrics()

@@ -178,7 +178,7 @@ def _skeletons(crystals: Crystals) -> list[tuple[int, ...]]:
 
 
 def _elements(crystals: Crystals) -> list[str]:
-    symbols = element_table().symbol
+    symbols = element_table().symbol.tolist()
     return [symbols[number] for numbers in crystals.A.tolist() for number in sorted(set(numbers) - {0})]
 
 

@@ -68,6 +68,7 @@ def roll_out(
     key: PRNGKeyArray,
     spacegroups: Int[np.ndarray, " b"],
     watch: Stopwatch,
+    part_size: int = 64,
 ) -> Rollout:
     """Draws a crystal for each space group, and scores it; every process does an equal share, and gets all.
 
@@ -80,8 +81,8 @@ def roll_out(
     with watch.phase("sampling"):
         crystals = sample(policy.params, policy.config, key, mine, first_index=first)
     with watch.phase("likelihood"):
-        logp = log_prob(policy.params, policy.config, crystals)
-        logp_reference = log_prob(reference, policy.config, crystals).total
+        logp = log_prob(policy.params, policy.config, crystals, part_size)
+        logp_reference = log_prob(reference, policy.config, crystals, part_size).total
     with watch.phase("building"):
         structures, problems = build_structures(crystals)
     with watch.phase("reward"):
