@@ -1,14 +1,14 @@
 """Stability of crystals: a potential's energies, corrected once, against a hull of reference entries."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from matterform.evaluation.corrections import corrected_energies
 from matterform.evaluation.hull import Hull
-from matterform.evaluation.references import FormationEnergies, References
+from matterform.evaluation.references import FormationEnergies, References, Residual, fit_references
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 METASTABLE_EV = 0.1  # eV/atom above the hull, at most
 STABLE_EV = 0.0
+CHUNK = 256  # crystals between two reports of progress
 
 
 class Stability(NamedTuple):
@@ -111,6 +112,41 @@ def _energies(structures: "Sequence[pymatgen.core.Structure]", potential: "Poten
     known = np.isfinite(relaxed.energy)
     problems = ["" if fine else problem for fine, problem in zip(known, relaxed.problems, strict=True)]
     return _Energies(relaxed.structures, relaxed.energy, problems, relaxed)
+
+
+class PotentialFit(NamedTuple):
+    """References of a potential, and what they leave of the energies of the crystals they were fitted to."""
+
+    references: References
+    residual: Residual
+    used: Int[np.ndarray, " m"]  # indices of the crystals that were used; those with a problem are left out
+    energy_per_atom: Float[np.ndarray, " b"]  # eV/atom, of the potential, with corrections; NaN where there is none
+    problems: list[str]
+
+
+def fit_potential_references(
+    potential: "Potential",
+    structures: "Sequence[pymatgen.core.Structure]",
+    formation_energies_per_atom: Float[np.ndarray, " b"],
+    progress: Callable[[int], None] = lambda done: None,
+) -> PotentialFit:
+    """Fits the energies of the elements by which a potential agrees best with known energies of formation (eV/atom).
+
+    Raises:
+        ValueError: no crystal has both energies.
+    """
+    energy_per_atom, problems = np.full(len(structures), np.nan), []
+    for start in range(0, len(structures), CHUNK):
+        chunk = structures[start : start + CHUNK]
+        energies, _, _, found = potential.predict(chunk, "energy")
+        corrected = corrected_energies(potential.corrected, energies, chunk)
+        energy_per_atom[start : start + CHUNK] = corrected.values / [max(len(structure), 1) for structure in chunk]
+        problems += [next(filter(None, reason), "") for reason in zip(found, corrected.problems, strict=True)]
+        progress(len(problems))
+    used = np.flatnonzero(np.isfinite(energy_per_atom) & np.isfinite(formation_energies_per_atom))
+    compositions = [structures[index].composition for index in used.tolist()]
+    fitted = fit_references(compositions, energy_per_atom[used], np.asarray(formation_energies_per_atom)[used])
+    return PotentialFit(*fitted, used, energy_per_atom, problems)
 
 
 def stability_shares(

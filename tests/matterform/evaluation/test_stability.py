@@ -7,7 +7,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from matterform.evaluation.hull import make_hull
 from matterform.evaluation.hull_entries import Entry, fractions_of, pack_entries
 from matterform.evaluation.references import References
-from matterform.evaluation.stability import above_hull, stability_shares
+from matterform.evaluation.stability import above_hull, fit_potential_references, stability_shares
 from matterform.potentials.base import Potential, Predictions
 
 # Total energies with corrections (eV/atom) of a made-up hull of Fe-O and Na-Cl.
@@ -72,6 +72,24 @@ def test_the_hull_decides_whether_references_are_needed(rock_salt):
         above_hull([rock_salt()], potential, hull_of("formation"))
     with pytest.raises(ValueError, match="need no references"):
         above_hull([rock_salt()], potential, hull_of(), References({"Na": 0.0}))
+
+
+def test_references_are_fitted_to_corrected_energies(rock_salt):
+    salts = [rock_salt(anion=anion) for anion in ("Cl", "F", "Cl", "Br")]
+    corrections = 4 * np.array([-0.614, -0.462, -0.614, -0.534])
+    formation = np.array([-2.0, -3.0, -2.0, -1.5])
+    raw = 8 * (formation - 1.5) - corrections  # all elements at -1.5 eV/atom, once corrected
+    progress = []
+    fit = fit_potential_references(potential_of([*raw[:3], None], False), salts, formation, progress.append)
+    assert fit.used.tolist() == [0, 1, 2]
+    assert fit.problems == ["", "", "", "exploded"]
+    assert progress == [4]
+    np.testing.assert_allclose(fit.residual.values, 0, atol=1e-12)
+    np.testing.assert_allclose(fit.energy_per_atom, [-3.5, -4.5, -3.5, np.nan])
+    stability = above_hull(
+        salts[:2], potential_of(raw[:2], False), hull_of("formation", {"NaCl": -2.1, "NaF": -3.0}), fit.references
+    )
+    np.testing.assert_allclose(stability.e_above_hull, [0.1, 0], atol=1e-12)
 
 
 def test_relaxed_crystals_are_not_higher_and_come_back(rock_salt):
