@@ -1,5 +1,6 @@
 """Potentials and property models of matgl (Ko et al., npj Comput. Mater. 11, 253 (2025)) from a local folder."""
 
+import copy
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ def load_matgl_property(
 
 def matgl_potential(potential: Any, name: str = "matgl", batch_size: int = BATCH_SIZE) -> Potential:
     """Potential of matgl's own, on the device that it is on."""
-    potential = potential.eval().requires_grad_(False)
+    potential = copy.copy(potential.eval().requires_grad_(False))  # its switches are ours, its weights are shared
     converter = _converter(potential.model)
 
     def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
