@@ -166,7 +166,8 @@ def main() -> None:
 def measure(case: Case, structures: Sequence, repeats: int) -> dict[str, Any]:
     """Times one model at every batch size, in turns."""
     name, wanted, default, make, plain = case
-    calls = {f"batch_{size}": _call(make(size), structures) for size in sorted({*BATCH_SIZES, default})}
+    sizes = sorted({default, *(size for size in BATCH_SIZES if size <= len(structures))})
+    calls = {f"batch_{size}": _call(make(size), structures) for size in sizes}
     if plain is not None:
         calls["package"] = _call(plain, structures)
     seconds = {key: times["steady_s"] for key, times in timing.time_calls(calls, repeats).items()}

@@ -11,6 +11,10 @@ from matterform.evaluation.validity import ATOM_DENSITY_RANGE_PER_ANG3, structur
 if TYPE_CHECKING:
     import pymatgen.core
 
+# Batches hold fewer than their number where crystals have more atoms than this on average: memory stays bounded, and
+# larger crystals gain nothing from company.
+ATOMS_PER_PLACE = 20
+
 Wanted = Literal["energy", "forces", "stress"]  # each includes those before it
 
 
@@ -70,29 +74,35 @@ def run_in_batches(
     """Results in order, None where there is none, and the reasons.
 
     Impossible crystals (overlapping atoms, a flat cell, NaN, partial occupancy) are refused before the model sees them,
-    since many models return plausible numbers for them. A batch that fails is run again one by one.
+    since many models return plausible numbers for them. A batch that fails is run again one by one. Inputs live
+    no longer than their batch, so memory does not grow with the number of structures.
     """
     problems = [
         reason or _refusal(structure)
         for reason, structure in zip(structural_validity(structures).reason, structures, strict=True)
     ]
-    inputs: dict[int, Any] = {}
-    for index, structure in enumerate(structures):
-        if not problems[index]:
-            try:
-                inputs[index] = model.prepare(structure)
-            except model.expected as error:
-                problems[index] = _one_line(error)
     results: list[Any | None] = [None] * len(structures)
-    order = sorted(inputs, key=lambda index: len(structures[index]))  # alike in size, so that batches waste little
-    for start in range(0, len(order), batch_size):
-        members = order[start : start + batch_size]
-        for index, result in zip(members, _run(model, [inputs[index] for index in members]), strict=True):
+    accepted = [index for index, problem in enumerate(problems) if not problem]
+    for batch in batches_of_like_size([len(structures[index]) for index in accepted], batch_size):
+        members = [accepted[place] for place in batch]
+        for index, result in zip(members, _answers(model, [structures[index] for index in members]), strict=True):
             if isinstance(result, Exception):
                 problems[index] = _one_line(result)
             else:
                 results[index] = result
     return results, problems
+
+
+def batches_of_like_size(sizes: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices by ascending `sizes` (atoms), in batches of at most `batch_size`, of fewer where atoms are many."""
+    batches, atoms = [], 0
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
+        atoms += sizes[index]
+        if not batches or len(batches[-1]) == batch_size or atoms > ATOMS_PER_PLACE * batch_size:
+            batches.append([])
+            atoms = sizes[index]
+        batches[-1].append(index)
+    return batches
 
 
 def check_elements(structure: "pymatgen.core.Structure", known: Sequence[str] | Sequence[int]) -> None:
@@ -157,8 +167,23 @@ def _refusal(structure: "pymatgen.core.Structure") -> str:
     return "" if density <= limit else f"atom density {density:.3g} atoms/Å³ is above {limit:g} atoms/Å³"
 
 
+def _answers(model: BatchModel, structures: "Sequence[pymatgen.core.Structure]") -> list[Any]:
+    """Results of one batch; an exception in the place of each structure that has none."""
+    answers: list[Any] = []
+    for structure in structures:
+        try:
+            answers.append(model.prepare(structure))
+        except model.expected as error:
+            answers.append(error)
+    ready = [index for index, answer in enumerate(answers) if not isinstance(answer, Exception)]
+    if ready:
+        for index, result in zip(ready, _run(model, [answers[index] for index in ready]), strict=True):
+            answers[index] = result
+    return answers
+
+
 def _run(model: BatchModel, inputs: list[Any]) -> list[Any]:
-    """Results of one batch; an exception in the place of each input that fails alone as well."""
+    """Results of the inputs; an exception in the place of each one that fails alone as well."""
     try:
         return model.run(inputs)
     except model.expected as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from matterform.potentials.base import Potential, Predictions, Wanted
+from matterform.potentials.base import Potential, Predictions, Wanted, batches_of_like_size
 from matterform.potentials.load import PotentialConfig, load_potential
 from matterform.potentials.torch_state import torch_threads
 
@@ -52,8 +52,7 @@ def spread(config: PotentialConfig) -> Iterator[Potential]:
 def _chunks(structures: Sequence["pymatgen.core.Structure"], workers: int, size: int) -> list[list[int]]:
     """Indices of structures alike in size; the largest first, so that none of those starts when the rest is done."""
     size = max(1, min(size, math.ceil(len(structures) / workers)))
-    order = sorted(range(len(structures)), key=lambda index: -len(structures[index]))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    return batches_of_like_size([len(structure) for structure in structures], size)[::-1]
 
 
 def _in_order(chunks: Sequence[Sequence[int]], parts: Sequence[Predictions]) -> Predictions:

@@ -5,6 +5,7 @@ from pymatgen.core import Lattice, Structure
 from matterform.potentials.base import (
     BatchModel,
     Prediction,
+    batches_of_like_size,
     check_elements,
     check_neighbors,
     collect_predictions,
@@ -36,6 +37,12 @@ def test_batches_are_of_like_sizes_and_results_in_order():
     assert results == [5, 1, 4, 2, 3]
     assert batches == [[1, 2], [3, 4], [5]]
     assert problems == [""] * 5
+
+
+def test_batches_of_large_crystals_are_smaller():
+    assert batches_of_like_size([20, 20, 20], 3) == [[0, 1, 2]]
+    assert batches_of_like_size([100, 30, 2, 30, 500, 1], 3) == [[5, 2, 1], [3], [0], [4]]  # at most 60 atoms in three
+    assert batches_of_like_size([], 3) == []
 
 
 def test_a_failing_member_is_found_and_its_companions_are_answered():
