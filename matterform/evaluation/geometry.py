@@ -15,6 +15,7 @@ MIN_VOLUME_ANG3 = 0.1
 # to hours. Layered crystals with edges of 3 and 60 Å have an elongation (longest edge cubed over volume) of 400.
 MIN_EDGE_ANG = 0.5
 MAX_ELONGATION = 1e4
+MAX_EDGE_ANG = 500.0  # and beyond this StructureMatcher fails, or takes all memory there is
 
 
 def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VOLUME_ANG3) -> str:
@@ -34,13 +35,15 @@ def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VO
 
 
 def is_comparable(structure: "pymatgen.core.Structure") -> bool:
-    """Whether symmetry and likeness can be asked for: no defect, and a reduced cell that is no needle and no sheet."""
+    """Whether symmetry and likeness can be asked for: no defect, and a reduced cell no needle, no sheet, not huge."""
     from ase.geometry import minkowski_reduce
 
     if defect(structure):
         return False
     edges = np.linalg.norm(minkowski_reduce(structure.lattice.matrix)[0], axis=-1)
-    return bool(edges.min() >= MIN_EDGE_ANG and edges.max() ** 3 <= MAX_ELONGATION * cell_volume(structure))
+    if not MIN_EDGE_ANG <= edges.min() <= edges.max() <= MAX_EDGE_ANG:
+        return False
+    return bool(edges.max() ** 3 <= MAX_ELONGATION * cell_volume(structure))
 
 
 def cell_volume(structure: "pymatgen.core.Structure") -> float:

@@ -64,8 +64,10 @@ def test_the_smallest_volume_is_allowed_and_less_is_not(rock_salt):
 def test_needles_and_chains_are_not_compared(absurd, rock_salt):
     comparable = {name for name, structure in absurd.items() if is_comparable(structure)}
     assert comparable == {"overlap"}
-    layered, chain = rock_salt(), rock_salt()
+    layered, chain, huge = rock_salt(), rock_salt(), rock_salt(501.0)
     layered.lattice = Lattice.from_parameters(3, 3, 60, 90, 90, 120)
     chain.lattice = Lattice.from_parameters(0.49, 5, 5, 90, 90, 90)
     assert is_comparable(layered)
     assert not is_comparable(chain)
+    assert is_comparable(rock_salt(499.0))
+    assert not is_comparable(huge)
