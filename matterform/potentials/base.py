@@ -162,6 +162,8 @@ def _refusal(structure: "pymatgen.core.Structure") -> str:
         return "sites with partial occupancy"
     if any(isinstance(specie, DummySpecies) for specie in structure.species):
         return "sites that are no element"
+    if not all(structure.lattice.pbc):
+        return "not periodic in all directions"
     density, limit = len(structure) / structure.volume, ATOM_DENSITY_RANGE_PER_ANG3[1]
     # Three times that of diamond; the number of angles between neighbours grows with its cube, and so does memory.
     return "" if density <= limit else f"atom density {density:.3g} atoms/Å³ is above {limit:g} atoms/Å³"

@@ -31,6 +31,7 @@ def impossible() -> dict[str, Structure]:
         "volume": Structure(Lattice([[4, 0, 0], [4, 0, 0], [0, 0, 4]]), ["Na"], [[0, 0, 0]]),
         "occupancy": Structure(cubic, [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]]),
         "element": Structure(cubic, ["X"], [[0, 0, 0]]),
+        "periodic": Structure(Lattice(4 * np.eye(3), pbc=(True, True, False)), ["Na"], [[0, 0, 0]]),
         "density": Structure(Lattice.cubic(1.2), ["H"], [[0, 0, 0]]),
         "no atoms": Structure(cubic, [], []),
     }

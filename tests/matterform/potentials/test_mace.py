@@ -1,6 +1,6 @@
 import copy
+import importlib
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -104,12 +104,14 @@ def test_what_is_no_model_is_said(tmp_path, monkeypatch):
         load_mace(path)
 
 
-def test_loading_first_of_all_leaves_other_files_distrusted(model, tmp_path):
-    torch.save(model, tmp_path / "small.model")
-    code = (
-        "import os, pathlib; from matterform.potentials.mace import load_mace;"
-        f"load_mace(pathlib.Path({str(tmp_path / 'small.model')!r})); print(os.environ.get({TRUST_ALL_FILES!r}))"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != TRUST_ALL_FILES}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "None\n"
+def test_importing_the_package_leaves_other_files_distrusted(model, monkeypatch, tmp_path):
+    path = tmp_path / "small.model"
+    torch.save(model, path)
+    monkeypatch.delenv(TRUST_ALL_FILES, raising=False)
+    monkeypatch.delitem(sys.modules, "mace")  # so that it is imported anew, and sets the variable
+    load_mace(path)
+    assert TRUST_ALL_FILES not in os.environ
+    importlib.import_module("mace")
+    monkeypatch.delitem(sys.modules, "mace")
+    importlib.import_module("mace")
+    assert os.environ.pop(TRUST_ALL_FILES) == "1"  # so it does without our care
