@@ -1,0 +1,280 @@
+"""What does the reward of one epoch of fine-tuning cost, against one crystal at a time with general tools?
+
+    python benchmarks/reward_epoch.py --out benchmarks/results/reward_epoch.jsonl
+
+A batch of crystals drawn by the shipped model, CHGNet's energies, MP2020 corrections, energies above a hull. Ours is
+the reward that `crystalformer ppo` calls: primitive cells, batches, energies only, corrections without VASP's input,
+hulls of a chemical system as matrices (built anew in every repetition, as if no system had been met before). The plain
+ways take one crystal after the other: energy, U values from MPRelaxSet's INCAR (in memory), the compatibility class,
+and a PhaseDiagram of the entries of its system, which are looked up in a dictionary:
+
+- `plain`: the conventional cell and the ASE calculator, which computes forces and stress with the energy;
+- `plain_primitive`: the same of our primitive cells;
+- `plain_energy`: of our primitive cells, the energy only, which leaves hardly anything but the network itself.
+
+The hull's entries are the table's formation energies, made total ones by references fitted to CHGNet. Its energies
+contain the corrections already; that they are added once more, on all sides alike, is to measure what they cost.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import pathlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from timing import peak_rss_mib, report, time_calls
+
+from crystalformer.crystal import Crystals, to_structures
+from crystalformer.pretrained import load_pretrained, training_spacegroups
+from crystalformer.primitive import build_structures
+from crystalformer.rl.rewards import ehull_reward
+from crystalformer.rl.rollout import Stopwatch, draw_spacegroups, score_built
+from crystalformer.sampling import sample
+from matterform.evaluation.hull import make_hull
+from matterform.evaluation.hull_entries import Entries, Entry, fractions_of, pack_entries
+from matterform.evaluation.references import fit_references
+from matterform.formats import read_structures
+from matterform.potentials.base import Potential
+from matterform.potentials.load import PotentialConfig, open_potential
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+NOT_COMPUTABLE = (ValueError, RuntimeError)  # isolated atoms, an element that is unknown, a hull without a corner
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    table: pathlib.Path = pathlib.Path(os.environ.get("MATTERFORM_DATA", "../shared/data"), "mp20_biternary.csv.gz")
+    batch: int = 200
+    repeats: int = 3
+    fitted: int = 600  # crystals of the table that the references are fitted to
+    threads: int = 1  # of PyTorch
+    workers: int = 0  # processes of ours
+    seed: int = 0
+    quick: bool = False  # a small batch, to see that it runs
+    out: pathlib.Path | None = None  # file that the line is appended to
+
+
+class PlainHull(NamedTuple):
+    """The entries of each chemical system."""
+
+    entries: dict[frozenset[str], list[Any]]
+
+    def diagram(self, symbols: Sequence[str]) -> Any:
+        """A new phase diagram of a system and those within it."""
+        from pymatgen.analysis.phase_diagram import PhaseDiagram
+
+        subsets = itertools.chain.from_iterable(
+            itertools.combinations(sorted(symbols), size) for size in range(1, len(symbols) + 1)
+        )
+        return PhaseDiagram([entry for subset in subsets for entry in self.entries.get(frozenset(subset), [])])
+
+
+class Result(NamedTuple):
+    """Energies above the hull (eV/atom), NaN where there is none, and the seconds of each phase."""
+
+    values: np.ndarray
+    seconds: dict[str, float]
+
+
+# --- the hull -------------------------------------------------------------------------------------------------------
+
+
+def make_hulls(potential: Potential, options: Options) -> tuple[Entries, PlainHull]:
+    """The same entries of total energies for both sides."""
+    from pymatgen.core import Composition
+    from pymatgen.entries.computed_entries import ComputedEntry
+
+    structures = list(read_structures(options.table)[0])
+    formation = np.array([structure.properties["formation_energy_per_atom"] for structure in structures])
+    chosen = np.random.default_rng(options.seed).permutation(len(structures))[: options.fitted]
+    energies = potential.predict([structures[i] for i in chosen], "energy").energy
+    per_atom = energies / [len(structures[i]) for i in chosen]
+    compositions = [structure.composition for structure in structures]
+    references, _ = fit_references([compositions[i] for i in chosen], per_atom, formation[chosen])
+    known = [i for i, composition in enumerate(compositions) if set(composition.as_dict()) <= set(references.energies)]
+    totals = {i: composition_energy(compositions[i], references.energies) for i in known}
+    computed = [ComputedEntry(compositions[i], totals[i] + formation[i] * len(structures[i])) for i in known]
+    computed += [ComputedEntry(Composition(symbol), energy) for symbol, energy in references.energies.items()]
+    return pack_both(computed)
+
+
+def pack_both(computed: Sequence[Any]) -> tuple[Entries, PlainHull]:
+    """Computed entries in our form and in the plain one."""
+    by_system: dict[frozenset[str], list[Any]] = {}
+    for entry in computed:
+        by_system.setdefault(frozenset(entry.composition.as_dict()), []).append(entry)
+    ours = [Entry(fractions_of(entry.composition), entry.energy_per_atom) for entry in computed]
+    return pack_entries("total", ours), PlainHull(by_system)
+
+
+def composition_energy(composition: Any, energies: dict[str, float]) -> float:
+    """Energy (eV) of the separate elements."""
+    return sum(amount * energies[symbol] for symbol, amount in composition.as_dict().items())
+
+
+# --- the two sides --------------------------------------------------------------------------------------------------
+
+
+def our_reward(crystals: Crystals, potential: Potential, entries: Entries) -> Result:
+    """The reward as an epoch calls it, with hulls that are built for the first time."""
+    watch, hull = Stopwatch(), make_hull(entries)
+    reward = ehull_reward(
+        potential._replace(predict=timed(watch, "energy", potential.predict), corrected=False),
+        hull._replace(energy_above_hull=timed(watch, "hull", hull.energy_above_hull)),
+    )
+    start = time.perf_counter()
+    with watch.phase("building"):
+        structures, problems = build_structures(crystals)
+    scores = score_built(reward, structures, problems)
+    total = time.perf_counter() - start
+    values = np.where([bool(problem) for problem in scores.problems], np.nan, scores.details["e_above_hull"])
+    return Result(values, {**watch.seconds, "corrections": total - sum(watch.seconds.values())})
+
+
+def plain_reward(
+    crystals: Crystals, energy: Callable[["Structure"], float], hull: PlainHull, primitive: bool
+) -> Result:
+    """One crystal after the other, with ASE or the potential's own call and pymatgen."""
+    from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+
+    watch, scheme = Stopwatch(), MaterialsProject2020Compatibility(check_potcar=False)
+    with watch.phase("building"):
+        structures = build_structures(crystals)[0] if primitive else to_structures(crystals)
+    values = np.full(len(structures), np.nan)
+    for index, structure in enumerate(structures):
+        with contextlib.suppress(*NOT_COMPUTABLE), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with watch.phase("energy"):
+                total = energy(structure)
+            with watch.phase("corrections"):
+                entry = corrected_entry(structure, total, scheme)
+            with watch.phase("hull"):
+                diagram = hull.diagram([element.symbol for element in structure.composition.elements])
+                values[index] = diagram.get_e_above_hull(entry, allow_negative=True)
+    return Result(values, watch.seconds)
+
+
+def corrected_entry(structure: "Structure", energy: float, scheme: Any) -> Any:
+    """An entry with the corrections that a calculation with MPRelaxSet's U values would get."""
+    from pymatgen.entries.computed_entries import ComputedStructureEntry
+    from pymatgen.io.vasp.sets import MPRelaxSet
+
+    inputs = MPRelaxSet(structure)  # which sorts the sites by element
+    u_values = zip(inputs.poscar.site_symbols, inputs.incar.get("LDAUU", []), strict=False)
+    hubbards = {symbol: value for symbol, value in u_values if value}
+    parameters = {"run_type": "GGA+U" if hubbards else "GGA", "hubbards": hubbards}
+    return scheme.process_entry(ComputedStructureEntry(structure, energy, parameters=parameters), on_error="raise")
+
+
+def make_plain_energies() -> dict[str, Callable[["Structure"], float]]:
+    """Energies (eV) of single structures: by the ASE calculator, and by CHGNet's own call."""
+    from chgnet.model.dynamics import CHGNetCalculator
+    from chgnet.model.model import CHGNet
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    model = CHGNet.load(use_device="cpu", verbose=False)
+    calculator = CHGNetCalculator(model=model, use_device="cpu", on_isolated_atoms="error")
+
+    def by_calculator(structure: "Structure") -> float:
+        atoms = AseAtomsAdaptor.get_atoms(structure)
+        atoms.calc = calculator
+        return float(atoms.get_potential_energy())
+
+    def energy_only(structure: "Structure") -> float:
+        return float(model.predict_structure(structure, task="e")["e"]) * len(structure)
+
+    return {"calculator": by_calculator, "energy_only": energy_only}
+
+
+def timed(watch: Stopwatch, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with its time added to a phase."""
+
+    def call(*args: Any) -> Any:
+        with watch.phase(name):
+            return function(*args)
+
+    return call
+
+
+@contextlib.contextmanager
+def few_threads(number: int) -> Iterator[None]:
+    """PyTorch with this many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
+# --- the benchmark --------------------------------------------------------------------------------------------------
+
+
+def draw(options: Options) -> tuple[Crystals, float]:
+    """The batch, and the seconds of drawing one like it once the sampler is compiled."""
+    checkpoint = load_pretrained()
+    groups = draw_spacegroups(training_spacegroups().astype(np.float64), options.batch, [options.seed])
+    for seed in (options.seed + 1, options.seed):
+        start = time.perf_counter()
+        crystals = sample(checkpoint.params, checkpoint.config, jax.random.key(seed), groups)
+        seconds = time.perf_counter() - start
+    return crystals, seconds
+
+
+def run(options: Options) -> dict[str, Any]:
+    """One row of results."""
+    if options.quick:
+        options = dataclasses.replace(options, batch=12, fitted=100, repeats=1)
+    crystals, sampling = draw(options)
+    plain_energies = make_plain_energies()
+    config = PotentialConfig(threads=options.threads, workers=options.workers)
+    with few_threads(options.threads), open_potential(config) as potential:
+        entries, plain_hull = make_hulls(potential, options)
+        calls = {
+            "ours": lambda: our_reward(crystals, potential, entries),
+            "plain": lambda: plain_reward(crystals, plain_energies["calculator"], plain_hull, False),
+            "plain_primitive": lambda: plain_reward(crystals, plain_energies["calculator"], plain_hull, True),
+            "plain_energy": lambda: plain_reward(crystals, plain_energies["energy_only"], plain_hull, True),
+        }
+        results: dict[str, Result] = {}
+
+        def kept(name: str) -> Callable[[], None]:
+            def call() -> None:
+                results[name] = calls[name]()
+
+            return call
+
+        times = time_calls({name: kept(name) for name in calls}, options.repeats)
+    ours = results["ours"].values
+    return {
+        "benchmark": "reward_epoch",
+        "batch": options.batch,
+        "threads": options.threads,
+        "workers": options.workers,
+        "hull_entries": entries.count,
+        "sampling_s": sampling,
+        **{f"{name}_s": time["steady_s"] for name, time in times.items()},
+        **{f"ratio_{name}": times[name]["steady_s"] / times["ours"]["steady_s"] for name in times if name != "ours"},
+        "phases_s": {name: result.seconds for name, result in results.items()},
+        "without_value": {name: int(np.isnan(result.values).sum()) for name, result in results.items()},
+        "largest_difference_ev": {
+            name: float(np.nanmax(np.abs(result.values - ours))) for name, result in results.items() if name != "ours"
+        },
+        "peak_rss_mib": peak_rss_mib(),
+    }
+
+
+if __name__ == "__main__":
+    options = tyro.cli(Options)
+    report(run(options), options.out)
