@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from crystalformer.crystal import Crystals, Site, cell_parameters, iterate_crystals, wyckoff_sites
 from crystalformer.spacegroups import general_operations, symmetry_tables, wyckoff_operations
 from crystalformer.table import cell_problem
+from matterform.evaluation.geometry import MAX_EDGE_ANG
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition, Structure
@@ -57,7 +58,7 @@ def to_primitive_structures(crystals: Crystals) -> "list[Structure]":
 def build_structures(crystals: Crystals) -> "tuple[list[Structure | None], list[str]]":
     """Primitive cells of sampled crystals, None where there is none, and why; the reason is empty where there is one.
 
-    Whatever was drawn, nothing is raised: no site, no cell with such a lattice, numbers that are not finite.
+    Whatever was drawn, nothing is raised: no site, no cell with such a lattice or a huge one, NaN, ...
     """
     structures: list[Structure | None] = []
     problems = []
@@ -119,7 +120,11 @@ def _problem(crystal: Crystals, cell: Float[np.ndarray, "6"]) -> str:
         return "a site has a letter that its space group lacks"
     if not np.isfinite(crystal.XYZ[real]).all():
         return "its coordinates are not finite"
-    return cell_problem(cell)
+    if problem := cell_problem(cell):
+        return problem
+    # Searches for neighbours walk through the empty cell, or keep a table of it, until memory runs out.
+    huge = cell[:3].max() > MAX_EDGE_ANG
+    return f"a cell length is too large: {cell[:3].max():.3g} angstrom" if huge else ""
 
 
 @functools.cache

@@ -101,7 +101,7 @@ def test_chgnet_gives_both_cells_the_same_energy_per_atom(one_of_each):
 
 
 def test_build_gives_a_reason_for_each_crystal_that_cannot_be_built(one_of_each):
-    crystals = Crystals(*(np.array(field[[0, 0, 0, 0, 0, 0, 0, 224]]) for field in one_of_each))
+    crystals = Crystals(*(np.array(field[[0, 0, 0, 0, 0, 0, 0, 0, 224]]) for field in one_of_each))
     crystals.W[0] = 0
     crystals.L[1, 3:] = np.radians([60, 60, 130])
     crystals.L[2, 1] = -1
@@ -109,10 +109,13 @@ def test_build_gives_a_reason_for_each_crystal_that_cannot_be_built(one_of_each)
     crystals.XYZ[4, 0, 2] = np.inf
     crystals.A[5, 0] = 0
     crystals.W[6, 0] = 5
+    crystals.L[7, 2] = 1e5
     structures, problems = build_structures(crystals)
-    assert [structure is None for structure in structures] == [True] * 7 + [False]
+    assert [structure is None for structure in structures] == [True] * 8 + [False]
     for words, problem in zip(
-        ("no site", "angles", "length", "lattice", "coordinates", "element", "letter"), problems[:-1], strict=True
+        ("no site", "angles", "length", "lattice", "coordinates", "element", "letter", "too large: 1"),
+        problems[:-1],
+        strict=True,
     ):
         assert words in problem
     assert problems[-1] == ""
