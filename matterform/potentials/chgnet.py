@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VERSIONS = ("0.3.0", "0.2.0", "r2scan")
 MAX_ATOMIC_NUMBER = 94
-BATCH_SIZE = 16
+BATCH_SIZE = 8
 
 
 def load_chgnet(

@@ -20,7 +20,7 @@ from matterform.potentials.torch_state import torch_threads
 if TYPE_CHECKING:
     import pymatgen.core
 
-CHUNK = 16  # structures sent at once, where no batch size is given
+CHUNK = 8  # structures sent at once, where no batch size is given
 
 
 @contextlib.contextmanager
