@@ -20,8 +20,8 @@ from matterform.evaluation.hull_files import read_entries
 if TYPE_CHECKING:
     import pymatgen.core
 
-CACHED_SYSTEMS = 2**15
-MAX_FACETED = 6  # elements; facets are too many beyond, and a linear programme finds the one below a composition
+CACHED_SYSTEMS = 2**13
+MAX_FACETED = 5  # elements; with more, all facets take longer than a linear programme for each composition
 SAME_ENERGY_EV = 1e-11  # as in pymatgen: what is not lower than the elements by this is not on the hull
 MIN_STEEPNESS = 1e-9  # energy component of a facet's normal; walls of the composition space have rounding only
 ALLOWED_ERROR_EV = 1e-8  # of a facet against the entries it was made from
@@ -136,22 +136,20 @@ def chemical_potentials(
         hull = ConvexHull(points)
     except QhullError:
         return None
-    # A facet is normal . (x_2, ..., x_k, E) + offset = 0. Parts of one flat facet have the same equation.
-    equations = np.unique(hull.equations, axis=0)
-    normal, offset = equations[:, :-1], equations[:, -1]
+    # A facet is normal . (x_2, ..., x_k, E) + offset = 0.
+    normal, offset = hull.equations[:, :-1], hull.equations[:, -1]
     lower = normal[:, -1] < -MIN_STEEPNESS
     slopes, first = -normal[lower, :-1] / normal[lower, -1:], -offset[lower] / normal[lower, -1]
     potentials = np.column_stack([first, first[:, None] + slopes])
-    return potentials + elemental if _fits(potentials, vertices, heights, hull.vertices) else None
+    return potentials + elemental if _fits(potentials, vertices, heights, hull.simplices[lower]) else None
 
 
-def _fits(potentials: np.ndarray, points: np.ndarray, heights: np.ndarray, corners: Int[np.ndarray, " c"]) -> bool:
-    """Whether no entry lies below the hull, and those that are its corners lie on it."""
+def _fits(potentials: np.ndarray, points: np.ndarray, heights: np.ndarray, facets: Int[np.ndarray, "f k"]) -> bool:
+    """Whether no entry lies below the hull, and the corners of its facets lie on it."""
     if not len(potentials):
         return False
     above = heights - (points @ potentials.T).max(1)
-    corners = corners[corners < len(points)]
-    return bool(above.min() > -ALLOWED_ERROR_EV and above[corners].max() < ALLOWED_ERROR_EV)
+    return bool(above.min() > -ALLOWED_ERROR_EV and above[facets].max() < ALLOWED_ERROR_EV)
 
 
 def _solve(

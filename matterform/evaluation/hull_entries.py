@@ -200,6 +200,7 @@ def _read_info(folder: pathlib.Path) -> dict[str, Any]:
 
 def _map(path: pathlib.Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        # A plain view of the mapped file: numpy.memmap itself makes every slice slow.
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); index the hull again") from error

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
+from scipy.optimize import linprog
 
 import matterform.evaluation.hull
 from matterform.evaluation.hull import chemical_potentials, make_hull, open_hull
@@ -121,6 +122,22 @@ def test_facets_that_qhull_cannot_make_are_found_by_a_linear_programme(monkeypat
     np.testing.assert_allclose(hull_of(entries).energy_above_hull(queries, np.zeros(20)).values, usual, atol=1e-9)
 
 
+@pytest.mark.parametrize("num_elements", [3, 4, 5])
+def test_crowded_systems_have_facets_that_equal_linear_programmes(rng, num_elements):
+    fractions, energies = np.eye(num_elements), np.zeros(num_elements)
+    for _ in range(300):
+        amounts = rng.integers(0, 4, num_elements) * (rng.random(num_elements) < 0.7)
+        if amounts.any():
+            row = amounts / amounts.sum()
+            fractions = np.vstack([fractions, row])
+            energies = np.append(energies, -2 * (1 - (row**2).sum()) + rng.normal(0, 0.1))
+    potentials = chemical_potentials(fractions, energies)
+    assert potentials is not None
+    queries = rng.dirichlet(np.ones(num_elements), 20)
+    expected = [linprog(energies, A_eq=fractions.T, b_eq=query).fun for query in queries]
+    np.testing.assert_allclose((queries @ potentials.T).max(1), expected, rtol=0, atol=1e-9)
+
+
 def test_a_facet_is_kept_as_chemical_potentials():
     # K and N at -1 and -2, KN at -2.5 (1 eV/atom below the mean of both).
     fractions, energies = np.array([[1, 0], [0, 1], [0.5, 0.5]]), np.array([-1, -2, -2.5])
@@ -170,6 +187,7 @@ def test_a_system_is_built_once():
 IN_ANOTHER_PROCESS = """
 import sys, numpy as np
 from pymatgen.core import Composition
+from scipy.optimize import linprog
 from matterform.evaluation.hull import open_hull
 
 compositions = [Composition(formula) for formula in sys.argv[2:]]
