@@ -1,6 +1,7 @@
 """What PyTorch packages change in the process when a model is loaded, and which devices there are."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import pathlib
@@ -45,6 +46,9 @@ def unchanged_process() -> Iterator[None]:
 
     Orb sets the default dtype and the precision of products; MACE makes every later `torch.load` trust its file.
     """
+    if importlib.util.find_spec("torch") is None:
+        yield  # the package will be missing too, and its loader says what to install
+        return
     import torch
 
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()

@@ -1,4 +1,5 @@
 import pathlib
+import sys
 
 import pytest
 
@@ -49,6 +50,16 @@ def test_a_missing_path_is_said_at_once(model):
         pass
     config = PotentialConfig(mlff_model=model, mlff_path=pathlib.Path("no/such/file"))
     with pytest.raises(FileNotFoundError, match="no/such/file does not exist"), open_potential(config):
+        pass
+
+
+@pytest.mark.parametrize("model", ["chgnet", "orb", "mace", "matgl"])
+def test_without_pytorch_the_extra_is_named(model, monkeypatch, tmp_path):
+    modules = {"chgnet": "chgnet.model.model", "orb": "orb_models.forcefield", "mace": "mace.modules", "matgl": "matgl"}
+    for name in ("torch", modules[model]):
+        monkeypatch.setitem(sys.modules, name, None)
+    config = PotentialConfig(mlff_model=model, mlff_path=None if model == "chgnet" else tmp_path)
+    with pytest.raises(ImportError, match=rf"pip install 'matterform\[{model}\]'"), open_potential(config):
         pass
 
 
