@@ -43,9 +43,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Some tests and benchmarks compare with PyTorch; not part of `install`, because pip may take gigabytes of it.
+# Potentials run on PyTorch, and some tests and benchmarks compare with it; not part of `install`, because pip may take
+# gigabytes of it. PyTorch comes first, so that nothing else chooses its build.
 $(TORCH): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[chgnet,orb,matgl,mace]'
 	touch $@
 
 clean: ## removes what these commands made

@@ -1,11 +1,13 @@
 """Fine-tuning end to end with a function of the user's as reward: what is written, interruption, what is refused."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
@@ -16,6 +18,7 @@ import pytest
 from crystalformer.checkpoint import load_checkpoint, save_checkpoint
 from crystalformer.cli import main
 from crystalformer.config import Model
+from crystalformer.likelihood import log_prob
 from crystalformer.rl.fine_tune import PpoConfig, fine_tune, spacegroup_frequencies
 from crystalformer.rl.options import RewardConfig
 from crystalformer.rl.ppo import Objective
@@ -265,19 +268,24 @@ def test_samples_and_rewards_do_not_depend_on_the_number_of_devices(base, folder
     config = dataclasses.replace(base, run_dir=folder / "four", epochs=2, batch_size=16)
     one = dataclasses.replace(config, run_dir=folder / "one")
     fine_tune(one)
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from crystalformer.cli import main\n"
-        "flags = ['--checkpoint', sys.argv[1] + '/start.pkl', '--reward', 'ppo_test_rewards:lightness',\n"
-        "  '--spacegroup', '225', '221', '62', '--batch-size', '16', '--epochs', '2', '--ppo-epochs', '2',\n"
-        "  '--part-size', '8', '--learning-rate', '3e-3', '--run-dir', sys.argv[1] + '/four']\n"
-        "sys.exit(main(['ppo', *flags]))"
-    )
+    command = [*command_of(folder), "--epochs=2", "--batch-size=16", f"--run-dir={config.run_dir}"]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=True)
-    for alone, together in zip(rows_of(one.run_dir), rows_of(config.run_dir), strict=True):
+    subprocess.run(command, env=environment, check=True)
+    compare_runs(config.run_dir, one.run_dir)
+
+
+def command_of(folder: pathlib.Path) -> list[str]:
+    """The settings of `base` as a command of another process."""
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from crystalformer.cli import main; sys.exit(main())"
+    flags = [f"--checkpoint={folder / 'start.pkl'}", "--reward", "ppo_test_rewards:lightness", "--spacegroup"]
+    flags += ["225", "221", "62", "--batch-size=12", "--ppo-epochs=2", "--part-size=8", "--learning-rate=3e-3"]
+    return [sys.executable, "-c", code, str(folder), "ppo", *flags]
+
+
+def compare_runs(one: pathlib.Path, other: pathlib.Path) -> None:
+    for first, second in zip(rows_of(one), rows_of(other), strict=True):
         for name in ("reward_mean", "entropy", "loss", "grad_norm"):
-            assert float(together[name]) == pytest.approx(float(alone[name]), rel=1e-4, abs=1e-5), name
+            assert float(first[name]) == pytest.approx(float(second[name]), rel=1e-4, abs=1e-5), name
 
 
 def test_rollout_of_two_halves_is_that_of_the_whole(base, folder):
@@ -290,3 +298,43 @@ def test_rollout_of_two_halves_is_that_of_the_whole(base, folder):
     half = sample(start.params, start.config, key, groups[2:], first_index=2)
     np.testing.assert_array_equal(whole.A[2:], half.A)
     np.testing.assert_allclose(whole.XYZ[2:], half.XYZ, atol=1e-5)
+
+
+def test_sft_makes_good_relaxed_samples_likelier(base, folder, monkeypatch):
+    @contextlib.contextmanager
+    def open_relaxing(config):
+        def score(structures):
+            small = np.array([-len(structure) / 100 for structure in structures])
+            return make_scores(small, [""] * len(small), -10.0, relaxed=list(structures))
+
+        yield Reward("relaxing", score, -10.0)
+
+    monkeypatch.setattr("crystalformer.rl.fine_tune.open_reward", open_relaxing)
+    config = dataclasses.replace(
+        base, run_dir=folder / "relaxed", batch_size=24, ppo_epochs=0, sft_epochs=5, sft_min_reward=-0.5, epochs=1
+    )
+    assert fine_tune(config) == (1, "finished")
+    (row,) = rows_of(config.run_dir)
+    with (config.run_dir / "samples" / "epoch_000001.csv").open(newline="") as file:
+        good = np.array([float(row["reward"]) >= -0.5 for row in csv.DictReader(file)])
+    assert 0 < float(row["sft_crystals"]) <= good.sum() < len(good)
+    assert row["loss"] == ""  # no step of PPO
+    crystals = jax.tree.map(lambda x: x[good], read_table(config.run_dir / "samples" / "epoch_000001.csv", n_max=4))
+    start = load_checkpoint(folder / "start.pkl")
+    before = log_prob(start.params, start.config, crystals).total
+    after = log_prob(weights_of(config.run_dir, 1), start.config, crystals).total
+    assert after.mean() > before.mean() + 0.1
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one(base, folder):
+    """Two real processes on this machine share sampling, rewards and gradients, and write the numbers of one."""
+    one = dataclasses.replace(base, run_dir=folder / "alone", epochs=2)
+    fine_tune(one)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        coordinator = f"--coordinator=localhost:{probe.getsockname()[1]}"
+    flags = ["--epochs=2", f"--run-dir={folder / 'two'}", coordinator, "--num-processes=2"]
+    both = [subprocess.Popen([*command_of(folder), *flags, f"--process-id={number}"]) for number in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    compare_runs(folder / "two", one.run_dir)
