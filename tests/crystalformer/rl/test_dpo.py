@@ -250,7 +250,7 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_happened(whole, tmp
         assert_published_equal(config.run_dir / "published" / name, whole.run_dir / "published" / name)
 
 
-def test_a_scored_table_gives_the_run_of_its_pairs(whole, pairs, tmp_path):
+def test_a_run_takes_its_pairs_from_a_scored_table(whole, pairs, tmp_path):
     # Best against worst over one group of 2 COUNT crystals: the i-th best is chosen i, the i-th worst rejected i.
     both = Crystals(*(np.concatenate(fields) for fields in zip(*pairs, strict=True)))
     one_group = both._replace(G=np.ones_like(both.G), W=np.minimum(both.W, 1))
@@ -262,7 +262,7 @@ def test_a_scored_table_gives_the_run_of_its_pairs(whole, pairs, tmp_path):
         pairing=PairingConfig(score="score", lower_is_better=True, group_by="spacegroup"),
     )
     found = load_pairs(config, load_checkpoint(whole.model.checkpoint).config)
-    np.testing.assert_array_equal(found.rows, [(i, 2 * COUNT - (COUNT - i)) for i in range(COUNT - 1, -1, -1)])
+    np.testing.assert_array_equal(found.rows, [(i, COUNT + i) for i in reversed(range(COUNT))])
     np.testing.assert_array_equal(found.pairs.chosen.A, pairs.chosen.A[::-1])
     np.testing.assert_array_equal(found.pairs.rejected.A, pairs.rejected.A[::-1])
 
