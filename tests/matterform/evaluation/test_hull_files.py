@@ -2,12 +2,17 @@
 
 import bz2
 import gzip
+import inspect
 import json
+import pathlib
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
+from pymatgen.analysis.phase_diagram import PhaseDiagram
 from pymatgen.core import Lattice, Structure
+from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import (
     CompositionEnergyAdjustment,
     ComputedEntry,
@@ -88,6 +93,32 @@ def test_every_layout_is_read_whole(tmp_path, monkeypatch, suffix, content, chun
     WRITERS[suffix](path, json.dumps(content))
     found = [entry.energy_per_atom for entry in iterate_computed_entries(path)]
     assert found == pytest.approx([entry.energy_per_atom for entry in ENTRIES.values()])
+
+
+def test_real_entries_of_the_materials_project_are_read_as_pymatgen_reads_them(tmp_path):
+    """423 computed entries come with pymatgen, for fitting its corrections; here they carry these corrections."""
+    source = pathlib.Path(inspect.getfile(MaterialsProject2020Compatibility)).parent / "calc_compounds.json.gz"
+    if not source.is_file():
+        pytest.skip("this version of pymatgen keeps its computed entries elsewhere")
+    with gzip.open(source) as file:
+        entries = [ComputedEntry.from_dict(record) for record in json.load(file).values()]
+    scheme = MaterialsProject2020Compatibility(check_potcar=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        corrected = scheme.process_entries(entries, inplace=False)
+    assert len(corrected) > 400
+    assert sum(abs(entry.correction) > 0.1 for entry in corrected) > 200
+    path = tmp_path / "mp.json"
+    path.write_text(json.dumps([as_json(entry) for entry in corrected]))
+    found = [entry.energy_per_atom for entry in iterate_computed_entries(path)]
+    np.testing.assert_allclose(found, [entry.energy_per_atom for entry in corrected], rtol=0, atol=1e-9)
+    # Oxides of four elements against a phase diagram of all of them.
+    oxides = [e for e in corrected if {x.symbol for x in e.elements} <= {"Fe", "Na", "Si", "Mn", "O"}]
+    diagram = PhaseDiagram(oxides)
+    above = open_hull(path).energy_above_hull([e.composition for e in oxides], np.array([e.energy for e in oxides]))
+    expected = [diagram.get_e_above_hull(entry, allow_negative=True, check_stable=False) for entry in oxides]
+    np.testing.assert_allclose(above.values, expected, rtol=0, atol=1e-9)
+    assert len(oxides) > 15
 
 
 def test_only_the_lowest_of_a_composition_is_kept(tmp_path):
