@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from matterform.evaluation.corrections import mp2020_corrections
 from matterform.evaluation.hull import Hull, open_hull
 from matterform.evaluation.hull_files import index_hull
-from matterform.evaluation.references import save_references
+from matterform.evaluation.references import fit_references, save_references
 from matterform.evaluation.stability import METASTABLE_EV, PotentialFit, fit_potential_references
 from matterform.formats import iterate_records
 from matterform.potentials.load import PotentialConfig, open_potential
@@ -96,11 +97,15 @@ def compare_potential(
 ) -> dict[str, Any]:
     """What is left of the energies of formation, and what that does to energies above the hull."""
     used = [structures[index] for index in fit.used]
-    values = energies_above(
-        hull, used, fit.residual.values + [structure.properties["formation_energy_per_atom"] for structure in used]
-    )
+    formation = np.array([structure.properties["formation_energy_per_atom"] for structure in used])
+    values = energies_above(hull, used, fit.residual.values + formation)
+    # References absorb a correction that every atom of an element gets, but not those that hang on the neighbours.
+    again = mp2020_corrections(used).values / [len(structure) for structure in used]
+    compositions = [structure.composition for structure in used]
+    _, double = fit_references(compositions, fit.energy_per_atom[fit.used] + again, formation)
     return {
         "formation_rms": fit.residual.rms,
+        "formation_rms_were_corrections_applied_twice": double.rms,
         "formation_mean_absolute_error": fit.residual.mean_absolute,
         "formation_absolute_quantiles": quantiles(np.abs(fit.residual.values)),
         "formation_largest": fit.residual.largest,
