@@ -3,8 +3,8 @@
     python experiments/rl_dielectric.py --checkpoint epoch_005500.pkl --dielectric-path dielectric_model \
         --property-path MEGNet-MP-2019.4.1-BandGap-mfi --run-dir runs/rl_dielectric
 
-Both paths are folders of matgl models: one of the dielectric tensor, and the multi-fidelity MEGNet of band gaps, here at
-fidelity 0 (PBE). beta is 2, the rest as in rl_ehull.py (CrystalFormer-RL, arXiv 2504.02367). Every flag of
+Both paths are folders of matgl models: one of the dielectric tensor, and the multi-fidelity MEGNet of band gaps, here
+at fidelity 0 (PBE). beta is 2, the rest as in rl_ehull.py (CrystalFormer-RL, arXiv 2504.02367). Every flag of
 `crystalformer ppo` overrides the recipe; `--resume` goes on with an interrupted run.
 """
 

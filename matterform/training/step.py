@@ -86,8 +86,8 @@ class PartedStep(NamedTuple):
     """A step whose batch comes in parts, of several shapes or too large to be in memory at once.
 
     `add(params, sums, part)` gives the sums of what has come so far, None at first; `finish(state, sums)` takes the
-    step, and consumes the state. `temporary_bytes(params, part)` compiles `add` and tells what it needs on a device beside
-    its arguments.
+    step, and consumes the state. `temporary_bytes(params, part)` compiles `add` and tells what it needs on a device
+    beside its arguments.
     """
 
     add: Callable[[Any, Sums | None, Batch], Sums]

@@ -1,0 +1,52 @@
+"""Fine-tunes the model that ships, on two processor cores in an hour or so: towards stability, or towards a band gap.
+
+    python experiments/rl_small.py stable --convex-path mp20_biternary.csv.gz --run-dir runs/stable
+    python experiments/rl_band_gap_model.py --table mp20_biternary.csv.gz --out runs/gap_model
+    python experiments/rl_small.py gap --property-path runs/gap_model --run-dir runs/gap
+
+`stable` takes CHGNet's energies of samples as they are, the hull of the table's own crystals, and the references that
+hull_mp20.py fitted. That hull is a part of the real one, so nothing is paid for lying below it (--reward-high 0).
+`gap` aims at 3 eV with a small MEGNet. Compare with rl_compare.py. Every flag of `crystalformer ppo` overrides.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from crystalformer.cli import main
+from crystalformer.rl.fine_tune import PpoConfig
+from crystalformer.rl.options import RewardConfig
+from crystalformer.rl.ppo import Objective
+from matterform.potentials.load import PotentialConfig
+from matterform.training.optimizers import OptimizerConfig
+
+REFERENCES = pathlib.Path(__file__).parent / "results" / "hull_mp20" / "references.json"
+
+STABLE = PpoConfig(
+    run_dir=pathlib.Path("runs/stable"),
+    reward=RewardConfig(
+        reward=("ehull",),
+        references=REFERENCES,
+        reward_high=0.0,
+        potential=PotentialConfig(mlff_model="chgnet", threads=1),
+    ),
+    batch_size=200,
+    epochs=200,
+    ppo_epochs=5,
+    objective=Objective(clip_ratio=0.2, beta=0.1),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
+    save_every=25,
+    publish_every=25,
+)
+GAP = dataclasses.replace(
+    STABLE,
+    run_dir=pathlib.Path("runs/gap"),
+    reward=RewardConfig(reward=("property",), target=3.0, potential=PotentialConfig(threads=1)),
+    epochs=100,
+)
+RECIPES = {"stable": STABLE, "gap": GAP}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in RECIPES:
+        sys.exit(__doc__)
+    sys.exit(main(["ppo", *sys.argv[2:]], recipe=RECIPES[sys.argv[1]]))
