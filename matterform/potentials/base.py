@@ -69,13 +69,19 @@ class Prediction(NamedTuple):
 
 
 def run_in_batches(
-    structures: "Sequence[pymatgen.core.Structure]", model: BatchModel, batch_size: int
+    structures: "Sequence[pymatgen.core.Structure]",
+    model: BatchModel,
+    batch_size: int,
+    max_atoms: int | None = None,
 ) -> tuple[list[Any | None], list[str]]:
     """Results in order, None where there is none, and the reasons.
 
     Impossible crystals (overlapping atoms, a flat cell, NaN, partial occupancy) are refused before the model sees them,
     since many models return plausible numbers for them. A batch that fails is run again one by one. Inputs live
     no longer than their batch, so memory does not grow with the number of structures.
+
+    Args:
+        max_atoms: in a batch of several structures; default `ATOMS_PER_PLACE` times `batch_size`.
     """
     problems = [
         reason or _refusal(structure)
@@ -83,7 +89,7 @@ def run_in_batches(
     ]
     results: list[Any | None] = [None] * len(structures)
     accepted = [index for index, problem in enumerate(problems) if not problem]
-    for batch in batches_of_like_size([len(structures[index]) for index in accepted], batch_size):
+    for batch in batches_of_like_size([len(structures[index]) for index in accepted], batch_size, max_atoms):
         members = [accepted[place] for place in batch]
         for index, result in zip(members, _answers(model, [structures[index] for index in members]), strict=True):
             if isinstance(result, Exception):
@@ -93,12 +99,13 @@ def run_in_batches(
     return results, problems
 
 
-def batches_of_like_size(sizes: Sequence[int], batch_size: int) -> list[list[int]]:
+def batches_of_like_size(sizes: Sequence[int], batch_size: int, max_atoms: int | None = None) -> list[list[int]]:
     """Indices by ascending `sizes` (atoms), in batches of at most `batch_size`, of fewer where atoms are many."""
+    max_atoms = ATOMS_PER_PLACE * batch_size if max_atoms is None else max_atoms
     batches, atoms = [], 0
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):
         atoms += sizes[index]
-        if not batches or len(batches[-1]) == batch_size or atoms > ATOMS_PER_PLACE * batch_size:
+        if not batches or len(batches[-1]) == batch_size or atoms > max_atoms:
             batches.append([])
             atoms = sizes[index]
         batches[-1].append(index)

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     import pymatgen.core
 
 BATCH_SIZE = 8
+# Wide models gain from company only while all of its features stay in a processor's cache.
+MAX_ATOMS_ON_CPU = 16
 
 
 def load_mace(
-    path: pathlib.Path | None, variant: str | None = None, device: str = "cpu", batch_size: int = BATCH_SIZE
+    path: pathlib.Path | None, variant: str | None = None, device: str = "cpu", batch_size: int | None = None
 ) -> Potential:
     """A published model (`2023-12-03-mace-128-L1_epoch-199.model`, ...) or one of our own training.
 
@@ -37,6 +39,7 @@ def load_mace(
     Args:
         path: the file.
         variant: the head of a model with several; if not given, its default one.
+        batch_size: default `BATCH_SIZE`, and on a CPU fewer crystals where they have more than `MAX_ATOMS_ON_CPU`.
 
     Raises:
         ImportError: mace-torch is not installed.
@@ -51,11 +54,12 @@ def load_mace(
     return mace_potential(model.to(device), f"mace {path}", variant, batch_size)
 
 
-def mace_potential(model: Any, name: str = "mace", head: str | None = None, batch_size: int = BATCH_SIZE) -> Potential:
+def mace_potential(model: Any, name: str = "mace", head: str | None = None, batch_size: int | None = None) -> Potential:
     """Potential of a MACE module, on the device that it is on."""
     heads = list(getattr(model, "heads", None) or ["Default"])
     head = _choose_head(heads, head)
     model = model.eval().requires_grad_(False)
+    max_atoms = MAX_ATOMS_ON_CPU if batch_size is None and model.r_max.device.type == "cpu" else None
 
     def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
         package = BatchModel(
@@ -63,7 +67,7 @@ def mace_potential(model: Any, name: str = "mace", head: str | None = None, batc
             lambda graphs: _run(model, graphs, wanted),
             (ValueError, RuntimeError),
         )
-        return collect_predictions(*run_in_batches(structures, package, batch_size))
+        return collect_predictions(*run_in_batches(structures, package, batch_size or BATCH_SIZE, max_atoms))
 
     return Potential(name, predict, corrected=False)
 

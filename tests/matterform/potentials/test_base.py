@@ -42,6 +42,7 @@ def test_batches_are_of_like_sizes_and_results_in_order():
 def test_batches_of_large_crystals_are_smaller():
     assert batches_of_like_size([20, 20, 20], 3) == [[0, 1, 2]]
     assert batches_of_like_size([100, 30, 2, 30, 500, 1], 3) == [[5, 2, 1], [3], [0], [4]]  # at most 60 atoms in three
+    assert batches_of_like_size([4, 4, 5, 30], 3, max_atoms=8) == [[0, 1], [2], [3]]
     assert batches_of_like_size([], 3) == []
 
 
