@@ -1,6 +1,6 @@
 """How fast do potentials evaluate crystals in batches, against one by one, and against their package's own way?
 
-    python benchmarks/potentials_speed.py --out benchmarks/results/potentials_speed.jsonl
+    python benchmarks/potentials_speed.py --count 24 --out benchmarks/results/potentials_speed.jsonl
 
 One JSON line a model and wanted quantity, for the packages that are installed: CPU seconds (with one thread those of a
 quiet machine, whatever else is running) for all crystals at each batch size; `speedup` is one by one over the default
