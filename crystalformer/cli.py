@@ -5,7 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from crystalformer.config import TransformerConfig
-    from crystalformer.crystal import Crystals
     from crystalformer.rl.dpo import DpoConfig
     from crystalformer.rl.fine_tune import PpoConfig
     from crystalformer.train import TrainConfig
@@ -269,12 +268,13 @@ def _write_cifs(folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def run_score(arguments: Score) -> int:
     """Reads crystals of any format and writes their log-probabilities; refused ones are named."""
+    from crystalformer.dataset import read_any
     from crystalformer.likelihood import log_prob
     from crystalformer.pretrained import load_model
     from crystalformer.table import TableWriter, table_rows
 
     checkpoint = load_model(arguments.model)
-    crystals, places, refused = _read_any(arguments.structures, checkpoint.config.n_max, arguments.workers)
+    crystals, places, refused = read_any(arguments.structures, n_max=checkpoint.config.n_max, workers=arguments.workers)
     for row, reason in refused.items():
         sys.stderr.write(f"crystalformer: {arguments.structures}, structure {row} refused: {reason}\n")
     if not len(crystals.G):
@@ -285,34 +285,3 @@ def run_score(arguments: Score) -> int:
     mean = sum(row["logp"] for row in rows) / len(rows)
     say(f"{len(rows)} crystals scored, mean log-probability {mean:.3f}; {len(refused)} refused; table: {arguments.out}")
     return 0
-
-
-class Readable(NamedTuple):
-    """Crystals of a file, the place of each in it, and {place: reason} for the rest."""
-
-    crystals: "Crystals"
-    places: list[int]
-    refused: dict[int, str]
-
-
-def _read_any(path: pathlib.Path, n_max: int, workers: int) -> Readable:
-    from crystalformer.dataset import from_structures, read_csv
-    from matterform.formats import iterate_records, to_structure
-
-    if ".csv" in path.suffixes:
-        crystals, refused = read_csv(path, n_max=n_max, workers=workers)
-        rows = range(len(crystals.G) + len(refused))
-        return Readable(crystals, [row for row in rows if row not in refused], refused)
-    structures, refused = {}, {}
-    for record in iterate_records(path):
-        if record.structure is None:
-            refused[record.index] = record.reason
-            continue
-        try:
-            structures[record.index] = to_structure(record.structure)
-        except ValueError as error:  # a molecule, say, which has no cell
-            refused[record.index] = str(error)
-    places = list(structures)
-    crystals, unsuitable = from_structures(structures.values(), n_max=n_max)
-    refused |= {places[i]: reason for i, reason in unsuitable.items()}
-    return Readable(crystals, [place for i, place in enumerate(places) if i not in unsuitable], refused)

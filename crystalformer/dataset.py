@@ -22,7 +22,7 @@ from jaxtyping import Int
 from crystalformer.crystal import Crystals, num_sites
 from crystalformer.symmetrize import crystal_from_structure, crystal_from_text
 from matterform.files import appending, write_atomically
-from matterform.formats import TextRecord, UnreadableStructure, iterate_csv
+from matterform.formats import TextRecord, UnreadableStructure, iterate_csv, iterate_records, to_structure
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -78,6 +78,40 @@ def from_structures(structures: "Iterable[Structure]", *, n_max: int = 21) -> tu
     """Crystals of pymatgen structures in any cell, and {index: reason} for the refused."""
     _check_sizes(n_max, 1)
     return _merged([_convert(list(enumerate(structures)), n_max, crystal_from_structure)], n_max)
+
+
+class Readable(NamedTuple):
+    """Crystals of a file, the place of each in it, and {place: reason} for the rest."""
+
+    crystals: Crystals
+    places: list[int]
+    refused: dict[int, str]
+
+
+def read_any(path: str | os.PathLike[str], *, n_max: int = 21, workers: int = 1) -> Readable:
+    """Crystals of a CSV with CIFs, or of a file or folder in any format of `matterform.formats`.
+
+    Raises:
+        ValueError: as `read_csv`, or an unknown format.
+    """
+    path = pathlib.Path(path)
+    if ".csv" in path.suffixes:
+        crystals, refused = read_csv(path, n_max=n_max, workers=workers)
+        rows = range(len(crystals.G) + len(refused))
+        return Readable(crystals, [row for row in rows if row not in refused], refused)
+    structures, refused = {}, {}
+    for record in iterate_records(path):
+        if record.structure is None:
+            refused[record.index] = record.reason
+            continue
+        try:
+            structures[record.index] = to_structure(record.structure)
+        except ValueError as error:  # a molecule, say, which has no cell
+            refused[record.index] = str(error)
+    places = list(structures)
+    crystals, unsuitable = from_structures(structures.values(), n_max=n_max)
+    refused |= {places[i]: reason for i, reason in unsuitable.items()}
+    return Readable(crystals, [place for i, place in enumerate(places) if i not in unsuitable], refused)
 
 
 def prepare(

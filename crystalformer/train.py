@@ -15,20 +15,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from crystalformer.checkpoint import load_checkpoint, save_checkpoint
+from crystalformer.checkpoint import load_checkpoint
 from crystalformer.config import TransformerConfig
 from crystalformer.crystal import Crystals
 from crystalformer.dataset import lengths, open_dataset, read_csv, truncate
 from crystalformer.likelihood import LossConfig, bucket_lengths, make_example_loss
 from crystalformer.parameters import init_params
+from crystalformer.publish import make_publisher, publish_results
 from matterform.config import to_dict
 from matterform.training.batches import BatchPlan, Take, make_batch_plan
-from matterform.training.checkpoint import Checkpoints
 from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
 from matterform.training.run import check_run, claim_run, open_run
-from matterform.training.state import TrainState, inference_params, init_state
+from matterform.training.state import TrainState, init_state
 from matterform.training.step import ExampleLoss, make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
@@ -109,11 +109,6 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     columns = metric_columns(PARTS, validation is not None)
     with open_run(config, columns, state, resume) as run:
         _log_sizes(split, run.state, mesh.size)
-
-        def publish_sometimes(state: TrainState, epoch: int) -> None:
-            if epoch % config.publish_every == 0:
-                publish(config, state, epoch)
-
         result = fit(
             config.loop,
             step,
@@ -126,20 +121,11 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
             best=run.best,
             writer=run.writer,
             resumed=run.resumed,
-            on_epoch_end=publish_sometimes,
+            on_epoch_end=make_publisher(config.run_dir, config.transformer, config.publish_every),
         )
         if result.outcome != "interrupted":
-            _publish_results(config, result, run.best, plan.batches_per_epoch)
+            publish_results(config.run_dir, config.transformer, result, run.best, plan.batches_per_epoch)
     return result
-
-
-def publish(config: TrainConfig, state: TrainState, epoch: int, name: str | None = None) -> None:
-    """Writes the weights for inference (the moving average where there is one) as published/epoch_NNNNNN.pkl."""
-    if jax.process_index() == 0:
-        folder = config.run_dir / "published"
-        folder.mkdir(exist_ok=True)
-        path = folder / name if name else folder
-        save_checkpoint(path, inference_params(state), state.opt_state, epoch, config=config.transformer)
 
 
 def load_split(config: TrainConfig) -> Split:
@@ -241,12 +227,3 @@ def take_from(crystals: Crystals) -> Take:
         )
 
     return take
-
-
-def _publish_results(config: TrainConfig, result: FitResult, best: Checkpoints, batches_per_epoch: int) -> None:
-    """Publishes the last state under its epoch, and as best.pkl that of the lowest validation loss (else the last)."""
-    state = result.state
-    publish(config, state, int(state.step) // batches_per_epoch)
-    if best.latest_step() is not None:
-        state, _ = best.restore(state)
-    publish(config, state, int(state.step) // batches_per_epoch, name="best.pkl")

@@ -23,16 +23,16 @@ from crystalformer.dataset import lengths
 from crystalformer.likelihood import bucket_lengths, check_crystals, crystal_log_prob, log_prob
 from crystalformer.parameters import Params, as_network
 from crystalformer.pretrained import load_model
+from crystalformer.publish import make_publisher, publish_results
 from crystalformer.rl.pairs import PairData, PairingConfig, Pairs, pairs_from_scores, read_pairs, take_crystals
 from crystalformer.train import take_from
 from matterform.files import existing, write_atomically
 from matterform.training.batches import BatchPlan, Take, make_batch_plan
-from matterform.training.checkpoint import Checkpoints
 from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
 from matterform.training.run import check_data, check_run, claim_run, open_run
-from matterform.training.state import TrainState, inference_params, init_state
+from matterform.training.state import init_state
 from matterform.training.step import ExampleLoss, make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
@@ -203,11 +203,6 @@ def train_dpo(config: DpoConfig, resume: bool = False) -> FitResult:
         _write_rows(config.run_dir, data, reference)
     _log_examples(train, validation, mesh.size)
     with open_run(config, metric_columns(METRICS, validation is not None), state, resume) as run:
-
-        def publish_sometimes(state: TrainState, epoch: int) -> None:
-            if epoch % config.publish_every == 0:
-                publish(config, start.config, state, epoch)
-
         result = fit(
             config.loop,
             step,
@@ -220,22 +215,11 @@ def train_dpo(config: DpoConfig, resume: bool = False) -> FitResult:
             best=run.best,
             writer=run.writer,
             resumed=run.resumed,
-            on_epoch_end=publish_sometimes,
+            on_epoch_end=make_publisher(config.run_dir, start.config, config.publish_every),
         )
         if result.outcome != "interrupted":
-            _publish_results(config, start.config, result, run.best, plan.batches_per_epoch)
+            publish_results(config.run_dir, start.config, result, run.best, plan.batches_per_epoch)
     return result
-
-
-def publish(
-    config: DpoConfig, transformer: TransformerConfig, state: TrainState, epoch: int, name: str | None = None
-) -> None:
-    """Writes the weights as published/epoch_NNNNNN.pkl, which needs no hyper-parameters to be read."""
-    if jax.process_index() == 0:
-        folder = config.run_dir / "published"
-        folder.mkdir(exist_ok=True)
-        path = folder / name if name else folder
-        save_checkpoint(path, inference_params(state), state.opt_state, epoch, config=transformer)
 
 
 def load_pairs(config: DpoConfig, transformer: TransformerConfig) -> PairData:
@@ -360,14 +344,3 @@ def _log_examples(train: Example, validation: Example | None, num_devices: int) 
         if examples is not None:
             ranked = float(np.mean(examples.reference[:, 0] > examples.reference[:, 1]))
             logger.info("before training, the chosen crystal is the likelier one in %.3f of the %s pairs", ranked, name)
-
-
-def _publish_results(
-    config: DpoConfig, transformer: TransformerConfig, result: FitResult, best: Checkpoints, batches_per_epoch: int
-) -> None:
-    """Publishes the last state under its epoch, and as best.pkl that of the lowest validation loss (else the last)."""
-    state = result.state
-    publish(config, transformer, state, int(state.step) // batches_per_epoch)
-    if best.latest_step() is not None:
-        state, _ = best.restore(state)
-    publish(config, transformer, state, int(state.step) // batches_per_epoch, name="best.pkl")

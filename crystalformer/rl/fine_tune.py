@@ -30,6 +30,7 @@ from crystalformer.dataset import from_structures
 from crystalformer.likelihood import LossConfig, make_example_loss
 from crystalformer.parameters import Params
 from crystalformer.pretrained import load_model, training_spacegroups
+from crystalformer.publish import publish
 from crystalformer.rl.options import RewardConfig, open_reward
 from crystalformer.rl.ppo import Example, Objective, advantages, make_ppo_loss
 from crystalformer.rl.record import Record, epoch_row
@@ -267,14 +268,14 @@ def _run_epochs(
             checkpoints.save(state, progress._asdict())
             record.write(progress.epoch, row)
             if progress.epoch % config.publish_every == 0:
-                publish(tools, state, progress.epoch)
+                publish(config.run_dir, tools.network, state, progress.epoch)
             show(progress.epoch)
             late = time.monotonic() >= deadline and progress.epoch < config.epochs
             if stop := _agreed("interrupted" if stop_asked() else "time_limit" if late else None):
                 outcome = stop
                 break
     if outcome != "interrupted":
-        publish(tools, state, progress.epoch)
+        publish(config.run_dir, tools.network, state, progress.epoch)
     record.draw()
     logger.info("%s after epoch %d", outcome, progress.epoch)
     return TuneResult(progress.epoch, outcome)
@@ -339,14 +340,6 @@ def take_step(
         sums = step.add(state.params, sums, to_global(tools.mesh, part))
     assert sums is not None  # there is at least one crystal
     return step.finish(state, sums)
-
-
-def publish(tools: Tools, state: TrainState, epoch: int) -> None:
-    """Writes published/epoch_NNNNNN.pkl."""
-    if jax.process_index() == 0:
-        folder = tools.config.run_dir / "published"
-        folder.mkdir(exist_ok=True)
-        save_checkpoint(folder, state.params, state.opt_state, epoch, config=tools.network)
 
 
 def _take_examples(rollout: Rollout, advantage: Float[np.ndarray, " b"]) -> Take:

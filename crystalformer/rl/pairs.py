@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from crystalformer.crystal import Crystals, iterate_crystals
-from crystalformer.dataset import from_structures, lengths, open_dataset, open_properties, read_csv, truncate
+from crystalformer.dataset import lengths, open_dataset, open_properties, read_any, truncate
 from crystalformer.spacegroups import symmetry_tables
 from crystalformer.table import read_table
 from matterform.files import damage_explained, existing, is_compressed
-from matterform.formats import iterate_records, to_structure
 
 SEQUENCE_COLUMNS = frozenset(("G", "L", "X", "A", "W", "M"))  # what makes a CSV a table of `sample` or `score`
 INDEX_COLUMN, PROBLEM_COLUMN = "index", "problem"
@@ -203,10 +202,7 @@ def read_rows(path: pathlib.Path, *, n_max: int = 21, workers: int = 1, possible
         return _read_prepared(path, n_max)
     if _is_sequence_table(path):
         return _read_sequences(path, n_max, possible)
-    if ".csv" in path.suffixes:
-        crystals, refused = read_csv(path, n_max=n_max, workers=workers)
-        return Rows(crystals, [row for row in range(len(crystals.G) + len(refused)) if row not in refused], refused)
-    return _read_structures(path, n_max)
+    return Rows(*read_any(path, n_max=n_max, workers=workers))
 
 
 def take_crystals(crystals: Crystals, rows: Sequence[int] | Int[np.ndarray, " k"]) -> Crystals:
@@ -237,22 +233,6 @@ def _read_sequences(path: pathlib.Path, n_max: int, possible: bool) -> Rows:
     kept = [place for place, problem in enumerate(problems) if not problem]
     refused = {number: problem for number, problem in zip(numbers, problems, strict=True) if problem}
     return Rows(take_crystals(crystals, kept), [numbers[place] for place in kept], refused, indexed)
-
-
-def _read_structures(path: pathlib.Path, n_max: int) -> Rows:
-    structures, refused = {}, {}
-    for record in iterate_records(path):
-        if record.structure is None:
-            refused[record.index] = record.reason
-            continue
-        try:
-            structures[record.index] = to_structure(record.structure)
-        except ValueError as error:  # a molecule, say, which has no cell
-            refused[record.index] = str(error)
-    places = list(structures)
-    crystals, unsuitable = from_structures(structures.values(), n_max=n_max)
-    refused |= {places[i]: reason for i, reason in unsuitable.items()}
-    return Rows(crystals, [place for i, place in enumerate(places) if i not in unsuitable], refused)
 
 
 def _is_prepared(path: pathlib.Path) -> bool:
