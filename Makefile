@@ -8,7 +8,7 @@ RESULTS := benchmarks/results
 DATA ?= ../shared/data
 PYTEST := $(BIN)/python -m pytest -q --jaxtyping-packages=matterform,crystalformer,atomformer,agedi,beartype.beartype
 
-.PHONY: demo test test-slow check format bench install clean
+.PHONY: demo test test-slow check format bench bench-potentials install clean
 
 demo: install ## samples crystals from the shipped weights; writes CIFs, a table and a picture to demo/
 	rm -rf demo
@@ -34,6 +34,11 @@ bench: install ## measures on this machine; appends JSON lines to benchmarks/res
 	$(BIN)/python benchmarks/crystalformer_data.py $(DATA)/mp20_biternary.csv.gz >> $(RESULTS)/crystalformer_data.jsonl
 	$(BIN)/python benchmarks/crystalformer_likelihood.py --out $(RESULTS)/crystalformer_likelihood.jsonl
 	$(BIN)/python benchmarks/crystalformer_sampling.py --out $(RESULTS)/crystalformer_sampling.jsonl
+	$(BIN)/python benchmarks/hull_speed.py $(DATA)/mp20_biternary.csv.gz --out $(RESULTS)/hull_speed.jsonl
+
+bench-potentials: $(TORCH) ## the same for force fields, and for the reward of an epoch
+	$(BIN)/python benchmarks/potentials_speed.py --count 24 --out $(RESULTS)/potentials_speed.jsonl
+	$(BIN)/python benchmarks/reward_epoch.py --out $(RESULTS)/reward_epoch.jsonl
 
 install: $(INSTALLED)
 

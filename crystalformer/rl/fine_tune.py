@@ -42,7 +42,7 @@ from matterform.progress import progress_bar
 from matterform.training.batches import Take, local_rows
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.loop import Outcome, Validation, run_validation, stop_on_signals
-from matterform.training.mesh import make_mesh, to_global
+from matterform.training.mesh import make_local_mesh, make_mesh, replicate, to_global
 from matterform.training.metrics import StepMetrics
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
 from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
@@ -147,7 +147,7 @@ def fine_tune(config: PpoConfig, resume: bool = False) -> TuneResult:
         tools = Tools(
             config,
             network,
-            reference,
+            replicate(make_local_mesh(), reference),
             frequencies,
             reward,
             make_parted_step(make_ppo_loss(network, config.objective), optimizer, mesh),
@@ -229,7 +229,8 @@ def _check_memory(tools: Tools, trial: Rollout) -> None:
     rows = np.resize(np.arange(len(trial.rewards)), size // jax.process_count())
     take = _take_examples(trial, np.zeros(len(trial.rewards), np.float32))
     part = Batch(take(rows, tools.network.n_max), np.ones(len(rows), np.float32))
-    needed = tools.ppo.temporary_bytes(tools.reference, to_global(tools.mesh, part))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tools.reference)
+    needed = tools.ppo.temporary_bytes(shapes, to_global(tools.mesh, part))
     available = available_bytes()
     logger.info("a gradient of %d crystals needs %.2f GiB on each device", size, needed / 2**30)
     if available is not None and needed > available:
@@ -296,7 +297,7 @@ def run_epoch(
     config, watch = tools.config, Stopwatch()
     groups = draw_spacegroups(tools.frequencies, config.batch_size, [config.seed, GROUPS, progress.epoch])
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), CRYSTALS), progress.epoch)
-    policy = Policy(jax.tree.map(np.asarray, state.params), tools.network)
+    policy = Policy(state.params, tools.network)
     rollout = roll_out(policy, tools.reference, tools.reward, key, groups, watch, config.part_size)
     _give_up_if(stop_asked)
     advantage, running_mean = advantages(rollout.rewards, rollout.crystals.G, progress.running_mean, config.objective)

@@ -17,6 +17,7 @@ from crystalformer.parameters import Params
 from crystalformer.primitive import build_structures
 from crystalformer.rl.rewards import Reward, Scores
 from crystalformer.sampling import sample
+from matterform.training.mesh import make_local_mesh, replicate
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -79,9 +80,10 @@ def roll_out(
     """
     first, mine = _my_share(spacegroups)
     with watch.phase("sampling"):
-        crystals = sample(policy.params, policy.config, key, mine, first_index=first)
+        params = replicate(make_local_mesh(), policy.params)
+        crystals = sample(params, policy.config, key, mine, first_index=first)
     with watch.phase("likelihood"):
-        logp = log_prob(policy.params, policy.config, crystals, part_size)
+        logp = log_prob(params, policy.config, crystals, part_size)
         logp_reference = log_prob(reference, policy.config, crystals, part_size).total
     with watch.phase("building"):
         structures, problems = build_structures(crystals)
