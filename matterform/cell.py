@@ -67,7 +67,7 @@ def wrap(
     # Accelerators would round products of positions to three digits.
     fractional = jnp.matmul(positions, inverse(complete(matrix, pbc)), precision="highest")
     whole = jnp.where(jnp.asarray(pbc)[None], jnp.floor(fractional), 0.0)
-    return positions - jnp.matmul(whole, matrix, precision="highest")
+    return jnp.asarray(positions) - jnp.matmul(whole, matrix, precision="highest")
 
 
 def _unit_normal(first: Float[Array, "3"], second: Float[Array, "3"]) -> Float[Array, "3"]:
