@@ -279,9 +279,9 @@ def _with_slots(crystals: Crystals, n: int) -> Crystals:
     missing = n - crystals.W.shape[1]
     if missing <= 0:
         return truncate(crystals, n)
-    slots = [(0, 0), (0, missing)]
+    slots = np.array([(0, 0), (0, missing), (0, 0)])
     return crystals._replace(
-        XYZ=np.pad(crystals.XYZ, [*slots, (0, 0)]), A=np.pad(crystals.A, slots), W=np.pad(crystals.W, slots)
+        XYZ=np.pad(crystals.XYZ, slots), A=np.pad(crystals.A, slots[:2]), W=np.pad(crystals.W, slots[:2])
     )
 
 
