@@ -19,13 +19,12 @@ def worker_pool(size: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
-    with reader, writer:
-        with concurrent.futures.ProcessPoolExecutor(size, context, _follow_parent, (reader,)) as pool:
-            try:
-                yield pool
-            except BaseException:
-                writer.close()  # otherwise the pool waits for everything that was submitted
-                raise
+    with reader, writer, concurrent.futures.ProcessPoolExecutor(size, context, _follow_parent, (reader,)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            writer.close()  # otherwise the pool waits for everything that was submitted
+            raise
 
 
 def _follow_parent(reader: Connection) -> None:

@@ -1,5 +1,6 @@
 """Worker processes: none outlives the process that started it, and Ctrl-C is the parent's alone."""
 
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -51,10 +52,12 @@ def test_ctrl_c_reaches_the_parent_alone_and_ends_the_workers_at_once() -> None:
 
 
 def test_an_error_in_the_block_does_not_wait_for_what_was_submitted() -> None:
-    with pytest.raises(ValueError, match="mine"):
-        with worker_pool(1) as pool:
-            pool.submit(time.sleep, 600)
-            raise ValueError("mine")
+    def fail(pool: concurrent.futures.Executor) -> None:
+        pool.submit(time.sleep, 600)
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"), worker_pool(1) as pool:
+        fail(pool)
 
 
 def test_jobs_run_and_the_block_ends_them() -> None:
