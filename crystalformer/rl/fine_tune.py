@@ -51,7 +51,15 @@ from matterform.training.step import Batch, PartedStep, make_parted_step
 
 logger = logging.getLogger(__name__)
 
-FREE = ("run_dir", "epochs", "max_minutes", "keep", "publish_every", "save_every", "wandb_project", "validation")
+# A resumed run may train longer, report elsewhere, compute otherwise, take smaller steps, find its files elsewhere; the
+# rest must stay.
+FREE = (
+    *("run_dir", "epochs", "max_minutes", "keep", "publish_every", "save_every", "wandb_project", "validation"),
+    *("part_size", "optimizer.learning_rate", "model.checkpoint", "spacegroups_from"),
+    *(f"reward.{name}" for name in ("reward_workers", "property_batch_size", "convex_path", "references")),
+    *(f"reward.{name}" for name in ("property_path", "dielectric_path", "novelty_reference")),
+    *(f"reward.potential.{name}" for name in ("workers", "threads", "device", "mlff_batch_size", "mlff_path")),
+)
 GROUPS, CRYSTALS, TRIAL = 1, 2, 3  # folded into the seed, for what is drawn
 TRIAL_SIZE = 16
 
@@ -219,6 +227,9 @@ def try_reward(tools: Tools) -> tuple[str, ...]:
         *(tools.reward.name, trial.rewards[~trial.failed].mean(), number, trial.failed.sum()),
         watch.seconds["reward"] / TRIAL_SIZE,
     )
+    if trial.failed.any():
+        # A reward that fails for some elements would teach the network to avoid them.
+        logger.warning("%s; each counts as %g", describe_problems(trial.local.problems), tools.reward.worst)
     _check_memory(tools, trial)
     return tuple(trial.details)
 
@@ -266,10 +277,11 @@ def _run_epochs(
             except Interrupted:
                 outcome = "interrupted"
                 break
-            checkpoints.save(state, progress._asdict())
+            # The checkpoint comes last: whatever was not written before it is done again.
             record.write(progress.epoch, row)
             if progress.epoch % config.publish_every == 0:
                 publish(config.run_dir, tools.network, state, progress.epoch)
+            checkpoints.save(state, progress._asdict())
             show(progress.epoch)
             late = time.monotonic() >= deadline and progress.epoch < config.epochs
             if stop := _agreed("interrupted" if stop_asked() else "time_limit" if late else None):
@@ -301,24 +313,19 @@ def run_epoch(
     rollout = roll_out(policy, tools.reference, tools.reward, key, groups, watch, config.part_size)
     _give_up_if(stop_asked)
     advantage, running_mean = advantages(rollout.rewards, rollout.crystals.G, progress.running_mean, config.objective)
-    metrics = StepMetrics()
+    row = epoch_row(rollout, config.objective.beta)
     with watch.phase("update"):
-        examples = _take_examples(rollout, advantage)
-        for _ in range(config.ppo_epochs):
-            state, step_metrics = take_step(tools, tools.ppo, state, rollout.crystals, examples)
-            metrics.add(int(state.step), step_metrics)
-            metrics.settle()
-            _give_up_if(stop_asked)
-        good = _good_relaxed(tools, rollout) if config.sft_epochs else None
-        if good is not None:
-            for _ in range(config.sft_epochs):
-                state, _ = take_step(tools, tools.sft, state, good, take_from(good))
-                _give_up_if(stop_asked)
+        examples = Part(rollout.crystals, _take_examples(rollout, advantage), tools.ppo)
+        state, metrics = take_steps(tools, state, examples, config.ppo_epochs, stop_asked)
+        row |= metrics
+        if config.sft_epochs:
+            good = _good_relaxed(tools, rollout)
+            steps = config.sft_epochs if len(good.G) else 0
+            state, metrics = take_steps(tools, state, Part(good, take_from(good), tools.sft), steps, stop_asked)
+            row |= {f"sft_{name}": metrics[name] for name in ("loss", "grad_norm") if name in metrics}
+            row["sft_crystals"] = len(good.G)
     done = Progress(progress.epoch + 1, running_mean)
-    row = epoch_row(rollout, config.objective.beta) | (metrics.take_means() if config.ppo_epochs else {})
     row |= {"optimizer_steps": int(state.step), "baseline": running_mean}
-    if config.sft_epochs:
-        row["sft_crystals"] = 0 if good is None else len(good.G)
     with watch.phase("validation"):
         if tools.validation is not None:
             row["validation_loss"] = run_validation(tools.validation, state.params, tools.mesh)["loss"]
@@ -329,18 +336,41 @@ def run_epoch(
     return state, done, row
 
 
-def take_step(
-    tools: Tools, step: PartedStep, state: TrainState, crystals: Crystals, take: Take
-) -> tuple[TrainState, dict[str, Any]]:
-    """One optimiser step on the mean over all crystals, computed in parts of like length."""
-    size = min(tools.config.part_size * tools.mesh.size, _rounded_up(len(crystals.G), tools.mesh.size))
+class Part(NamedTuple):
+    """What some steps of an epoch learn from."""
+
+    crystals: Crystals
+    take: Take  # of what the loss needs of each
+    step: PartedStep
+
+
+def take_steps(
+    tools: Tools, state: TrainState, part: Part, number: int, stop_asked: Callable[[], bool]
+) -> tuple[TrainState, dict[str, float]]:
+    """`number` optimiser steps, each on the mean over all crystals; returns the means of their metrics as well.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite.
+    """
+    metrics = StepMetrics()
+    for _ in range(number):
+        state, step_metrics = _take_step(tools, state, part)
+        metrics.add(int(state.step), step_metrics)
+        metrics.settle()
+        _give_up_if(stop_asked)
+    return state, metrics.take_means() if number else {}
+
+
+def _take_step(tools: Tools, state: TrainState, part: Part) -> tuple[TrainState, dict[str, Any]]:
+    """Computed piece by piece, each of crystals of like length."""
+    size = min(tools.config.part_size * tools.mesh.size, _rounded_up(len(part.crystals.G), tools.mesh.size))
     sums = None
-    for planned in plan_batches(crystals, size, tools.config.seed).epoch(0):
+    for planned in plan_batches(part.crystals, size, tools.config.seed).epoch(0):
         rows = local_rows(planned, jax.process_index(), jax.process_count())
-        part = Batch(take(rows.indices, rows.length), rows.weight)
-        sums = step.add(state.params, sums, to_global(tools.mesh, part))
+        piece = Batch(part.take(rows.indices, rows.length), rows.weight)
+        sums = part.step.add(state.params, sums, to_global(tools.mesh, piece))
     assert sums is not None  # there is at least one crystal
-    return step.finish(state, sums)
+    return part.step.finish(state, sums)
 
 
 def _take_examples(rollout: Rollout, advantage: Float[np.ndarray, " b"]) -> Take:
@@ -353,14 +383,13 @@ def _take_examples(rollout: Rollout, advantage: Float[np.ndarray, " b"]) -> Take
     return take
 
 
-def _good_relaxed(tools: Tools, rollout: Rollout) -> Crystals | None:
-    """The relaxed crystals whose reward is good enough, as far as the network can represent them; None without any."""
+def _good_relaxed(tools: Tools, rollout: Rollout) -> Crystals:
+    """The relaxed crystals whose reward is good enough, as far as the network can represent them; perhaps none."""
     relaxed = rollout.local.relaxed or []
     wanted = rollout.local.values >= tools.config.sft_min_reward
     structures = [s for s, good in zip(relaxed, wanted, strict=True) if good and s is not None]
     crystals, _ = from_structures(structures, n_max=tools.network.n_max)
-    crystals = gather_crystals(crystals, len(relaxed))
-    return crystals if len(crystals.G) else None
+    return gather_crystals(crystals, len(relaxed))
 
 
 def _agreed(wish: Outcome | None) -> Outcome | None:

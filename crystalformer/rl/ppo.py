@@ -62,6 +62,8 @@ def make_ppo_loss(config: TransformerConfig, objective: Objective):
     """
 
     def example_loss(params: Params, key: PRNGKeyArray | None, example: Example):
+        # The sampler always ends a crystal at the last slot, which the network only finds likely: crystals of n_max - 1
+        # sites, which are rare, have a probability that is a little too small here and in logp_old alike.
         logp = crystal_log_prob(as_network(params, config), None, example.crystal, config).total
         return ppo_loss(logp, example, objective)
 

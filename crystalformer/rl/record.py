@@ -44,6 +44,8 @@ METRICS = (
     "grad_norm",
     "optimizer_steps",  # since the start
     "sft_crystals",
+    "sft_loss",
+    "sft_grad_norm",
     "validation_loss",
     *(f"seconds_{phase}" for phase in PHASES),
 )

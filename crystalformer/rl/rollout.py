@@ -87,7 +87,7 @@ def roll_out(
         logp_reference = log_prob(reference, policy.config, crystals, part_size).total
     with watch.phase("building"):
         structures, problems = build_structures(crystals)
-    with watch.phase("reward"):
+    with watch.phase("reward"), _Together():
         scores = score_built(reward, structures, problems)
     failed = np.array([bool(problem) for problem in scores.problems])
     arrays = (crystals, logp, logp_reference, scores.values, failed, scores.details)
@@ -131,6 +131,16 @@ def _spread_list(values: Sequence[Any], places: list[int], rest: list[Any]) -> l
     for place, value in zip(places, values, strict=True):
         rest[place] = value
     return rest
+
+
+class _Together(contextlib.AbstractContextManager[None]):
+    """Where the block fails in one process it fails in all: the others would wait for that one for minutes."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if jax.process_count() > 1:
+            failed = multihost_utils.process_allgather(np.asarray(error is not None))
+            if error is None and failed.any():
+                raise ValueError(f"the reward failed in process {int(np.argmax(failed))}, which says why")
 
 
 def _my_share(spacegroups: Int[np.ndarray, " b"]) -> tuple[int, Int[np.ndarray, " k"]]:

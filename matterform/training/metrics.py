@@ -1,6 +1,7 @@
 """Metrics on their way from the device to a CSV file with fixed columns, TensorBoard, Weights & Biases."""
 
 import csv
+import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,12 +99,17 @@ def open_tensorboard(folder: pathlib.Path, resumed_step: int | None = None) -> M
     return MetricsWriter(write, events.close)
 
 
+def check_wandb(project: str | None) -> None:
+    """Refuses, before anything is written, to report to Weights & Biases where it is not installed."""
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise ImportError("logging to Weights & Biases needs an extra: pip install 'matterform[wandb]'")
+
+
 def open_wandb(project: str, folder: pathlib.Path) -> MetricsWriter:
     """A new Weights & Biases run called like its folder; login and mode are those of the user's W&B settings."""
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError("logging to Weights & Biases needs an extra: pip install 'matterform[wandb]'") from error
+    check_wandb(project)
+    import wandb  # pyright: ignore[reportMissingImports]
+
     run = wandb.init(project=project, name=folder.name, dir=str(folder))
 
     def write(step: int, metrics: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from matterform.config import load_config, save_config, to_dict
 from matterform.files import write_atomically
 from matterform.training.checkpoint import Checkpoints
-from matterform.training.metrics import MetricsWriter, open_metrics
+from matterform.training.metrics import MetricsWriter, check_wandb, open_metrics
 from matterform.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,9 @@ def check_run(config: Any, resume: bool, free: Collection[str], files: RunFiles 
     Raises:
         ValueError: there is nothing to resume, something not to be overwritten, or a run with other settings.
     """
+    check_wandb(config.wandb_project)
+    if config.run_dir.exists() and not config.run_dir.is_dir():
+        raise ValueError(f"{config.run_dir} is a file; a run needs a folder")
     path = config.run_dir / files.config
     if resume and not path.exists():
         raise ValueError(

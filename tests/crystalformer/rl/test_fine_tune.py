@@ -22,6 +22,7 @@ from crystalformer.likelihood import log_prob
 from crystalformer.rl.fine_tune import PpoConfig, fine_tune, spacegroup_frequencies
 from crystalformer.rl.options import RewardConfig
 from crystalformer.rl.ppo import Objective
+from crystalformer.rl.record import Record
 from crystalformer.rl.rewards import Reward, make_scores
 from crystalformer.rl.rollout import draw_spacegroups, score_built
 from crystalformer.table import read_table
@@ -175,6 +176,26 @@ def test_run_that_dies_half_way_leaves_a_state_to_resume(whole, base, folder):
     assert rows_of(config.run_dir) == rows_of(whole.run_dir)
 
 
+def test_death_while_an_epoch_is_written_loses_nothing(whole, base, folder, monkeypatch):
+    config = dataclasses.replace(base, run_dir=folder / "died")
+    write = Record.write
+
+    def dying_write(self, epoch, row):
+        write(self, epoch, row)
+        if epoch == 3:
+            raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "write", dying_write)
+        with pytest.raises(OSError, match="no space left"):
+            fine_tune(config)
+    # With other means of computing, which a resumed run may have.
+    assert fine_tune(dataclasses.replace(config, part_size=6), resume=True) == (4, "finished")
+    assert [row["step"] for row in rows_of(config.run_dir)] == [row["step"] for row in rows_of(whole.run_dir)]
+    names = [sorted(path.name for path in (run / "published").iterdir()) for run in (config.run_dir, whole.run_dir)]
+    assert names[0] == names[1]
+
+
 def test_part_size_changes_nothing_but_rounding(whole, base, folder):
     config = dataclasses.replace(base, run_dir=folder / "parts", part_size=3, epochs=1)
     fine_tune(config)
@@ -300,7 +321,10 @@ def test_rollout_of_two_halves_is_that_of_the_whole(base, folder):
     np.testing.assert_allclose(whole.XYZ[2:], half.XYZ, atol=1e-5)
 
 
-def test_sft_makes_good_relaxed_samples_likelier(base, folder, monkeypatch):
+@pytest.fixture
+def relaxing(monkeypatch):
+    """A reward that hands back what it got as relaxed; small cells are good."""
+
     @contextlib.contextmanager
     def open_relaxing(config):
         def score(structures):
@@ -310,6 +334,9 @@ def test_sft_makes_good_relaxed_samples_likelier(base, folder, monkeypatch):
         yield Reward("relaxing", score, -10.0)
 
     monkeypatch.setattr("crystalformer.rl.fine_tune.open_reward", open_relaxing)
+
+
+def test_sft_makes_good_relaxed_samples_likelier(base, folder, relaxing):
     config = dataclasses.replace(
         base, run_dir=folder / "relaxed", batch_size=24, ppo_epochs=0, sft_epochs=5, sft_min_reward=-0.5, epochs=1
     )
@@ -319,6 +346,7 @@ def test_sft_makes_good_relaxed_samples_likelier(base, folder, monkeypatch):
         good = np.array([float(row["reward"]) >= -0.5 for row in csv.DictReader(file)])
     assert 0 < float(row["sft_crystals"]) <= good.sum() < len(good)
     assert row["loss"] == ""  # no step of PPO
+    assert np.isfinite([float(row["sft_loss"]), float(row["sft_grad_norm"])]).all()
     crystals = jax.tree.map(lambda x: x[good], read_table(config.run_dir / "samples" / "epoch_000001.csv", n_max=4))
     start = load_checkpoint(folder / "start.pkl")
     before = log_prob(start.params, start.config, crystals).total
@@ -338,3 +366,18 @@ def test_two_processes_fine_tune_as_one(base, folder):
     both = [subprocess.Popen([*command_of(folder), *flags, f"--process-id={number}"]) for number in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
     compare_runs(folder / "two", one.run_dir)
+
+
+def test_sft_that_diverges_is_not_saved(base, folder, relaxing):
+    config = dataclasses.replace(
+        base,
+        run_dir=folder / "diverging",
+        batch_size=24,
+        ppo_epochs=0,
+        sft_epochs=3,
+        sft_min_reward=-0.5,
+        optimizer=OptimizerConfig(learning_rate=1e30),
+    )
+    with pytest.raises(FloatingPointError, match="finite"):
+        fine_tune(config)
+    assert not (config.run_dir / "published").exists()
