@@ -5,7 +5,6 @@ import contextlib
 import functools
 import importlib
 import itertools
-import multiprocessing
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from crystalformer.rl.rewards import Reward, Scores, make_scores
+from matterform.processes import worker_pool
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -35,9 +35,7 @@ def open_workers(size: int) -> Iterator[Workers | None]:
     if not size:
         yield None
         return
-    # Spawned, because a fork of a process with a live JAX can hang.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(size, mp_context=context) as pool:
+    with worker_pool(size) as pool:
         yield Workers(pool, size)
 
 
@@ -112,24 +110,32 @@ def _evaluate_in_parts(
 ) -> Float[np.ndarray, " b"]:
     edges = np.linspace(0, len(structures), min(workers.size, len(structures)) + 1).astype(int).tolist()
     parts = [list(structures[start:end]) for start, end in itertools.pairwise(edges)]
-    futures = [workers.pool.submit(evaluate, target, part) for part in parts]
+    futures = [workers.pool.submit(_evaluate_in_worker, target, part) for part in parts]
     try:
         return np.concatenate([future.result() for future in futures])
     except concurrent.futures.BrokenExecutor as error:
         raise ValueError(f"the reward {target} ended its worker process; memory may have run out: {error}") from error
 
 
+def _evaluate_in_worker(target: str, structures: "list[pymatgen.core.Structure]") -> Float[np.ndarray, " b"]:
+    """`evaluate`, where Ctrl-C is not seen, so that an interrupt is the function's own and must not end the run."""
+    try:
+        return evaluate(target, structures)
+    except KeyboardInterrupt as error:
+        raise ValueError(f"the reward {target} raised KeyboardInterrupt in its worker process") from error
+
+
 class _Explained(contextlib.AbstractContextManager[None]):
     """Turns whatever a user's code raises into one line that says whose it is, with the original as the cause.
 
-    The exceptions of code that we do not know cannot be listed, so this is no `except`; interrupts and exits pass.
+    The exceptions of code that we do not know cannot be listed, so this is no `except`; interrupts pass.
     """
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, (Exception, SystemExit)):
             raise ValueError(f"{self._doing} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 

@@ -60,6 +60,9 @@ def fails(structures):
 def stops(structures):
     raise KeyboardInterrupt
 
+def leaves(structures):
+    raise SystemExit(0)
+
 def dies(structures):
     os._exit(3)
 """
@@ -109,6 +112,7 @@ def test_values_below_the_worst_count_as_the_worst(module):
         ("nothing", r"must return numbers; it returned None"),
         ("ragged", r"raised ValueError: "),
         ("fails", r"raised RuntimeError: the license has run out$"),
+        ("leaves", r"raised SystemExit: 0$"),
     ],
 )
 def test_what_a_function_does_wrong_is_one_line_with_its_name(module, function, words):
@@ -138,6 +142,9 @@ def test_names_without_a_function_are_refused(module, tmp_path):
         load_function(f"{module}:name")
     with pytest.raises(ValueError, match=r"importing there_is_none for .* raised ModuleNotFoundError: No module named"):
         load_function("there_is_none:density")
+    (tmp_path / "leaving_module.py").write_text("raise SystemExit(0)")
+    with pytest.raises(ValueError, match=r"importing leaving_module for .* raised SystemExit: 0"):
+        load_function("leaving_module:density")
     (tmp_path / "misspelt_module.py").write_text("def (:")
     with pytest.raises(ValueError, match=r"importing misspelt_module for .* raised SyntaxError"):
         load_function("misspelt_module:density")
@@ -156,6 +163,10 @@ def test_worker_processes_share_a_batch_in_order(module):
         assert os.getpid() not in custom_reward(f"{module}:process", workers=workers).score(structures).values
         with pytest.raises(ValueError, match=f"the reward {module}:fails raised RuntimeError: the license has run out"):
             custom_reward(f"{module}:fails", workers=workers).score(structures)
+        with pytest.raises(
+            ValueError, match=f"the reward {module}:stops raised KeyboardInterrupt in its worker process"
+        ):
+            custom_reward(f"{module}:stops", workers=workers).score(structures)
         with pytest.raises(ValueError, match=f"the reward {module}:dies ended its worker process"):
             custom_reward(f"{module}:dies", workers=workers).score(structures)
 
