@@ -47,7 +47,7 @@ PairEnergy = Callable[[Float[Array, "n n"], Padded], Float[Array, "n n"]]
 def jitted_reward(name: str, function: CrystalFunction, worst: float, cutoff: float) -> Reward:
     """The reward `function(crystal, images)`, larger is better, in float32; crystals of alike size go together.
 
-    Crystals without a usable cell get `worst`, and so do values that are lower or not finite.
+    Crystals without a usable cell or with partly occupied sites get `worst`, as do values that are lower or not finite.
 
     Args:
         cutoff: how far (Å) the function looks. It may be shown another cell of the same lattice than the given one.
@@ -60,7 +60,7 @@ def jitted_reward(name: str, function: CrystalFunction, worst: float, cutoff: fl
         return jax.jit(jax.vmap(lambda crystal: function(crystal, images)))
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
-        values, problems = np.full(len(structures), np.nan), [defect(structure) for structure in structures]
+        values, problems = np.full(len(structures), np.nan), [_refusal(structure) for structure in structures]
         groups: dict[tuple[int, Images], list[tuple[int, Padded]]] = {}
         for index, structure in enumerate(structures):
             if problems[index]:
@@ -134,6 +134,18 @@ def lennard_jones(minimum: Callable[[Padded], Float[Array, "n n"]], cutoff: floa
 def _touching(crystal: Padded) -> Float[Array, "n n"]:
     radii = jnp.asarray(element_table().covalent_radius_ang)[crystal.numbers]
     return radii[:, None] + radii[None]
+
+
+def _refusal(structure: "pymatgen.core.Structure") -> str:
+    """Why a structure cannot be padded; empty where it can."""
+    from pymatgen.core import DummySpecies
+
+    if problem := defect(structure):
+        return problem
+    if not structure.is_ordered:
+        return "sites with partial occupancy"
+    dummies = any(isinstance(specie, DummySpecies) for specie in structure.species)
+    return "sites that are no element" if dummies else ""
 
 
 def _compact_cell(cell: Float[np.ndarray, "3 3"], cutoff: float) -> tuple[Float[np.ndarray, "3 3"], int | None]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.calculators.lj import LennardJones
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import DummySpecies, Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from crystalformer.rl.native import Padded, jitted_reward, lennard_jones, pair_reward, total_pair_energy
@@ -104,6 +104,15 @@ def test_values_that_are_not_finite_are_problems():
     scores = pair_reward().score([coincident, unknown])
     np.testing.assert_array_equal(scores.values, [-10, -10])
     assert scores.problems == ["its reward is not finite"] * 2
+
+
+def test_disordered_crystals_are_problems():
+    mixed = Structure(Lattice.cubic(3.6), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
+    vacant = Structure(Lattice.cubic(3.6), [{"Cu": 0.5}], [[0, 0, 0]])
+    dummy = Structure(Lattice.cubic(3.6), [DummySpecies("X")], [[0, 0, 0]])
+    scores = pair_reward().score([mixed, vacant, dummy])
+    assert scores.problems == ["sites with partial occupancy"] * 2 + ["sites that are no element"]
+    np.testing.assert_array_equal(scores.values, [-10] * 3)
 
 
 def test_the_well_is_1_deep_and_ends_at_the_cutoff():
