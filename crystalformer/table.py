@@ -65,7 +65,7 @@ def cell_problem(cell: np.ndarray) -> str:
     if not np.isfinite(cell).all():
         return "its lattice is not finite"
     if (lengths <= 0).any():
-        return f"a cell length is {lengths.min():.3g} angstrom"
+        return f"a cell length is not positive: {lengths.min():.3g} angstrom"
     cosines = np.cos(angles)
     squared_volume = 1 - (cosines**2).sum() + 2 * cosines.prod()  # of the cell with unit edges
     if ((angles <= 0) | (angles >= np.pi)).any() or squared_volume <= 0:
@@ -106,7 +106,8 @@ def read_table(path: str | pathlib.Path, n_max: int = 21) -> Crystals:
     """The crystals of a table in model units, in its order; those with a `problem` too.
 
     Raises:
-        ValueError: if a column is missing, a cell is no list of numbers, or a crystal has n_max sites or more.
+        ValueError: if a column is missing, a cell is no list of as many numbers as it should be, or a crystal has n_max
+            sites or more.
     """
     with pathlib.Path(path).open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -122,19 +123,38 @@ def read_table(path: str | pathlib.Path, n_max: int = 21) -> Crystals:
         W=np.zeros((len(rows), n_max), np.int32),
     )
     for i, row in enumerate(rows):
-        L, X, A, W, M = (_numbers(row, name, i, path) for name in ("L", "X", "A", "W", "M"))
+        try:
+            G, L, X, A, W, M = _parse_row(row)
+        except ValueError as error:
+            raise ValueError(f"{path}, row {i}: {error}") from error
         if len(W) >= n_max:
             raise ValueError(f"{path}, row {i}: {len(W)} sites, but n_max = {n_max} holds {n_max - 1}")
-        crystals.G[i] = int(row["G"])
+        crystals.G[i] = G
         crystals.L[i] = to_scaled(np.concatenate([L[:3], np.radians(L[3:])]), int(M.sum()) or 1)
-        crystals.XYZ[i, : len(W)], crystals.A[i, : len(W)], crystals.W[i, : len(W)] = X.reshape(-1, 3), A, W
+        crystals.XYZ[i, : len(W)], crystals.A[i, : len(W)], crystals.W[i, : len(W)] = X, A, W
     return crystals
 
 
-def _numbers(row: Mapping[str, str], name: str, index: int, path: str | pathlib.Path) -> np.ndarray:
+def _parse_row(row: Mapping[str, str]) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """G, L, X, A, W and M; ValueError names the column that is wrong."""
+    text = str(row["G"]).strip()
+    if not (text.isdecimal() and 1 <= int(text) <= 230):
+        raise ValueError(f"column G should be a space group's number, 1 to 230: {text!r:.60}")
+    W = _numbers(row, "W", None)
+    sites = len(W)
+    A, M = (_numbers(row, name, (sites,)) for name in ("A", "M"))
+    X = _numbers(row, "X", (sites, 3)) if sites else np.zeros((0, 3))
+    return int(text), _numbers(row, "L", (6,)), X, A, W, M
+
+
+def _numbers(row: Mapping[str, str], name: str, shape: tuple[int, ...] | None) -> np.ndarray:
+    """A column's list of this shape, of any length for None."""
     try:
-        return np.array(ast.literal_eval(row[name]), np.float64)
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(
-            f"{path}, row {index}: column {name} should be a list of numbers: {row[name]!r:.60}"
-        ) from error
+        numbers = np.array(ast.literal_eval(row[name]), np.float64)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(f"column {name} should be a list of numbers: {row[name]!r:.60}") from error
+    if numbers.shape != shape if shape is not None else numbers.ndim != 1:
+        expected = "a list of" if shape is None else " x ".join(map(str, shape))
+        found = " x ".join(map(str, numbers.shape)) or "no list"
+        raise ValueError(f"column {name} should hold {expected} numbers; found {found}: {row[name]:.60}")
+    return numbers

@@ -126,9 +126,10 @@ def pairs_from_scores(path: pathlib.Path, config: PairingConfig, *, n_max: int =
     crystals = take_crystals(crystals, places)
     pairs = best_against_worst(group_keys(crystals, config.group_by), values[places], config)
     if not len(pairs):
+        by = f" by {config.score_margin:g} or more" if config.score_margin else ""
         raise ValueError(
             f"{path} gives no pair: of its {len(places)} crystals with {config.score}, no two of one "
-            f"{config.group_by} differ by {config.score_margin:g} or more; {_some(refused)}"
+            f"{config.group_by} differ{by}; {_some(refused)}"
         )
     chosen, rejected = (take_crystals(crystals, side) for side in pairs.T)
     return PairData(Pairs(chosen, rejected), np.array(rows)[places][pairs], refused)

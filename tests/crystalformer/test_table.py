@@ -47,7 +47,7 @@ def test_rows_stand_in_the_file_before_it_is_finished_and_sorted_after(tmp_path,
     ("cell", "words"),
     [
         ((3, 4, 5, 90, 90, 120), ""),
-        ((3, -4, 5, 90, 90, 90), "length is -4"),
+        ((3, -4, 5, 90, 90, 90), "length is not positive: -4"),
         ((3, 4, 5, 60, 60, 130), "angles"),  # alpha + beta < gamma
         ((3, 4, 5, 90, 190, 90), "angles"),
         ((3, np.nan, 5, 90, 90, 90), "finite"),
@@ -75,4 +75,31 @@ def test_other_tables_are_refused(tmp_path):
         read_table(path)
     path.write_text("G,L,X,A,W,M\n1,nonsense,[],[],[],[]\n")
     with pytest.raises(ValueError, match="row 0: column L should be a list"):
+        read_table(path)
+
+
+GOOD = {"G": "221", "L": "[3, 3, 3, 90, 90, 90]", "X": "[[0, 0, 0]]", "A": "[29]", "W": "[1]", "M": "[1]"}
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "words"),
+    [
+        ("G", "cubic", "column G should be a space group's number, 1 to 230: 'cubic'"),
+        ("G", "231", "column G should be a space group's number, 1 to 230: '231'"),
+        ("L", "[1, 2]", r"column L should hold 6 numbers; found 2: \[1, 2\]"),
+        ("L", "3.5", "column L should hold 6 numbers; found no list: 3.5"),
+        ("X", "[[0, 0]]", "column X should hold 1 x 3 numbers; found 1 x 2"),
+        ("X", "[[0, 0, 0], [0, 0]]", "column X should be a list of numbers"),
+        ("A", "[29, 8]", "column A should hold 1 numbers; found 2"),
+        ("M", "{'a': 1}", "column M should be a list of numbers"),
+        ("W", "1", "column W should hold a list of numbers; found no list: 1"),
+    ],
+)
+def test_a_malformed_cell_is_named_with_its_file_and_row(tmp_path, column, text, words):
+    path = tmp_path / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, GOOD)
+        writer.writeheader()
+        writer.writerows([GOOD, GOOD | {column: text}])
+    with pytest.raises(ValueError, match=rf"table\.csv, row 1: {words}"):
         read_table(path)

@@ -119,7 +119,7 @@ def test_a_chosen_crystal_needs_a_possible_cell_and_a_rejected_one_does_not(tmp_
     assert rows.tolist() == [[1, 1]]
     assert len(pairs.chosen.G) == 1
     assert list(refused) == [0]
-    assert re.fullmatch(r"chosen: a cell length is -\S+ angstrom", refused[0])
+    assert re.fullmatch(r"chosen: a cell length is not positive: -\S+ angstrom", refused[0])
 
 
 @pytest.fixture
