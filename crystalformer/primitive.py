@@ -41,20 +41,6 @@ TRANSLATIONS = {
 }
 
 
-def to_primitive_structure(crystal: Crystals) -> "Structure":
-    """All atoms of a primitive cell of one crystal, site after site, in the orientation of the conventional cell.
-
-    Raises:
-        ValueError: the crystal has no site, or a letter that its space group lacks.
-    """
-    return _primitive(crystal, cell_parameters(crystal), wyckoff_sites(crystal))
-
-
-def to_primitive_structures(crystals: Crystals) -> "list[Structure]":
-    """Primitive cells of a batch of crystals, as pymatgen structures."""
-    return [to_primitive_structure(crystal) for crystal in iterate_crystals(crystals)]
-
-
 def build_structures(crystals: Crystals) -> "tuple[list[Structure | None], list[str]]":
     """Primitive cells of sampled crystals, None where there is none, and why; the reason is empty where there is one.
 
@@ -98,6 +84,7 @@ def first_of_translates(G: int, W: int) -> Int[np.ndarray, " p"]:
 
 
 def _primitive(crystal: Crystals, cell: Float[np.ndarray, "6"], sites: Sequence[Site]) -> "Structure":
+    """All atoms, site after site, in the orientation of the conventional cell."""
     from pymatgen.core import Lattice, Structure
 
     group = int(crystal.G)
