@@ -178,6 +178,8 @@ def train_dpo(config: DpoConfig, resume: bool = False) -> FitResult:
         FloatingPointError: if the loss is not finite.
     """
     check_run(config, resume, FREE)
+    mesh = make_mesh()
+    _check_batch_size(config, mesh.size)
     start = load_checkpoint(existing(config.run_dir / "reference.pkl")) if resume else load_model(config.model)
     data = load_pairs(config, start.config)
     if resume:
@@ -187,7 +189,6 @@ def train_dpo(config: DpoConfig, resume: bool = False) -> FitResult:
     prints = {"pairs": fingerprint(data.pairs, reference)}
     check_data(config, prints, resume)
     train, validation = split_examples(_possible(data, reference), config)
-    mesh = make_mesh()
     example_loss = make_pair_loss(start.config, config.preference, config.dropout)
     plan = _plan(train, config)
     optimizer = make_optimizer(config.optimizer, last_step(config.loop, plan))
@@ -288,6 +289,16 @@ def split_examples(examples: Example, config: DpoConfig) -> tuple[Example, Examp
         raise ValueError(f"validation_fraction {config.validation_fraction} leaves none of {count} pairs to train on")
     order = np.random.default_rng([config.seed, VALIDATION_KEY]).permutation(count)
     return _take(examples, order[held_out:]), _take(examples, order[:held_out])
+
+
+def _check_batch_size(config: DpoConfig, devices: int) -> None:
+    """Before the folder is claimed: a step would find the same, too late."""
+    parts = devices * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of devices x accumulate = {devices} x {config.accumulate} = {parts}; "
+            f"got {config.batch_size}"
+        )
 
 
 def _possible(data: PairData, reference: Float[np.ndarray, "p 2"]) -> Example:

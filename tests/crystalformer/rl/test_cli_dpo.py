@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -74,6 +75,14 @@ def test_a_recipe_replaces_the_defaults(folder, monkeypatch):
     assert config.loop == LoopConfig(max_steps=1)
 
 
+def test_what_is_not_installed_is_said_before_the_folder_is_claimed(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["dpo", *FLAGS, "--run-dir=new", "--wandb-project=mine"]) == 2
+    assert "pip install 'matterform[wandb]'" in capsys.readouterr().err
+    assert not (folder / "new").exists()
+
+
 def test_help_explains_by_example(capsys):
     with pytest.raises(SystemExit):
         main(["dpo", "--help"])
@@ -92,7 +101,9 @@ def test_help_explains_by_example(capsys):
         (["--run-dir=new", *FLAGS, "--chosen=scored.csv"], "or as one scored table"),
         (["--run-dir=new", "--scored=scored.csv"], "the name of the column of scores is missing"),
         (["--run-dir=new", *FLAGS, "--score=energies"], "no column 'energies'; its columns are index"),
-        (["--run-dir=new", *FLAGS, "--score-margin=9"], "gives no pair"),
+        (["--run-dir=new", *FLAGS, "--score-margin=9"], "no two of one spacegroup differ by 9 or more"),
+        (["--run-dir=new", *FLAGS, "--score=G"], "no two of one spacegroup differ; none of its rows"),
+        (["--run-dir=new", *FLAGS, "--accumulate=3"], "multiple of devices x accumulate = 1 x 3 = 3; got 4"),
         (["--run-dir=new", *FLAGS, "--checkpoint=scored.csv"], "scored.csv"),
         (["--run-dir=new", *FLAGS, "--num-heads=4"], "num_heads=4 was given, but it was trained with 2"),
         (["--run-dir=new", *FLAGS, "--beta=0"], "beta must be positive; got 0.0"),
