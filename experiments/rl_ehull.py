@@ -21,7 +21,7 @@ from matterform.training.optimizers import OptimizerConfig
 
 RECIPE = PpoConfig(
     run_dir=pathlib.Path("runs/rl_ehull"),
-    reward=RewardConfig(reward=("ehull",), potential=PotentialConfig(mlff_model="orb", mlff_variant="orb_v2")),
+    reward=RewardConfig(reward=("ehull",), potential=PotentialConfig(mlff_model="orb")),
     batch_size=1000,
     epochs=200,
     ppo_epochs=5,

@@ -1,0 +1,84 @@
+"""Recipes run as scripts, up to the training itself: their own commands parse, and flags replace what they set."""
+
+import pathlib
+import re
+import shlex
+import sys
+import types
+
+import pytest
+
+from crystalformer.rl.options import check_reward
+from matterform.potentials.load import PotentialConfig
+
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
+
+
+def documented_commands() -> list[list[str]]:
+    """The commands in the recipes' docstrings, from the script's name on."""
+    commands = []
+    for name in ("rl_ehull", "rl_dielectric", "rl_small", "dpo_pairs"):
+        text = (FOLDER / f"{name}.py").read_text(encoding="utf-8").replace("\\\n", " ")
+        found = re.findall(rf"^    python experiments/({name}\.py .*)$", text, re.MULTILINE)
+        assert found, f"{name} shows no command"
+        commands += [shlex.split(command) for command in found]
+    return commands
+
+
+@pytest.fixture
+def run_script(monkeypatch):
+    """Runs a script with arguments, and gives the config that training would get."""
+    configs = []
+
+    def train(config, resume=False):
+        configs.append(config)
+        return types.SimpleNamespace(outcome="interrupted", epoch=0)
+
+    monkeypatch.setattr("crystalformer.rl.fine_tune.fine_tune", train)
+    monkeypatch.setattr("crystalformer.rl.dpo.train_dpo", train)
+
+    def run(script: str, *arguments: str):
+        import runpy
+
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(FOLDER / script), run_name="__main__")
+        assert stopped.value.code == 130
+        return configs.pop()
+
+    return run
+
+
+@pytest.mark.parametrize("command", documented_commands(), ids=" ".join)
+def test_the_commands_of_a_recipe_give_a_run_that_lacks_only_its_files(command, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = run_script(*command)
+    if command[0] == "dpo_pairs.py":
+        assert (config.chosen is None) != (config.scored is None)
+    else:
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            check_reward(config.reward)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["rl_ehull.py"], PotentialConfig()),
+        (["rl_small.py", "stable"], PotentialConfig(threads=1)),
+    ],
+)
+def test_chgnet_can_take_the_place_of_a_recipes_potential(arguments, expected, run_script):
+    config = run_script(*arguments, "--convex_path", "hull", "--mlff_model", "chgnet")
+    assert config.reward.potential == expected  # without what only another potential would understand
+
+
+def test_flags_replace_what_a_recipe_sets(run_script):
+    config = run_script("rl_dielectric.py", "--reward", "property", "--target", "3", "--beta", "0.5", "--epochs", "7")
+    assert (config.reward.reward, config.reward.target, config.reward.fidelity) == (("property",), 3.0, 0)
+    assert (config.objective.beta, config.epochs, config.batch_size) == (0.5, 7, 1000)
+    config = run_script("dpo_pairs.py", "--scored", "table.csv", "--beta", "0.5")
+    assert (config.preference.beta, config.batch_size) == (0.5, 100)
+
+
+def test_the_small_recipe_of_a_gap_needs_no_hull(run_script, tmp_path):
+    check_reward(run_script("rl_small.py", "gap", "--property-path", str(tmp_path)).reward)
