@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from matterform.elements import element_table
 from matterform.evaluation.hull import Hull
 from matterform.evaluation.references import References
 from matterform.evaluation.stability import above_hull, check_references
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CLIP_EV_PER_ATOM = 10.0  # of energies above the hull
 SMALLEST, LARGEST = 1e-2, 1e2  # what components of forces (eV/Å) and stress (eV/Å³) count as
+MAX_KINDS, MAX_ELEMENTS, MAX_WORDS = 6, 5, 80  # of reasons in a line, of elements named in each, of its characters
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy of a 3 x 3 matrix
 
 Form = Literal["absolute", "squared"]
@@ -62,11 +64,19 @@ def make_scores(
 
 
 def describe_problems(problems: Sequence[str]) -> str:
-    """One line for the log: how many failed, and how many of them in which way."""
+    """One line for the log: how many failed, and how many of them in which way.
+
+    Reasons that differ in numbers or in a list of elements at their end are one; its most frequent elements are named.
+    """
     kinds = [_kind_of(problem) for problem in problems if problem]
-    counts = collections.Counter(kinds).most_common()
-    listed = ": " + ", ".join(f"{count} x {kind}" for kind, count in counts) if counts else ""
-    return f"{len(kinds)} of {len(problems)} failed{listed}"
+    elements = {words: collections.Counter[str]() for words, _ in kinds}
+    for words, symbols in kinds:
+        elements[words].update(symbols)
+    counts = collections.Counter(words for words, _ in kinds).most_common()
+    listed = [f"{count} x {words}{_most_frequent(elements[words])}" for words, count in counts[:MAX_KINDS]]
+    if rest := sum(count for _, count in counts[MAX_KINDS:]):
+        listed.append(f"{rest} x something else")
+    return f"{len(kinds)} of {len(problems)} failed" + (": " if listed else "") + "; ".join(listed)
 
 
 def ehull_reward(
@@ -157,10 +167,25 @@ def dielectric_reward(dielectric_model: PropertyModel, gap_model: PropertyModel)
     return Reward("dielectric", score, 0.0)
 
 
-def _kind_of(problem: str) -> str:
-    """What stands before the first number of a reason, without an unfinished parenthesis."""
-    words = re.split(r"[-+]?[0-9]", problem)[0]
-    return re.sub(r"\([^)]*$", "", words).strip(" :,;=") or problem
+def _kind_of(problem: str) -> tuple[str, list[str]]:
+    """What stands before the first number of a reason, and apart from it the elements listed there at the end."""
+    during = re.match(r"after [0-9]+ steps: ", problem)  # of a relaxation
+    words, *numbers = re.split(r"[-+]?[0-9]", problem[during.end() if during else 0 :], maxsplit=1)
+    words = re.sub(r"\([^)]*$", "", words).strip(" :,;=")  # without an unfinished parenthesis
+    if numbers:
+        words = re.sub(r": [a-z]+$", "", words)  # without what the number is of, as in "isolated atom: site"
+    words = f"in relaxation: {words}" if during else words
+    listed = re.fullmatch(r"(.*?\S) ([A-Z][a-z]?(?:, [A-Z][a-z]?)*)", words)
+    symbols = listed[2].split(", ") if listed else []
+    if listed and set(symbols) <= set(element_table().symbol.tolist()):
+        return listed[1][:MAX_WORDS], symbols
+    return (words or problem)[:MAX_WORDS], []
+
+
+def _most_frequent(elements: collections.Counter[str]) -> str:
+    named = [symbol if count == 1 else f"{symbol} ({count})" for symbol, count in elements.most_common(MAX_ELEMENTS)]
+    others = len(elements) - len(named)
+    return "".join([" " if named else "", ", ".join(named), f" and {others} other elements" if others else ""])
 
 
 def _mean_size(components: Float[np.ndarray, "..."]) -> float:

@@ -53,14 +53,41 @@ def test_failures_and_lower_values_count_as_the_worst():
 
 
 def test_problems_are_grouped_by_what_stands_before_their_first_number():
-    problems = ["", "cell volume 0.1 Å³ is below 0.5 Å³", "cell volume 0.2 Å³ is below 0.5 Å³", "it has no site", ""]
-    assert describe_problems(problems) == "3 of 5 failed: 2 x cell volume, 1 x it has no site"
+    problems = [
+        "",
+        "cell volume too small: 0.1 Å³, below 0.5 Å³",
+        "cell volume too small: 0.2 Å³",
+        "it has no site",
+        "",
+    ]
+    assert describe_problems(problems) == "3 of 5 failed: 2 x cell volume too small; 1 x it has no site"
     assert describe_problems(["unknown element Og (Z = 118)"]) == "1 of 1 failed: 1 x unknown element Og"
     assert describe_problems(["3 atoms"]) == "1 of 1 failed: 1 x 3 atoms"
     assert describe_problems(["", ""]) == "0 of 2 failed"
-    assert describe_problems(["a cell length is -3 angstrom", "no cell has these angles: 60.0"]) == (
-        "2 of 2 failed: 1 x a cell length is, 1 x no cell has these angles"
+    lonely = "ValueError: isolated atom: site 3 has no neighbor within 6 Å"
+    problems = ["a cell length is not positive: -3 angstrom", "no cell has these angles: 60.0, 60.0, 130.0", lonely]
+    problems += ["after 12 steps: atoms too close: 0.312 Å", "after 4 steps: cell volume 2"]
+    assert describe_problems(problems) == (
+        "5 of 5 failed: 1 x a cell length is not positive; 1 x no cell has these angles; "
+        "1 x ValueError: isolated atom; 1 x in relaxation: atoms too close; 1 x in relaxation: cell volume"
     )
+
+
+def test_lists_of_elements_are_one_kind_that_names_the_most_frequent():
+    missing = [["Cd", "Pt"], ["Pt"], ["Pt", "Hg"], ["Cd", "Tl", "Bi", "Au", "Ag"], ["Hg", "Au"]]
+    problems = [f"no elemental entry in the hull: {', '.join(symbols)}" for symbols in missing]
+    problems += ["ValueError: element unknown to the model: Og (Z = 118)"] * 2
+    assert describe_problems(problems) == (
+        "7 of 7 failed: 5 x no elemental entry in the hull: Pt (3), Cd (2), Hg (2), Au (2), Tl and 2 other elements; "
+        "2 x ValueError: element unknown to the model: Og (2)"
+    )
+
+
+def test_the_line_about_problems_is_bounded():
+    problems = [f"a reason {'x' * n}" for n in range(1, 9)] + ["y" * 1000] * 2
+    line = describe_problems(problems)
+    assert line.startswith(f"10 of 10 failed: 2 x {'y' * 80}; 1 x a reason x; ")
+    assert line.endswith("; 3 x something else")
 
 
 def test_the_hull_reward_is_minus_the_energy_above_the_hull_of_emt():
@@ -83,7 +110,7 @@ def test_the_hull_reward_is_clipped_on_both_sides_and_its_worst_is_the_lower_one
         np.testing.assert_array_equal(scores.values, [expected, -3, -3, -3])
         assert reward.worst == -3
         assert "volume" in scores.problems[1]
-        assert "distance" in scores.problems[2]
+        assert "close" in scores.problems[2]
         assert "Au" in scores.problems[3]
         assert np.isfinite(scores.details["e_above_hull"][0])
         assert np.isnan(scores.details["e_above_hull"][1:]).all()
@@ -218,7 +245,7 @@ def test_a_tensor_of_a_strange_shape_is_an_error():
 
 
 def test_no_structures_give_no_scores_under_the_same_names():
-    potential = ase_potential(EMT())
+    potential = ase_potential(EMT(), corrected=True)
     for reward, names in (
         (ehull_reward(potential, hull_at(0.0)), {"e_above_hull", "energy_per_atom"}),
         (force_reward(potential), {"mean_force", "mean_stress"}),
