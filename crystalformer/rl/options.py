@@ -18,9 +18,27 @@ from matterform.evaluation.references import load_references
 from matterform.files import existing
 from matterform.potentials.base import Potential, PropertyModel
 from matterform.potentials.load import PotentialConfig, PropertyConfig, load_property, open_potential
+from matterform.potentials.torch_state import torch_threads
 
 NAMES = ("ehull", "force", "property", "dielectric", "pair")
 NEED_POTENTIAL = ("ehull", "force")
+NEED_PROPERTY = ("property", "dielectric")
+OWN = "module:function"
+USED_BY = {  # settings that not all rewards use
+    "convex_path": ("ehull",),
+    "references": ("ehull",),
+    "relax_steps": ("ehull",),
+    "stress_weight": ("force",),
+    "property_path": NEED_PROPERTY,
+    "fidelity": NEED_PROPERTY,
+    "property_batch_size": NEED_PROPERTY,
+    "target": ("property",),
+    "property_form": ("property",),
+    "dielectric_path": ("dielectric",),
+    "reward_clip": ("ehull", "property"),
+    "custom_worst": (OWN,),
+    "reward_workers": (OWN,),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +59,7 @@ class RewardConfig:
     dielectric_path: pathlib.Path | None = None  # dielectric: folder of the model of the dielectric tensor
     reward_clip: float = 10.0  # ehull: eV/atom, to both sides; property: the largest error that counts
     custom_worst: float = WORST  # module:function: of crystals that cannot be built; lower values count as this one
-    reward_workers: int = 0  # module:function: processes among which a batch is divided
+    reward_workers: int = 0  # module:function: processes among which a batch is divided; a potential has its own
     reward_low: float | None = None  # least and largest value of the whole, before penalties and bonuses
     reward_high: float | None = None
     validity_penalty: float = 0.0  # for atoms too close for their radii, and densities that solids do not have
@@ -67,6 +85,8 @@ class RewardConfig:
             raise ValueError(f"reward_clip must be positive; found {self.reward_clip:g}")
         if self.reward_low is not None and self.reward_high is not None and not self.reward_low < self.reward_high:
             raise ValueError(f"reward_low must be below reward_high; found {self.reward_low} and {self.reward_high}")
+        if not np.isfinite(self.custom_worst):
+            raise ValueError(f"custom_worst must be finite; found {self.custom_worst}")
         if self.target is not None and not np.isfinite(self.target):
             raise ValueError(f"target must be finite; found {self.target}")
         if self.property_batch_size < 1:
@@ -94,6 +114,8 @@ def open_reward(config: RewardConfig) -> Iterator[Reward]:
         custom = any(name not in NAMES for name in config.reward)
         workers = stack.enter_context(open_workers(config.reward_workers if custom else 0))
         parts = [_make_reward(name, config, potential, workers) for name in config.reward]
+        # Only now, since PyTorch comes with the models.
+        stack.enter_context(torch_threads(config.potential.threads))
         weights = config.weights or (1.0,) * len(parts)
         alone = len(parts) == 1 and weights == (1.0,)
         reward = parts[0] if alone else combine.weighted_sum(list(zip(weights, parts, strict=True)))
@@ -101,10 +123,10 @@ def open_reward(config: RewardConfig) -> Iterator[Reward]:
 
 
 def check_reward(config: RewardConfig) -> None:
-    """What can be said before anything is loaded: flags that are missing, files that do not exist.
+    """What can be said before anything is loaded: flags that are missing or would do nothing, files that do not exist.
 
     Raises:
-        ValueError: a flag is missing, or a function of the user's.
+        ValueError: a flag is missing or unused, or a function of the user's is missing.
         FileNotFoundError: nothing lies at a path.
     """
     needed = {
@@ -121,6 +143,7 @@ def check_reward(config: RewardConfig) -> None:
                 raise ValueError(f"the reward {name} needs {_flag(field)}, {meaning}")
         if name not in NAMES:
             load_function(name)
+    _refuse_unused(config)
     if config.novelty_bonus and config.novelty_reference is None:
         raise ValueError(f"{_flag('novelty_bonus')} needs {_flag('novelty_reference')}, the crystals that are known")
     for field in ("convex_path", "references", "property_path", "dielectric_path", "novelty_reference"):
@@ -128,6 +151,28 @@ def check_reward(config: RewardConfig) -> None:
             existing(getattr(config, field))
     if config.composition_penalty:
         compositional_validity([])  # without SMACT an ImportError
+
+
+def _refuse_unused(config: RewardConfig) -> None:
+    """ValueError for a setting, other than its default, that none of the chosen rewards looks at."""
+    chosen = {name if name in NAMES else OWN for name in config.reward}
+    for settings in (config, config.potential):
+        for field in dataclasses.fields(settings):
+            users = USED_BY.get(field.name) if settings is config else _users_of_potential(field.name)
+            if users and not chosen & set(users) and getattr(settings, field.name) != field.default:
+                raise ValueError(
+                    f"{_flag(field.name)} does nothing with the reward {' + '.join(config.reward)}; "
+                    f"it is for {' and '.join(users)}"
+                )
+    if config.novelty_reference is not None and not config.novelty_bonus:
+        raise ValueError(f"{_flag('novelty_reference')} does nothing without {_flag('novelty_bonus')}")
+
+
+def _users_of_potential(field: str) -> tuple[str, ...]:
+    """Rewards that use a setting of the force field; none named where every one may."""
+    if field == "threads":
+        return ()  # a function of the user's may compute with PyTorch as well
+    return (*NEED_POTENTIAL, *NEED_PROPERTY) if field == "device" else NEED_POTENTIAL
 
 
 def _make_reward(name: str, config: RewardConfig, potential: Potential | None, workers: Workers | None) -> Reward:

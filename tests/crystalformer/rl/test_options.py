@@ -130,14 +130,31 @@ def test_models_of_properties_are_opened_from_their_folders(tmp_path, monkeypatc
     ]
 
 
+def test_threads_are_those_of_property_models_too(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    seen = []
+
+    def predict(structures):
+        seen.append(torch.get_num_threads())
+        return Properties(np.zeros(len(structures)), [""] * len(structures))
+
+    monkeypatch.setattr("crystalformer.rl.options.load_property", lambda config: PropertyModel("made up", predict))
+    before = torch.get_num_threads()
+    config = RewardConfig(
+        reward=("property",), target=3.0, property_path=tmp_path, potential=PotentialConfig(threads=before + 1)
+    )
+    with open_reward(config) as reward:
+        reward.score([COPPER])
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
 def test_a_function_of_ones_own_needs_no_potential(tmp_path, monkeypatch):
     (tmp_path / "count_of_options.py").write_text("def count(structures):\n    return [len(s) for s in structures]\n")
     monkeypatch.syspath_prepend(tmp_path)
-    no_potential = PotentialConfig(mlff_model="orb", mlff_path=tmp_path / "missing")
+    monkeypatch.setattr("crystalformer.rl.options.open_potential", None)
     for workers in (0, 1):
-        config = RewardConfig(
-            reward=("count_of_options:count",), custom_worst=3.0, reward_workers=workers, potential=no_potential
-        )
+        config = RewardConfig(reward=("count_of_options:count",), custom_worst=3.0, reward_workers=workers)
         with open_reward(config) as reward:
             np.testing.assert_array_equal(reward.score([COPPER, CLOSE]).values, [4, 3])
 
@@ -170,9 +187,42 @@ def test_what_is_missing_is_said_before_anything_is_loaded(options, words):
         pass
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"reward": ("force",), "relax_steps": 5}, "--relax-steps does nothing with the reward force; it is for ehull"),
+        ({"reward_workers": 2}, "--reward-workers does nothing with the reward ehull; it is for module:function"),
+        ({"target": 1.0}, "--target does nothing with the reward ehull; it is for property"),
+        ({"reward": ("pair", "force"), "reward_clip": 5.0}, "reward pair [+] force; it is for ehull and property"),
+        ({"reward": ("dielectric",), "property_form": "squared"}, "--property-form does nothing"),
+        ({"reward": ("pair",), "potential": PotentialConfig(workers=2)}, "--workers does nothing .* ehull and force"),
+        ({"reward": ("pair",), "potential": PotentialConfig(mlff_model="mace")}, "--mlff-model does nothing"),
+        ({"reward": ("pair",), "potential": PotentialConfig(device="cuda")}, "--device does nothing"),
+        ({"reward": ("pair",), "novelty_reference": pathlib.Path()}, "nothing without --novelty-bonus"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(options, words, hull):
+    given = options if "reward" in options and "ehull" not in options["reward"] else {"convex_path": hull, **options}
+    if "dielectric" in given.get("reward", ()):
+        given |= {"dielectric_path": hull, "property_path": hull}
+    with pytest.raises(ValueError, match=words):
+        check_reward(RewardConfig(**given))
+
+
+def test_flags_that_one_of_several_rewards_uses_are_accepted(hull):
+    potential = PotentialConfig(mlff_model="mace", workers=2, threads=2, device="cuda")
+    check_reward(RewardConfig(reward=("pair", "ehull"), convex_path=hull, relax_steps=5, potential=potential))
+    check_reward(RewardConfig(reward=("pair",), potential=PotentialConfig(threads=2)))
+
+
 @pytest.mark.parametrize("field", ["convex_path", "references", "novelty_reference"])
 def test_files_that_are_not_there_are_named(field, hull):
-    options = {"convex_path": hull, field: pathlib.Path("not_here.json")}
+    options = {
+        "convex_path": hull,
+        "novelty_reference": hull,
+        "novelty_bonus": 1.0,
+        field: pathlib.Path("not_here.json"),
+    }
     with pytest.raises(FileNotFoundError, match=r"not_here\.json does not exist"):
         check_reward(RewardConfig(**options))
 
@@ -205,6 +255,8 @@ def test_a_composition_penalty_asks_for_smact(monkeypatch):
         ({"reward_low": 1.0, "reward_high": 1.0}, "reward_low must be below reward_high; found 1.0 and 1.0"),
         ({"target": float("inf")}, "target must be finite; found inf"),
         ({"property_batch_size": 0}, "property_batch_size must be at least 1"),
+        ({"custom_worst": float("nan")}, "custom_worst must be finite; found nan"),
+        ({"custom_worst": -float("inf")}, "custom_worst must be finite; found -inf"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options, words):
