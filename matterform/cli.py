@@ -72,7 +72,8 @@ class ReferencesArguments:
 class AboveHullArguments:
     """Writes a table of energies above the hull, as they come; crystals without one are listed with the reason.
 
-    A potential's energies get the Materials Project's corrections of 2020 unless they contain them (CHGNet's do).
+    A potential's energies get the Materials Project's corrections of 2020 unless they contain them (CHGNet's do;
+    --mlff-corrected says it of others). References must be those of the same potential.
 
     matterform above-hull samples/samples.csv --hull hulls/alexandria --mlff_model orb --mlff_path orb-v2.ckpt
     """
@@ -210,7 +211,6 @@ def run_references(arguments: ReferencesArguments) -> int:
             sys.stderr.write(f"matterform: structure {index} left out: {problem}\n")
     residual = fit.residual
     notes = {
-        "potential": potential.name,
         "table": arguments.table.name,
         "crystals": len(fit.used),
         "residual_rms_ev_per_atom": residual.rms,
@@ -258,11 +258,13 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
     crystals = _iterate_crystals(arguments.structures)
     values: list[float] = []
     with open_potential(arguments.potential) as potential, progress_bar("crystals") as progress:
-        first = next(crystals)  # a file that cannot be read leaves no table
+        check_references(hull, references, potential)
+        start = _to_first_readable(crystals, arguments.structures)  # what cannot be read leaves no table
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with arguments.out.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, TABLE)
             table.writeheader()
-            for chunk in _chunks(itertools.chain([first], crystals), arguments.chunk_size):
+            for chunk in _chunks(itertools.chain(start, crystals), arguments.chunk_size):
                 readable = [crystal.structure for crystal in chunk if crystal.structure is not None]
                 stability = above_hull(readable, potential, hull, references, arguments.relax_steps)
                 rows = _rows(chunk, stability)
@@ -278,6 +280,16 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
         f"of all: {100 * shares.stable:.1f} % on the hull, {100 * shares.metastable:.1f} % at most 0.1 eV/atom above it"
     )
     return 0
+
+
+def _to_first_readable(crystals: Iterator[Crystal], path: pathlib.Path) -> list[Crystal]:
+    start = []
+    for crystal in crystals:
+        start.append(crystal)
+        if crystal.structure is not None:
+            return start
+    reason = f"; the first: {start[0].problem}" if start else ""
+    raise ValueError(f"{path} holds no crystal that could be read{reason}")
 
 
 def _chunks(crystals: Iterator[Crystal], size: int) -> Iterator[list[Crystal]]:
@@ -355,7 +367,10 @@ def _with_stability(
     from matterform.evaluation.stability import stability_shares
     from matterform.files import existing
 
-    energies = pd.read_csv(existing(path))
+    try:
+        energies = pd.read_csv(existing(path))
+    except ValueError as error:  # pandas' own are of this kind, and do not name the file
+        raise ValueError(f"{path} is no table of `matterform above-hull`: {error}") from error
     if not {"index", "e_above_hull"} <= set(energies.columns):
         raise ValueError(f"{path} is no table of `matterform above-hull`: it needs the columns index and e_above_hull")
     if missing := set(table["index"]) - set(energies["index"]):

@@ -38,9 +38,14 @@ class CorrectedEnergies(NamedTuple):
 
 
 def corrected_energies(
-    corrected: bool, energies: Float[np.ndarray, " b"], structures: "Sequence[pymatgen.core.Structure]"
+    corrected: bool | None, energies: Float[np.ndarray, " b"], structures: "Sequence[pymatgen.core.Structure]"
 ) -> CorrectedEnergies:
-    """Energies (eV per crystal) that contain the corrections once, where `corrected` says if they do already."""
+    """Energies (eV per crystal) that contain the corrections once, where `corrected` says if they do already.
+
+    Raises:
+        ValueError: nobody knows; see `check_corrected`.
+    """
+    check_corrected(corrected)
     energies = np.asarray(energies, np.float64)
     if len(energies) != len(structures):
         raise ValueError(f"expected an energy for each of {len(structures)} crystals, got {len(energies)}")
@@ -53,6 +58,15 @@ def corrected_energies(
     for index, problem in zip(known, corrections.problems, strict=True):
         problems[index] = problem
     return CorrectedEnergies(values, problems)
+
+
+def check_corrected(corrected: bool | None) -> None:
+    """Raises ValueError where it is not known whether energies contain the corrections."""
+    if corrected is None:
+        raise ValueError(
+            "it is not known whether the potential's energies contain the Materials Project's corrections of 2020: "
+            "say so with --mlff-corrected True or --mlff-corrected False (in Python: Potential.corrected)"
+        )
 
 
 def mp2020_corrections(structures: "Sequence[pymatgen.core.Structure]") -> Corrections:

@@ -30,7 +30,7 @@ def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VO
         return "cell or coordinates are not finite"
     volume = cell_volume(structure)
     if volume < min_volume_ang3:
-        return f"cell volume {volume:.3g} Å³ is below {min_volume_ang3:g} Å³"
+        return f"cell volume too small: {volume:.3g} Å³, below {min_volume_ang3:g} Å³"
     return "" if np.isfinite(volume) else "cell volume is not finite"
 
 

@@ -101,9 +101,7 @@ def _system_hull(entries: Entries, system: bytes) -> SystemHull:
     missing = [number for number, column in zip(system, fractions.T, strict=True) if not (column == 1).any()]
     if missing:
         symbols = ", ".join(element_table().symbol[missing])
-        return SystemHull(
-            lambda queries: np.full(len(queries), np.nan), f"the hull has no elemental entry of {symbols}"
-        )
+        return SystemHull(lambda queries: np.full(len(queries), np.nan), f"no elemental entry in the hull: {symbols}")
     potentials = chemical_potentials(fractions, energies) if len(system) <= MAX_FACETED else None
     if potentials is None:
         return SystemHull(functools.partial(_solve, fractions, energies), "")

@@ -186,8 +186,7 @@ def computed_entry(record: Any) -> Entry:
 
     As in pymatgen, a list of adjustments stands before the single number `correction` of older files.
     """
-    if not isinstance(record, Mapping):
-        raise TypeError(f"expected a dictionary, found {type(record).__name__}")
+    _check_dictionary(record, "entry")
     composition = _composition(record)
     adjustments = record.get("energy_adjustments") or []
     correction = sum(map(_adjustment, adjustments)) if adjustments else (record.get("correction") or 0.0)
@@ -201,6 +200,7 @@ def _composition(record: Mapping[str, Any]) -> "pymatgen.core.Composition":
     if composition := record.get("composition"):
         if isinstance(composition, str):
             return Composition(composition)
+        _check_dictionary(composition, "composition")
         return Composition({name: float(n) for name, n in composition.items() if not name.startswith("@")})
     amounts: dict[str, float] = {}
     for site in record["structure"]["sites"]:
@@ -209,12 +209,18 @@ def _composition(record: Mapping[str, Any]) -> "pymatgen.core.Composition":
     return Composition(amounts)
 
 
-def _adjustment(adjustment: Mapping[str, Any]) -> float:
+def _adjustment(adjustment: Any) -> float:
     """The value (eV) of one of pymatgen's kinds of energy adjustments."""
+    _check_dictionary(adjustment, "energy adjustment")
     for names in (("value",), ("adj_per_atom", "n_atoms"), ("adj_per_deg", "temp", "n_atoms")):
         if all(name in adjustment for name in names):
             return math.prod(float(adjustment[name]) for name in names)
     raise ValueError(f"an energy adjustment of an unknown kind, {adjustment.get('@class', list(adjustment))}")
+
+
+def _check_dictionary(value: Any, name: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a dictionary, found {type(value).__name__}")
 
 
 def _finite(value: Any, name: str) -> float:

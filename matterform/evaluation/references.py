@@ -22,6 +22,7 @@ class References(NamedTuple):
     """Energies of the elements (eV/atom) by which a potential's total energies become energies of formation."""
 
     energies: dict[str, float]
+    potential: str = ""  # name of the one that they are of; empty where that is not known
 
     def formation_energies(
         self, compositions: "Sequence[pymatgen.core.Composition]", total_energies: Float[np.ndarray, " b"]
@@ -36,7 +37,7 @@ class References(NamedTuple):
                 problems[index] = str(error)
                 continue
             if missing := [number for number in system if number not in by_number]:
-                problems[index] = f"no reference energy for {', '.join(element_table().symbol[missing])}"
+                problems[index] = f"no reference energy: {', '.join(element_table().symbol[missing])}"
                 continue
             elements = fractions @ [by_number[number] for number in system]
             values[index] = total - composition.num_atoms * elements
@@ -98,9 +99,10 @@ def _residual(compositions: "Sequence[pymatgen.core.Composition]", values: np.nd
 
 
 def save_references(references: References, path: str | os.PathLike[str], notes: Mapping[str, object] = {}) -> None:
-    """Writes JSON; `notes` (potential, table, residual, ...) stand beside the energies and are not read back."""
+    """Writes JSON; `notes` (table, residual, ...) stand beside the energies and are not read back."""
+    values = {"potential": references.potential, **notes, "energies_ev_per_atom": references.energies}
     with write_atomically(path) as temporary:
-        text = json.dumps({**notes, "energies_ev_per_atom": references.energies}, indent=1)
+        text = json.dumps(values, indent=1)
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -112,7 +114,8 @@ def load_references(path: str | os.PathLike[str]) -> References:
     """
     path = existing(path)
     try:
-        energies = json.loads(path.read_text(encoding="utf-8"))["energies_ev_per_atom"]
+        values = json.loads(path.read_text(encoding="utf-8"))
+        energies = values["energies_ev_per_atom"]
         energies = {str(symbol): float(energy) for symbol, energy in energies.items()}
         for symbol in energies:
             atomic_number(symbol)
@@ -122,4 +125,4 @@ def load_references(path: str | os.PathLike[str]) -> References:
         ) from error
     if not np.isfinite(list(energies.values())).all():
         raise ValueError(f"{path} has reference energies that are not finite; fit them again")
-    return References(energies)
+    return References(energies, str(values.get("potential") or ""))

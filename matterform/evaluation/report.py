@@ -124,7 +124,7 @@ def _summary(table: "pd.DataFrame", num_reference: int | None, config: ReportCon
         if name in table
     }
     # Up to its first number a reason names the kind of fault; the table keeps the rest.
-    faults = [re.split(r"[0-9]", reason)[0].strip() for reason in table["reason"] if reason]
+    faults = [re.split(r"[0-9]", reason)[0].strip(" :") for reason in table["reason"] if reason]
     return {
         "structures": len(table),
         "metrics": metrics,

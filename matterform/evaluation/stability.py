@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from matterform.evaluation.corrections import corrected_energies
+from matterform.evaluation.corrections import check_corrected, corrected_energies
 from matterform.evaluation.hull import Hull
 from matterform.evaluation.references import FormationEnergies, References, Residual, fit_references
 
@@ -54,9 +54,10 @@ def above_hull(
             formation energies, and only for such a one.
 
     Raises:
-        ValueError: references are missing, or given though the hull is one of total energies.
+        ValueError: references are missing, or given though the hull is one of total energies, or of another potential;
+            or it is not known whether the potential's energies contain the corrections.
     """
-    check_references(hull, references)
+    check_references(hull, references, potential)
     structures, energies, problems, relaxed = _energies(structures, potential, relax_steps)
     compositions = [structure.composition for structure in structures]
     corrected = corrected_energies(potential.corrected, energies, structures)
@@ -77,11 +78,14 @@ def above_hull(
     )
 
 
-def check_references(hull: Hull, references: References | None) -> None:
-    """Whether a hull has the references that it needs.
+def check_references(hull: Hull, references: References | None, potential: "Potential | None" = None) -> None:
+    """Whether a hull has the references that it needs, and the potential's energies can be compared with it.
+
+    Args:
+        potential: where it is known already.
 
     Raises:
-        ValueError: it does not.
+        ValueError: they are missing, needless or of another potential; or what `check_corrected` raises.
     """
     if hull.kind == "formation" and references is None:
         raise ValueError(
@@ -90,6 +94,14 @@ def check_references(hull: Hull, references: References | None) -> None:
         )
     if hull.kind == "total" and references is not None:
         raise ValueError("the hull is one of total energies, which need no references; leave them out")
+    if potential is None:
+        return
+    check_corrected(potential.corrected)
+    if references is not None and references.potential not in ("", potential.name):
+        raise ValueError(
+            f"the references are of {references.potential}, and the energies of {potential.name}: fit references to it "
+            'with `matterform references` (or, if it only has another name, change "potential" in their file)'
+        )
 
 
 class _Energies(NamedTuple):
@@ -133,8 +145,9 @@ def fit_potential_references(
     """Fits the energies of the elements by which a potential agrees best with known energies of formation (eV/atom).
 
     Raises:
-        ValueError: no crystal has both energies.
+        ValueError: no crystal has both energies, or it is not known whether the potential's contain the corrections.
     """
+    check_corrected(potential.corrected)
     energy_per_atom, problems = np.full(len(structures), np.nan), []
     for start in range(0, len(structures), CHUNK):
         chunk = structures[start : start + CHUNK]
@@ -145,8 +158,10 @@ def fit_potential_references(
         progress(len(problems))
     used = np.flatnonzero(np.isfinite(energy_per_atom) & np.isfinite(formation_energies_per_atom))
     compositions = [structures[index].composition for index in used.tolist()]
-    fitted = fit_references(compositions, energy_per_atom[used], np.asarray(formation_energies_per_atom)[used])
-    return PotentialFit(*fitted, used, energy_per_atom, problems)
+    references, residual = fit_references(
+        compositions, energy_per_atom[used], np.asarray(formation_energies_per_atom)[used]
+    )
+    return PotentialFit(references._replace(potential=potential.name), residual, used, energy_per_atom, problems)
 
 
 def stability_shares(

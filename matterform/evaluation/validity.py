@@ -100,12 +100,12 @@ def _too_close(
         return ""
     first = f"{structure[i].species_string} (site {i})"
     second = "its own image" if i == j else f"{structure[j].species_string} (site {j})"
-    return f"distance {distances[i, j]:.3f} Å of {first} to {second} is below {limits[i, j]:.3g} Å"
+    return f"atoms too close: {distances[i, j]:.3f} Å between {first} and {second}, below {limits[i, j]:.3g} Å"
 
 
 def _outside(name: str, value: float, allowed: tuple[float, float], unit: str) -> str:
     low, high = allowed
-    return "" if low <= value <= high else f"{name} {value:.3g} {unit} is outside {low:g} to {high:g}"
+    return "" if low <= value <= high else f"{name} out of range: {value:.3g} {unit}, not in {low:g} to {high:g}"
 
 
 def _harm_by_cif(structure: "pymatgen.core.Structure") -> str:

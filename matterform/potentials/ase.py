@@ -29,6 +29,7 @@ def load_ase(
     """The calculator `variant`, as module:Class with a constructor that needs no arguments.
 
     A calculator chooses its device itself and is asked for one structure at a time, so the last two are not used.
+    Nobody knows whether its energies contain the MP2020 corrections.
 
     Raises:
         ValueError: no such module or class, or it cannot be made without arguments.
@@ -43,7 +44,7 @@ def load_ase(
 
 
 def ase_potential(
-    calculator: "ase.calculators.calculator.BaseCalculator", name: str = "", corrected: bool = False
+    calculator: "ase.calculators.calculator.BaseCalculator", name: str = "", corrected: bool | None = None
 ) -> Potential:
     """Potential that asks `calculator`; its energies are taken as they are, in eV for the whole structure."""
 

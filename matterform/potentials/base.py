@@ -35,11 +35,11 @@ class Properties(NamedTuple):
 
 
 class Potential(NamedTuple):
-    """A force field. `corrected` says whether its energies contain the MP2020 corrections already."""
+    """A force field. `corrected` says whether its energies contain the MP2020 corrections already; None: not known."""
 
     name: str
     predict: "Callable[[Sequence[pymatgen.core.Structure], Wanted], Predictions]"
-    corrected: bool
+    corrected: bool | None
 
 
 class PropertyModel(NamedTuple):
@@ -117,7 +117,7 @@ def check_elements(structure: "pymatgen.core.Structure", known: Sequence[str] | 
     for element in structure.elements:
         symbol = getattr(element, "symbol", str(element))
         if symbol not in known and element.Z not in known:
-            raise ValueError(f"the model does not know {symbol} (Z = {element.Z})")
+            raise ValueError(f"element unknown to the model: {symbol} (Z = {element.Z})")
 
 
 def check_neighbors(structure: "pymatgen.core.Structure", centers: np.ndarray, cutoff_ang: float) -> None:
@@ -173,7 +173,7 @@ def _refusal(structure: "pymatgen.core.Structure") -> str:
         return "not periodic in all directions"
     density, limit = len(structure) / structure.volume, ATOM_DENSITY_RANGE_PER_ANG3[1]
     # Three times that of diamond; the number of angles between neighbours grows with its cube, and so does memory.
-    return "" if density <= limit else f"atom density {density:.3g} atoms/Å³ is above {limit:g} atoms/Å³"
+    return "" if density <= limit else f"atom density too high: {density:.3g} atoms/Å³, above {limit:g} atoms/Å³"
 
 
 def _answers(model: BatchModel, structures: "Sequence[pymatgen.core.Structure]") -> list[Any]:

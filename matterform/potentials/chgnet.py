@@ -17,7 +17,7 @@ from matterform.potentials.base import (
     collect_predictions,
     run_in_batches,
 )
-from matterform.potentials.torch_state import check_device, check_path, unchanged_process
+from matterform.potentials.torch_state import UNPICKLING_ERRORS, check_device, check_path, unchanged_process
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -53,7 +53,7 @@ def load_chgnet(
         )
         return collect_predictions(*run_in_batches(structures, package, batch_size))
 
-    return Potential(f"chgnet {path or variant or VERSIONS[0]}", predict, corrected=True)
+    return Potential(f"chgnet {path.name if path else variant or VERSIONS[0]}", predict, corrected=True)
 
 
 def _load_model(path: pathlib.Path | None, variant: str | None, device: str) -> Any:
@@ -77,11 +77,9 @@ def _load_model(path: pathlib.Path | None, variant: str | None, device: str) -> 
 
 
 def _load_file(CHGNet: Any, path: pathlib.Path) -> Any:
-    import pickle
-
     try:
         return CHGNet.from_file(str(path))
-    except (KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except UNPICKLING_ERRORS as error:
         raise ValueError(f"{path} is no checkpoint of CHGNet: {' '.join(str(error).split())[:200]}") from error
 
 

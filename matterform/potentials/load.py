@@ -2,12 +2,17 @@
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Literal
 
 from matterform.potentials.base import Potential, PropertyModel
 from matterform.potentials.torch_state import torch_threads
+
+logger = logging.getLogger(__name__)
+
+R2SCAN = "chgnet r2scan"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +22,9 @@ class PotentialConfig:
     mlff_model: Literal["chgnet", "orb", "mace", "matgl", "ase"] = "chgnet"
     mlff_path: pathlib.Path | None = None  # checkpoint, or folder (matgl); CHGNet and ASE need none
     mlff_variant: str | None = None  # orb: architecture (orb_v2); chgnet: version (0.3.0); ase: module:Class
+    # Whether its energies contain the Materials Project's corrections of 2020, as CHGNet's do; otherwise they are added
+    # where energies are compared with a hull. Default: what is usual with the package; for ase it must be said.
+    mlff_corrected: bool | None = None
     device: str = "cpu"  # of the force field: cpu, cuda, cuda:1, ...
     mlff_batch_size: int | None = None  # structures evaluated together; default: what is fast with the package on CPUs
     workers: int = 0  # processes beside this one that evaluate; 0: this one does
@@ -58,9 +66,11 @@ def open_potential(config: PotentialConfig) -> Iterator[Potential]:
 
     if config.workers:
         with spread(config) as potential:
+            _report(potential)
             yield potential
     else:
         potential = load_potential(config)
+        _report(potential)
         with torch_threads(config.threads):
             yield potential
 
@@ -77,7 +87,20 @@ def load_potential(config: PotentialConfig) -> Potential:
         "orb": orb.load_orb,
     }
     given = {} if config.mlff_batch_size is None else {"batch_size": config.mlff_batch_size}
-    return loaders[config.mlff_model](config.mlff_path, config.mlff_variant, config.device, **given)
+    potential = loaders[config.mlff_model](config.mlff_path, config.mlff_variant, config.device, **given)
+    return potential if config.mlff_corrected is None else potential._replace(corrected=config.mlff_corrected)
+
+
+def _report(potential: Potential) -> None:
+    """One line on what is done to energies that are compared with a hull."""
+    corrections = {
+        True: "contained in the energies of %s",
+        False: "added to the energies of %s where they are compared with a hull",
+        None: "not known to be in the energies of %s, nor to be missing",
+    }
+    logger.info(f"MP2020 corrections: {corrections[potential.corrected]}", potential.name)
+    if potential.name == R2SCAN:
+        logger.warning("%s gives energies of r2SCAN, to compare with a hull of r2SCAN energies only", potential.name)
 
 
 def load_property(config: PropertyConfig) -> PropertyModel:

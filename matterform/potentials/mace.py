@@ -1,7 +1,6 @@
 """MACE (Batatia et al., NeurIPS 2022) from a local .model file."""
 
 import pathlib
-import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from matterform.potentials.base import (
     collect_predictions,
     run_in_batches,
 )
-from matterform.potentials.torch_state import check_device, check_path, unchanged_process
+from matterform.potentials.torch_state import UNPICKLING_ERRORS, check_device, check_path, unchanged_process
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -51,7 +50,7 @@ def load_mace(
         _import_mace()
         check_device(device)
         model = _load_file(path)
-    return mace_potential(model.to(device), f"mace {path}", variant, batch_size)
+    return mace_potential(model.to(device), f"mace {path.name}", variant, batch_size)
 
 
 def mace_potential(model: Any, name: str = "mace", head: str | None = None, batch_size: int | None = None) -> Potential:
@@ -86,7 +85,7 @@ def _load_file(path: pathlib.Path) -> Any:
 
     try:
         model = torch.load(path, map_location="cpu", weights_only=False)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ImportError, AttributeError) as error:
+    except UNPICKLING_ERRORS as error:
         raise ValueError(f"{path} holds no MACE: {' '.join(str(error).split())[:200]}") from error
     if not (isinstance(model, torch.nn.Module) and hasattr(model, "r_max") and hasattr(model, "atomic_numbers")):
         raise ValueError(f"{path} holds no MACE but a {type(model).__name__}")

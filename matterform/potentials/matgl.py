@@ -30,13 +30,17 @@ BATCH_SIZE = 16
 PROPERTY_BATCH_SIZE = 64
 
 FILES = ("model.json", "model.pt", "state.pt")
+# Must be there before matgl is asked, which would look for a missing one on the network for half a minute.
+FOLDER = f"a folder with {', '.join(FILES)}"
 GPA_PER_EV_ANG3 = 160.21766208
 
 
 def load_matgl(
     path: pathlib.Path | None, variant: str | None = None, device: str = "cpu", batch_size: int = BATCH_SIZE
 ) -> Potential:
-    """A potential (M3GNet, TensorNet, CHGNet, ...) that `Potential.save` wrote; without the MP2020 corrections.
+    """A potential (M3GNet, TensorNet, CHGNet, ...) that `Potential.save` wrote.
+
+    Energies are without the MP2020 corrections; of a CHGNet, which some train with them, that is not known.
 
     Raises:
         ImportError: matgl is not installed.
@@ -45,10 +49,11 @@ def load_matgl(
     """
     if variant is not None:
         raise ValueError(f"a folder of matgl knows its architecture and has no variants; got {variant!r}")
+    path = check_path("matgl", path, FOLDER)
     model = _load_folder(path, device)
     if not hasattr(model, "calc_forces"):
         raise ValueError(f"{path} holds a {type(model).__name__}, a model of a property, and no potential")
-    return matgl_potential(model, f"matgl {path}", batch_size)
+    return matgl_potential(model, f"matgl {path.absolute().name}", batch_size)
 
 
 def load_matgl_property(
@@ -68,10 +73,11 @@ def load_matgl_property(
         ValueError: no path, an absent device, a folder without such a model, or a fidelity that it does not have.
         FileNotFoundError: nothing lies at the path.
     """
+    path = check_path("matgl", path, FOLDER)
     model = _load_folder(path, device)
     if hasattr(model, "calc_forces"):
         raise ValueError(f"{path} holds a potential and no model of a property")
-    return matgl_property(model, f"matgl {path}", fidelity, batch_size)
+    return matgl_property(model, f"matgl {path.absolute().name}", fidelity, batch_size)
 
 
 def matgl_potential(potential: Any, name: str = "matgl", batch_size: int = BATCH_SIZE) -> Potential:
@@ -87,7 +93,7 @@ def matgl_potential(potential: Any, name: str = "matgl", batch_size: int = BATCH
         )
         return collect_predictions(*run_in_batches(structures, package, batch_size))
 
-    return Potential(name, predict, corrected=False)
+    return Potential(name, predict, None if type(potential.model).__name__ == "CHGNet" else False)
 
 
 def matgl_property(
@@ -111,9 +117,7 @@ def matgl_property(
     return PropertyModel(name, predict)
 
 
-def _load_folder(path: pathlib.Path | None, device: str) -> Any:
-    """Without the check matgl would look for a missing folder on the network, for half a minute."""
-    path = check_path("matgl", path, f"a folder with {', '.join(FILES)}")
+def _load_folder(path: pathlib.Path, device: str) -> Any:
     with unchanged_process():
         matgl = _import_matgl()
         check_device(device)

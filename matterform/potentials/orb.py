@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def load_orb(
             model = load(weights_path=str(path), device=device, compile=False)
         except RuntimeError as error:
             raise ValueError(f"{path} is no checkpoint of {name}: {_first_line(error)}") from error
-    return orb_potential(model, f"{name} {path}", device, batch_size)
+    return orb_potential(model, f"{name} {path.name}", device, batch_size)
 
 
 def orb_potential(model: Any, name: str = "orb", device: str = "cpu", batch_size: int = BATCH_SIZE) -> Potential:
@@ -105,12 +106,18 @@ def _check_heads(path: pathlib.Path, name: str) -> None:
     """Refuses weights with other heads: the package would leave those that are missing random, and say nothing."""
     import torch
 
+    if not zipfile.is_zipfile(path):  # torch would take it for a pickle, and fail in a way that depends on its bytes
+        raise ValueError(f"{path} is no checkpoint of {name}: torch.save has not written it, or not to its end")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError as error:  # whose advice is to trust the file
+        raise ValueError(f"{path} is no checkpoint of {name}: it holds more than weights, or is damaged") from error
+    except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is no checkpoint of {name}: {_first_line(error)}") from error
-    if not isinstance(weights, dict):
-        raise ValueError(f"{path} is no checkpoint of {name}: it holds a {type(weights).__name__}")
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise ValueError(
+            f"{path} is no checkpoint of {name}: it holds a {type(weights).__name__} that is no state dict"
+        )
     names = {"node_head": "forces", "graph_head": "energy", "stress_head": "stress"}  # as version 2 was saved first
     heads = {names.get(key.split(".")[0]) or key.split(".")[1] for key in weights if "head" in key.split(".")[0]}
     direct = "conservative" not in name

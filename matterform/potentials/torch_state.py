@@ -5,10 +5,22 @@ import importlib.util
 import io
 import os
 import pathlib
+import pickle
 import sys
 import warnings
 from collections.abc import Iterator
 
+# What unpickling raises, after whatever it makes of the bytes of another file.
+UNPICKLING_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    ImportError,
+    AttributeError,
+)
 TRUST_ALL_FILES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 

@@ -1,12 +1,10 @@
 """A potential in several processes, each of which loads it once."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import itertools
 import math
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ import numpy as np
 from matterform.potentials.base import Potential, Predictions, Wanted, batches_of_like_size
 from matterform.potentials.load import PotentialConfig, load_potential
 from matterform.potentials.torch_state import torch_threads
+from matterform.processes import worker_pool
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -27,16 +26,14 @@ CHUNK = 8  # structures sent at once, where no batch size is given
 def spread(config: PotentialConfig) -> Iterator[Potential]:
     """The potential of `config` in `config.workers` processes; predictions come in order and are those of one process.
 
-    Processes are spawned, since a fork of a process in which JAX lives can hang. A script must therefore keep
-    what it does under `if __name__ == "__main__":`.
+    Processes are spawned, so a script must keep what it does under `if __name__ == "__main__":`.
 
     Raises:
         ChildProcessError: a worker died, of too little memory for instance.
         ValueError, FileNotFoundError, ImportError: as loading in this process would.
     """
     config, workers = dataclasses.replace(config, workers=0, threads=config.threads or 1), config.workers
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with worker_pool(workers) as pool:
         with _death_explained():
             name, corrected = pool.submit(_describe, config).result()
 
@@ -85,7 +82,7 @@ def _load(config: PotentialConfig) -> Potential:
     return load_potential(config)
 
 
-def _describe(config: PotentialConfig) -> tuple[str, bool]:
+def _describe(config: PotentialConfig) -> tuple[str, bool | None]:
     potential = _load(config)
     return potential.name, potential.corrected
 

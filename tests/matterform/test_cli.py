@@ -13,7 +13,8 @@ from matterform.evaluation.hull import open_hull
 from matterform.evaluation.references import load_references
 
 METALS = {"Cu": 3.7, "Ni": 3.6, "Al": 4.1, "Au": 4.2}
-EMT = ["--mlff-model=ase", "--mlff-variant=ase.calculators.emt:EMT"]
+CALCULATOR = ["--mlff-model=ase", "--mlff-variant=ase.calculators.emt:EMT"]
+EMT = [*CALCULATOR, "--mlff-corrected=True"]
 
 
 def write_table(path, structures, **columns):
@@ -48,10 +49,14 @@ def folder(tmp_path_factory):
     fluoride = metal(["Na", "F", "F", "F"], 4.0)
     write_table(folder / "crystals.csv", [structures[1], "data_broken", fluoride, structures[0]], G=[221, 1, 1, 225])
     entries = [ComputedEntry(symbol, 0.0).as_dict() for symbol in METALS]
+    write_table(folder / "broken.csv", ["data_broken", ""])
+    (folder / "binary.pkl").write_bytes(b"\x80\x04\x95")
     (folder / "hull.json").write_text(json.dumps({"entries": entries}))
     assert main(["hull", str(folder / "table.csv"), str(folder / "formation")]) == 0
     assert main(["hull", str(folder / "hull.json"), str(folder / "total")]) == 0
     assert main(["references", str(folder / "table.csv"), f"--out={folder / 'references.json'}", *EMT]) == 0
+    others = json.loads((folder / "references.json").read_text()) | {"potential": "chgnet 0.3.0"}
+    (folder / "others.json").write_text(json.dumps(others))
     return folder
 
 
@@ -79,12 +84,13 @@ def test_references_and_what_they_leave_are_reported(folder, tmp_path, capsys):
     assert set(load_references(folder / "references.json").energies) == set(METALS)
     notes = json.loads((folder / "references.json").read_text())
     assert (notes["crystals"], notes["table"]) == (16, "table.csv")
+    assert notes["potential"] == "ase ase.calculators.emt:EMT"
     assert 0 < notes["residual_mean_absolute_ev_per_atom"] <= notes["residual_rms_ev_per_atom"]
 
 
 @pytest.mark.parametrize("chunk_size", [1, 100])
 def test_energies_above_the_hull_are_listed_with_reasons(folder, tmp_path, capsys, chunk_size):
-    out = tmp_path / "above.csv"
+    out = tmp_path / "new" / "above.csv"
     arguments = [str(folder / "crystals.csv"), f"--hull={folder / 'formation'}", f"--out={out}"]
     arguments += [f"--references={folder / 'references.json'}", f"--chunk-size={chunk_size}"]
     assert main(["above-hull", *arguments, *EMT]) == 0
@@ -138,6 +144,7 @@ def run_with(folder, *argv):
 
 
 TABLE, CRYSTALS, FORMATION = "{folder}/table.csv", "{folder}/crystals.csv", "--hull={folder}/formation"
+NEW = "--out={folder}/new.csv"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +160,14 @@ TABLE, CRYSTALS, FORMATION = "{folder}/table.csv", "{folder}/crystals.csv", "--h
         (["above-hull", CRYSTALS, "--hull={folder}/total", "--out={folder}/table.csv"], "exists already"),
         (["above-hull", CRYSTALS, "--hull={folder}/total", "--out={folder}/new.csv", "--chunk-size=0"], "chunk_size"),
         (["above-hull", CRYSTALS], "--hull"),
+        (["above-hull", CRYSTALS, "--hull={folder}/total", NEW, *CALCULATOR], "--mlff-corrected True"),
+        (["above-hull", "{folder}/broken.csv", "--hull={folder}/total", NEW, *EMT], "broken.csv holds no crystal that"),
+        (
+            ["above-hull", CRYSTALS, FORMATION, "--references={folder}/others.json", NEW, *EMT],
+            "the references are of chgnet 0.3.0, and the energies of ase ase.calculators.emt:EMT",
+        ),
+        (["references", TABLE, "--out={folder}/new.json", *CALCULATOR], "--mlff-corrected True"),
+        (["evaluate", CRYSTALS, "--stability={folder}/binary.pkl", "--out={folder}/new"], "binary.pkl is no table of"),
         (["references", CRYSTALS, "--out={folder}/new.json", *EMT], "no column 'formation_energy_per_atom'"),
         (["references", TABLE, "--column=pretty_formula", "--out={folder}/new.json", *EMT], "more than numbers"),
         (["evaluate", CRYSTALS, "--stability={folder}/table.csv", "--out={folder}/new"], "is no table of"),

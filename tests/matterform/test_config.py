@@ -118,6 +118,13 @@ def test_mistake_is_named_with_its_key(tmp_path, text):
     assert MISTAKES[text] in str(caught.value)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "start.pkl"
+    path.write_bytes(b"\x80\x04\x95")
+    with pytest.raises(ValueError, match=r"start\.pkl is no YAML"):
+        load_config(Run, path)
+
+
 def test_missing_key_says_what_was_expected(tmp_path):
     (tmp_path / "run.yaml").write_text("data: .\n")
     with pytest.raises(ValueError, match=r"missing key 'steps' \(expected int\); found only \['data'\]"):

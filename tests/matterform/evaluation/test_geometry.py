@@ -57,7 +57,7 @@ def test_defects_are_named(absurd, rock_salt):
 def test_the_smallest_volume_is_allowed_and_less_is_not(rock_salt):
     flat = rock_salt()
     flat.lattice = Lattice.from_parameters(1, 1, 0.0999, 90, 90, 90)
-    assert defect(flat) == "cell volume 0.0999 Å³ is below 0.1 Å³"
+    assert defect(flat) == "cell volume too small: 0.0999 Å³, below 0.1 Å³"
     assert defect(flat, min_volume_ang3=0.09) == ""
 
 

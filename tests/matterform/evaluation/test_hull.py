@@ -151,9 +151,7 @@ def test_missing_elements_are_named():
     hull = hull_of([("Na", -1.3), ("NaCl", -3.4)])
     compositions = [Composition(formula) for formula in ("NaCl", "Na2Cl2", "K3Cs", "Na")]
     above = hull.energy_above_hull(compositions, np.array([-6.8, -13, 0, -1.0]))
-    assert above.problems[:3] == ["the hull has no elemental entry of Cl"] * 2 + [
-        "the hull has no elemental entry of K, Cs"
-    ]
+    assert above.problems[:3] == ["no elemental entry in the hull: Cl"] * 2 + ["no elemental entry in the hull: K, Cs"]
     assert above.problems[3] == ""
     np.testing.assert_allclose(above.values, [np.nan, np.nan, np.nan, 0.3])
 
@@ -162,7 +160,7 @@ def test_formation_energies_put_the_elements_that_occur_at_zero():
     hull = hull_of([("NaCl", -2.0)], kind="formation")
     above = hull.energy_above_hull([Composition("Na3Cl"), Composition("NaF")], np.array([0.0, 0.0]))
     np.testing.assert_allclose(above.values, [1.0, np.nan])
-    assert above.problems == ["", "the hull has no elemental entry of F"]
+    assert above.problems == ["", "no elemental entry in the hull: F"]
 
 
 def test_what_cannot_be_compared_is_named():

@@ -157,6 +157,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
         (json.dumps(RECORDS)[:-1], "after 6 entries, at its end"),
         (json.dumps(RECORDS)[:-30], "after 5 entries"),
         ("[{}]", "entry 0 is no computed entry"),
+        (
+            '{"entries": [{"energy": -1, "composition": [1]}]}',
+            "entry 0 .* composition: expected a dictionary, found list",
+        ),
+        (json.dumps([RECORDS[0] | {"energy_adjustments": ["x"]}]), "entry 0 .* energy adjustment: .* found str"),
         (json.dumps([RECORDS[0], {"composition": {"Na": 1}}]), "entry 1 is no computed entry: it has no 'energy'"),
         (json.dumps([RECORDS[0] | {"energy": None}]), "entry 0 .* energy is None"),
         (json.dumps([RECORDS[0] | {"energy": float("nan")}]), "entry 0 .* energy is nan"),
@@ -238,7 +243,7 @@ def test_an_index_holds_what_the_file_holds(tmp_path):
     assert entries.count == 6
     compositions, energies = [ENTRIES["plain"].composition], np.array([-27.0])
     problem = open_hull(tmp_path / "index").energy_above_hull(compositions, energies).problems[0]
-    assert problem == "the hull has no elemental entry of Na, Cl"
+    assert problem == "no elemental entry in the hull: Na, Cl"
 
 
 def test_an_index_appears_whole_or_not_at_all(tmp_path):

@@ -1,5 +1,7 @@
 """References of the elements: fitted, applied, saved."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from pymatgen.core import Composition
@@ -46,7 +48,7 @@ def test_energies_of_formation_are_of_the_whole_crystal():
 def test_an_element_without_reference_is_named():
     compositions, _ = crystals(["NaCl", "KFeCl3", "NaCl"])
     formation = References(ENERGIES).formation_energies(compositions, np.zeros(3))
-    assert formation.problems == ["", "no reference energy for K, Fe", ""]
+    assert formation.problems == ["", "no reference energy: K, Fe", ""]
     assert np.isnan(formation.values).tolist() == [False, True, False]
 
 
@@ -67,9 +69,15 @@ def test_an_energy_that_is_not_finite_is_refused():
 
 def test_saved_references_are_read_back(tmp_path):
     path = tmp_path / "references.json"
-    save_references(References(ENERGIES), path, {"potential": "none"})
-    assert load_references(path) == References(ENERGIES)
-    assert '"potential": "none"' in path.read_text()
+    for references in (References(ENERGIES), References(ENERGIES, "chgnet 0.3.0")):
+        save_references(references, path, {"table": "mp_20.csv"})
+        assert load_references(path) == references
+        assert '"table": "mp_20.csv"' in path.read_text()
+
+
+def test_references_of_the_repository_are_of_chgnet():
+    path = pathlib.Path(__file__).parents[3] / "experiments" / "results" / "hull_mp20" / "references.json"
+    assert load_references(path).potential == "chgnet 0.3.0"
 
 
 @pytest.mark.parametrize(

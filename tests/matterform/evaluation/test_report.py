@@ -35,8 +35,8 @@ def test_shares_are_those_of_the_table(rock_salt):
         "novel": 0.5,
     }
     assert report.table["space_group_requested"].tolist() == [225, 221, 225, 225]
-    assert report.summary["reasons"] == {"distance": 1}
-    assert report.table["reason"].tolist()[2].startswith("distance 0.450 Å of Na")
+    assert report.summary["reasons"] == {"atoms too close": 1}
+    assert report.table["reason"].tolist()[2].startswith("atoms too close: 0.450 Å between Na")
 
 
 def test_absurd_crystals_lower_the_shares_and_nothing_else(absurd, rock_salt):
@@ -45,10 +45,10 @@ def test_absurd_crystals_lower_the_shares_and_nothing_else(absurd, rock_salt):
     assert report.summary["metrics"]["valid_strict"]["share"] == pytest.approx(1 / 8)
     assert report.summary["metrics"]["space_group_kept"]["share"] == pytest.approx(1 / 8)
     assert report.summary["reasons"] == {
+        "atoms too close": 1,
         "cell or coordinates are not finite": 2,
-        "cell volume": 1,
         "cell volume is not finite": 1,
-        "distance": 1,
+        "cell volume too small": 1,
         "no atoms": 1,
     }
     assert np.isnan(report.table["density_g_cm3"][0])
@@ -71,7 +71,7 @@ def test_text_gives_each_share_its_meaning(rock_salt):
     lines = describe(summarize([rock_salt(), rock_salt(0.9)], [225, 225]).summary).splitlines()
     assert lines[0] == "2 crystals, not relaxed"
     assert lines[1].startswith("  50.0 %  valid: no distance below 0.5 Å")
-    assert lines[-1] == "     1    not valid: distance"
+    assert lines[-1] == "     1    not valid: atoms too close"
 
 
 def test_wrong_input_is_refused(rock_salt):

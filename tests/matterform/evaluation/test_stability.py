@@ -73,10 +73,10 @@ def test_every_failure_has_its_own_reason(rock_salt):
     salts = [rock_salt(anion=anion) for anion in ("Cl", "F", "Cl")]
     references = References({"Na": -1.0, "Cl": -2.0})
     stability = above_hull(salts, potential_of([None, 1, -28], True), hull_of("formation", {"NaCl": -2.0}), references)
-    assert stability.problems == ["exploded", "no reference energy for F", ""]
+    assert stability.problems == ["exploded", "no reference energy: F", ""]
     assert np.isnan(stability.e_above_hull).tolist() == [True, True, False]
     stability = above_hull(salts, potential_of([None, 1, -28], True), hull_of())
-    assert stability.problems == ["exploded", "the hull has no elemental entry of F", ""]
+    assert stability.problems == ["exploded", "no elemental entry in the hull: F", ""]
 
 
 def test_the_hull_decides_whether_references_are_needed(rock_salt):
@@ -87,6 +87,24 @@ def test_the_hull_decides_whether_references_are_needed(rock_salt):
         above_hull([rock_salt()], potential, hull_of(), References({"Na": 0.0}))
 
 
+def test_references_of_another_potential_are_refused(rock_salt):
+    potential, hull = potential_of([8 * -3.3], True), hull_of("formation", {"NaCl": -2.0})
+    energies = {"Na": -1.0, "Cl": -2.0}
+    with pytest.raises(ValueError, match="references are of chgnet, and the energies of given"):
+        above_hull([rock_salt()], potential, hull, References(energies, "chgnet"))
+    for name in ("", "given"):
+        stability = above_hull([rock_salt()], potential, hull, References(energies, name))
+        np.testing.assert_allclose(stability.e_above_hull, [-3.3 + 1.5 + 2.0])
+
+
+def test_energies_of_unknown_correction_are_refused(rock_salt):
+    potential = potential_of([8 * -3.3], None)
+    with pytest.raises(ValueError, match="--mlff-corrected True or --mlff-corrected False"):
+        above_hull([rock_salt()], potential, hull_of())
+    with pytest.raises(ValueError, match="--mlff-corrected"):
+        fit_potential_references(potential, [rock_salt()], np.zeros(1))
+
+
 def test_references_are_fitted_to_corrected_energies(rock_salt):
     salts = [rock_salt(anion=anion) for anion in ("Cl", "F", "Cl", "Br")]
     corrections = 4 * np.array([-0.614, -0.462, -0.614, -0.534])
@@ -95,6 +113,7 @@ def test_references_are_fitted_to_corrected_energies(rock_salt):
     progress = []
     fit = fit_potential_references(potential_of([*raw[:3], None], False), salts, formation, progress.append)
     assert fit.used.tolist() == [0, 1, 2]
+    assert fit.references.potential == "given"
     assert fit.problems == ["", "", "", "exploded"]
     assert progress == [4]
     np.testing.assert_allclose(fit.residual.values, 0, atol=1e-12)
@@ -107,7 +126,7 @@ def test_references_are_fitted_to_corrected_energies(rock_salt):
 
 def test_relaxed_crystals_are_not_higher_and_come_back(rock_salt):
     ase_potential = pytest.importorskip("matterform.potentials.ase")
-    potential = ase_potential.load_ase(None, "ase.calculators.emt:EMT", "cpu")
+    potential = ase_potential.load_ase(None, "ase.calculators.emt:EMT", "cpu")._replace(corrected=True)
     copper = Structure.from_spacegroup(225, Lattice.cubic(3.9), ["Cu"], [[0, 0, 0]])
     hull = hull_of("total", {"Cu": 0.0})
     before = above_hull([copper], potential, hull)

@@ -10,7 +10,7 @@ def test_distances_decide_at_half_an_angstrom(rock_salt):
     assert validity.valid.tolist() == [True, True, False]
     np.testing.assert_allclose(validity.min_distance_ang, [2.82, 0.501, 0.499], rtol=1e-9)
     assert validity.reason[:2] == ("", "")
-    assert validity.reason[2] == "distance 0.499 Å of Na (site 0) to Cl (site 5) is below 0.5 Å"
+    assert validity.reason[2] == "atoms too close: 0.499 Å between Na (site 0) and Cl (site 5), below 0.5 Å"
 
 
 def test_own_images_count_except_in_the_form_of_cdvae():
@@ -18,7 +18,7 @@ def test_own_images_count_except_in_the_form_of_cdvae():
     validity = structural_validity([chain, Structure(chain.lattice, ["Na"], [[0, 0, 0]])])
     assert validity.valid.tolist() == [False, False]
     assert validity.valid_between_sites.tolist() == [True, True]
-    assert validity.reason[0] == "distance 0.400 Å of Na (site 0) to its own image is below 0.5 Å"
+    assert validity.reason[0] == "atoms too close: 0.400 Å between Na (site 0) and its own image, below 0.5 Å"
     np.testing.assert_allclose(validity.min_distance_ang, 0.4)
     np.testing.assert_allclose(validity.min_distance_between_sites_ang, [12.5**0.5, np.inf])
 
@@ -38,15 +38,15 @@ def test_strict_form_compares_with_covalent_radii(rock_salt):
     # Radii of Na and Cl are 1.66 and 1.02 Å: the limit is 0.5 (0.7 + 1.66 + 1.02) = 1.69 Å, so the edge 3.38 Å.
     strict = strict_validity([rock_salt(3.39), rock_salt(3.37)])
     assert strict.valid.tolist() == [True, False]
-    assert strict.reason[1] == "distance 1.685 Å of Na (site 0) to Cl (site 5) is below 1.69 Å"
+    assert strict.reason[1] == "atoms too close: 1.685 Å between Na (site 0) and Cl (site 5), below 1.69 Å"
 
 
 def test_strict_form_bounds_densities():
     # One H in a cube of 10 Å weighs 1.008 u / 1000 Å³ = 0.00167 g/cm³; one in 50 Å is below 1e-5 atoms/Å³ as well.
     gases = [Structure(Lattice.cubic(edge), ["H"], [[0, 0, 0]]) for edge in (10, 50)]
     assert strict_validity(gases).reason == (
-        "density 0.00167 g/cm³ is outside 0.01 to 25",
-        "atom density 8e-06 atoms/Å³ is outside 1e-05 to 0.5",
+        "density out of range: 0.00167 g/cm³, not in 0.01 to 25",
+        "atom density out of range: 8e-06 atoms/Å³, not in 1e-05 to 0.5",
     )
 
 

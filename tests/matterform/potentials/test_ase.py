@@ -40,7 +40,7 @@ def test_obeys_the_laws(metals, impossible, laws):
 def test_named_calculator_equals_the_instance(metals):
     named, instance = load_ase(variant="ase.calculators.emt:EMT"), ase_potential(EMT())
     np.testing.assert_array_equal(named.predict(metals, "energy").energy, instance.predict(metals, "energy").energy)
-    assert not named.corrected
+    assert named.corrected is None
     assert ase_potential(EMT(), corrected=True).corrected
 
 

@@ -110,7 +110,7 @@ def test_elements_are_known_by_symbol_or_number():
     labelled = Structure(Lattice.cubic(4), ["Na+"], [[0, 0, 0]])
     check_elements(labelled, ["Na"])
     check_elements(labelled, range(1, 12))
-    with pytest.raises(ValueError, match=r"does not know Na \(Z = 11\)"):
+    with pytest.raises(ValueError, match=r"unknown to the model: Na \(Z = 11\)"):
         check_elements(labelled, range(1, 11))
 
 

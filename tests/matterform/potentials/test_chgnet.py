@@ -54,7 +54,9 @@ def test_loads_what_its_trainer_saved(potential, crystals, tmp_path):
     model = chgnet.model.model.CHGNet.load(use_device="cpu", verbose=False)
     path = tmp_path / "tuned.pth.tar"
     torch.save({"model": model.as_dict()}, path)
-    again = load_chgnet(path).predict(crystals, "energy")
+    loaded = load_chgnet(path)
+    assert loaded.name == "chgnet tuned.pth.tar"  # names are written into files, which must not say where things lie
+    again = loaded.predict(crystals, "energy")
     # A file has no version, so its readout has a bias, which the packaged weights leave out.
     np.testing.assert_allclose(again.energy, potential.predict(crystals, "energy").energy, rtol=1e-5)
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from matterform.potentials.load import PotentialConfig, PropertyConfig, load_property, open_potential
+from matterform.potentials.load import PotentialConfig, PropertyConfig, load_potential, load_property, open_potential
 
 EMT = {"mlff_model": "ase", "mlff_variant": "ase.calculators.emt:EMT"}
 
@@ -24,6 +24,17 @@ def test_chgnet_is_what_needs_nothing():
     with open_potential(PotentialConfig()) as potential:
         assert potential.name == "chgnet 0.3.0"
         assert potential.corrected
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [(None, "not known to be in"), (True, "contained in"), (False, "added to")],
+)
+def test_the_user_says_whether_energies_are_corrected(flag, message, caplog):
+    with caplog.at_level("INFO"), open_potential(PotentialConfig(mlff_corrected=flag, **EMT)) as potential:
+        assert potential.corrected is flag
+    assert [f"MP2020 corrections: {message}" in line for line in caplog.messages] == [True]
+    assert "ase.calculators.emt:EMT" in caplog.text
 
 
 def test_threads_are_set_and_given_back(torch):
@@ -61,6 +72,17 @@ def test_without_pytorch_the_extra_is_named(model, monkeypatch, tmp_path):
     config = PotentialConfig(mlff_model=model, mlff_path=None if model == "chgnet" else tmp_path)
     with pytest.raises(ImportError, match=rf"pip install 'matterform\[{model}\]'"), open_potential(config):
         pass
+
+
+@pytest.mark.parametrize("model", ["chgnet", "orb", "mace"])
+@pytest.mark.parametrize("content", [b"", b"energies of the elements\n", b"gxyz\n", b"a", b"\x80\x02}q\x00."])
+def test_a_file_of_something_else_is_one_line_that_names_it(model, content, tmp_path):
+    pytest.importorskip({"orb": "orb_models"}.get(model, model))
+    path = tmp_path / "junk.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"junk.txt (is no checkpoint of|holds no MACE).*: \w") as caught:
+        load_potential(PotentialConfig(mlff_model=model, mlff_path=path))
+    assert "weights_only" not in str(caught.value)
 
 
 def test_a_property_needs_its_folder():

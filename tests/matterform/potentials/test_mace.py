@@ -48,7 +48,7 @@ def test_obeys_the_laws(model, crystals, impossible, laws):
     lone = Structure(Lattice.cubic(20), ["Na"], [[0, 0, 0]])
     gold = Structure(Lattice.cubic(4), ["Au"], [[0, 0, 0]])
     # In double precision: the forces of random weights are too small for differences of float32 energies.
-    laws(mace_potential(copy.deepcopy(model).double()), crystals, impossible, {"isolated": lone, "know Au": gold})
+    laws(mace_potential(copy.deepcopy(model).double()), crystals, impossible, {"isolated": lone, "model: Au": gold})
 
 
 def test_a_file_equals_the_package_s_calculator(model, crystals, tmp_path):

@@ -26,7 +26,7 @@ def random_potential():
 def bad(impossible):
     """What a property model must refuse."""
     lone = Structure(Lattice.cubic(20), ["Na"], [[0, 0, 0]])
-    return {**impossible, "isolated": lone, "know Og": Structure(Lattice.cubic(4), ["Og"], [[0, 0, 0]])}
+    return {**impossible, "isolated": lone, "model: Og": Structure(Lattice.cubic(4), ["Og"], [[0, 0, 0]])}
 
 
 def megnet(**settings):
@@ -63,7 +63,14 @@ def test_a_saved_potential_equals_the_package_s_calculator(crystals, tmp_path):
         assert ours.energy[index] == pytest.approx(atoms.get_potential_energy(), rel=1e-5)
         np.testing.assert_allclose(ours.forces[index], atoms.get_forces(), atol=2e-5)
         np.testing.assert_allclose(ours.stress[index], atoms.get_stress(voigt=False), atol=2e-6)
-    assert not load_matgl(tmp_path).corrected
+    loaded = load_matgl(tmp_path)
+    assert (loaded.name, loaded.corrected) == (f"matgl {tmp_path.name}", False)
+
+
+def test_energies_of_a_chgnet_may_be_corrected_or_not():
+    from matgl.apps.pes import Potential
+
+    assert matgl_potential(Potential(model=models.CHGNet(num_blocks=1))).corrected is None
 
 
 def test_a_band_gap_of_one_fidelity_is_that_of_the_package(crystals, bad, tmp_path):

@@ -102,9 +102,10 @@ def test_what_is_no_checkpoint_is_said(tmp_path):
     path.write_text("no weights")
     with pytest.raises(ValueError, match="is no checkpoint of orb_v2"):
         load_orb(path)
-    torch.save([1, 2], path)
-    with pytest.raises(ValueError, match="is no checkpoint of orb_v2"):
-        load_orb(path)
+    for content, reason in (([1, 2], "a list that is no state dict"), (torch.nn.Linear(2, 2), "more than weights")):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=f"is no checkpoint of orb_v2: it holds {reason}"):
+            load_orb(path)
     with pytest.raises(ValueError, match="no architecture of Orb is called 'orb_v9'; there is orb_v2, "):
         load_orb(path, "orb_v9")
 

@@ -8,7 +8,12 @@ def test_workers_answer_in_order_what_one_process_answers(crystals, impossible):
     copper = crystals[-1]
     several = [copper.apply_strain(0.01 * k, inplace=False) for k in range(5)]
     several = [*several[:2], impossible["below"], several[2] * (2, 1, 1), crystals[0], *several[3:]]
-    config = {"mlff_model": "ase", "mlff_variant": "ase.calculators.emt:EMT", "mlff_batch_size": 2}
+    config = {
+        "mlff_model": "ase",
+        "mlff_variant": "ase.calculators.emt:EMT",
+        "mlff_batch_size": 2,
+        "mlff_corrected": False,
+    }
     with (
         open_potential(PotentialConfig(**config)) as alone,
         open_potential(PotentialConfig(**config, workers=2)) as spread,
@@ -16,6 +21,7 @@ def test_workers_answer_in_order_what_one_process_answers(crystals, impossible):
         assert (spread.name, spread.corrected) == (alone.name, alone.corrected)
         expected, found = (potential.predict(several, "stress") for potential in (alone, spread))
         assert len(spread.predict([], "energy").energy) == 0
+    assert spread.corrected is False
     assert found.problems == expected.problems
     assert [index for index, problem in enumerate(found.problems) if problem] == [2, 4]
     np.testing.assert_array_equal(found.energy, expected.energy)
