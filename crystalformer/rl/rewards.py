@@ -91,7 +91,7 @@ def ehull_reward(
     Args:
         references: energies of the elements in the potential, for a hull of formation energies and only for such a one.
     """
-    check_references(hull, references)
+    check_references(hull, references, potential)
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
         found = above_hull(structures, potential, hull, references=references, relax_steps=relax_steps)

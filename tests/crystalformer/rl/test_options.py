@@ -15,7 +15,7 @@ from matterform.evaluation.references import References, save_references
 from matterform.potentials.base import Properties, PropertyModel
 from matterform.potentials.load import PotentialConfig
 
-EMT = PotentialConfig(mlff_model="ase", mlff_variant="ase.calculators.emt:EMT")
+EMT = PotentialConfig(mlff_model="ase", mlff_variant="ase.calculators.emt:EMT", mlff_corrected=True)
 COPPER = Structure(Lattice.cubic(3.6), ["Cu"] * 4, [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 CLOSE = Structure(Lattice.cubic(2.5), ["Cu", "Au"], [[0, 0, 0], [0, 0, 0.4]])
 
@@ -230,6 +230,18 @@ def test_files_that_are_not_there_are_named(field, hull):
 def test_a_hull_of_formation_energies_asks_for_references(hull):
     words = "holds energies of formation, so the reward ehull needs --references"
     with pytest.raises(ValueError, match=words), open_reward(RewardConfig(convex_path=hull, potential=EMT)):
+        pass
+
+
+def test_energies_that_cannot_be_compared_are_refused_before_anything_is_scored(hull, references, tmp_path):
+    unknown = dataclasses.replace(EMT, mlff_corrected=None)
+    config = RewardConfig(convex_path=hull, references=references, potential=unknown)
+    with pytest.raises(ValueError, match="--mlff-corrected"), open_reward(config):
+        pass
+    others = tmp_path / "others.json"
+    save_references(References({"Cu": -0.3, "Au": 0.0}, "chgnet 0.3.0"), others)
+    config = RewardConfig(convex_path=hull, references=others, potential=EMT)
+    with pytest.raises(ValueError, match="the references are of chgnet 0.3.0"), open_reward(config):
         pass
 
 
