@@ -32,7 +32,7 @@ from matterform.evaluation.curves import TRAINING, VALIDATION, new_figure
 from matterform.evaluation.hull import Hull, open_hull
 from matterform.evaluation.references import References, load_references
 from matterform.evaluation.report import ReportConfig, summarize
-from matterform.evaluation.stability import above_hull, stability_shares
+from matterform.evaluation.stability import METASTABLE_EV, above_hull, stability_shares
 from matterform.formats import iterate_csv
 from matterform.potentials.base import Potential, PropertyModel
 from matterform.potentials.load import PotentialConfig, PropertyConfig, load_property, open_potential
@@ -79,7 +79,15 @@ def judge(groups: np.ndarray, built: Sequence[Structure | None], known: list[Str
     table = table.set_index(pd.Index(places)).reindex(range(len(built)))
     for name in JUDGED:
         table[name] = table[name].eq(True)
-    return table.assign(structure=built)
+    # Where the table has no compound of the same elements, its hull is only the elements, and nearly all lies below.
+    systems = {chemical_system(structure) for structure in known}
+    judged = [structure is not None and chemical_system(structure) in systems for structure in built]
+    return table.assign(structure=built, system_known=judged)
+
+
+def chemical_system(structure: Structure) -> frozenset[str]:
+    """The elements of a crystal."""
+    return frozenset(structure.composition.as_dict())
 
 
 def add_energies(
@@ -113,6 +121,9 @@ def measure(table: pd.DataFrame, arguments: Compare) -> dict[str, Any]:
             shares = stability_shares(values, table["unique"].to_numpy(), table["novel"].to_numpy())
             numbers |= {f"{name}: {key}": error_of_share(value, len(table)) for key, value in shares._asdict().items()}
             numbers[name] = mean(values)
+            for label, known in (("known", True), ("unknown", False)):
+                members = values[(table["system_known"] == known).to_numpy()]
+                numbers[f"{name}: metastable in {label} systems"] = share(members <= METASTABLE_EV)
     if "property" in table:
         values = table["property"].to_numpy()
         numbers["property"] = mean(values)
@@ -141,6 +152,11 @@ def mean(values: np.ndarray) -> dict[str, float]:
     known = values[np.isfinite(values)]
     error = float(known.std(ddof=1) / len(known) ** 0.5)
     return {"value": float(known.mean()), "error": error, "median": float(np.median(known)), "number": len(known)}
+
+
+def named(value: Any) -> Any:
+    """Files by their names, since their places mean nothing elsewhere."""
+    return value.name if isinstance(value, pathlib.Path) else value
 
 
 def draw_picture(tables: dict[str, pd.DataFrame], path: pathlib.Path) -> None:
@@ -173,7 +189,7 @@ def compare(arguments: Compare) -> int:
         table.drop(columns="structure").to_csv(arguments.out / f"{label}.csv", index=False)
         tables[label] = table
     numbers = {label: measure(table, arguments) for label, table in tables.items()}
-    protocol = {name: str(value) for name, value in dataclasses.asdict(arguments).items() if name != "potential"}
+    protocol = {name: named(value) for name, value in dataclasses.asdict(arguments).items() if name != "potential"}
     content = {"protocol": protocol, "potential": arguments.potential.mlff_model, **numbers}
     (arguments.out / "comparison.json").write_text(json.dumps(content, indent=1) + "\n")
     draw_picture(tables, arguments.out / "comparison.png")
