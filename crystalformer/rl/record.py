@@ -143,7 +143,7 @@ def write_curves(metrics: pathlib.Path, path: str | os.PathLike[str], details: S
     names = [f"{name}_mean" for name in details]
     panels = ["reward_mean", *names, "kl", "entropy", "failed_share", "distinct_share", "validation_loss"]
     panels = [name for name in panels if any(name in row for row in rows)]
-    figure, axes = new_figure(len(panels))
+    figure, axes = new_figure(len(panels), columns=4)
     for axis, name in zip(axes, panels, strict=True):
         points = [(row["step"], row[name]) for row in rows if name in row]
         axis.plot(

@@ -18,8 +18,8 @@ INK, TRAINING, VALIDATION = "#20262d", "#4a7ba6", "#d98b3a"
 PANEL_INCHES = 3.6
 
 
-def new_figure(panels: int, title: str = "") -> "tuple[Figure, Sequence[Axes]]":
-    """An empty figure with `panels` axes in a row; it belongs to no window and no global state.
+def new_figure(panels: int, title: str = "", columns: int | None = None) -> "tuple[Figure, Sequence[Axes]]":
+    """An empty figure with `panels` axes, `columns` in a row (default: all); it belongs to no window, no global state.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -28,15 +28,19 @@ def new_figure(panels: int, title: str = "") -> "tuple[Figure, Sequence[Axes]]":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'matterform[viz]'") from error
-    figure = Figure(figsize=(PANEL_INCHES * panels + 0.4, PANEL_INCHES), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for axis in axes:
+    columns = panels if columns is None else min(columns, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(PANEL_INCHES * columns + 0.4, PANEL_INCHES * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[panels:]:
+        axis.remove()
+    for axis in axes[:panels]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(colors=INK, labelsize=8)
         axis.title.set_fontsize(10)
     if title:
         figure.suptitle(title, color=INK, fontsize=11)
-    return figure, axes
+    return figure, list(axes[:panels])
 
 
 def write_learning_curves(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], title: str = "") -> None:
