@@ -53,7 +53,9 @@ def custom_reward(target: str, worst: float = WORST, workers: Workers | None = N
     load_function(target)
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
-        if workers is None or len(structures) == 0:
+        if not structures:  # nothing of a batch could be built, which no user's function should have to know of
+            values = np.zeros(0)
+        elif workers is None:
             values = evaluate(target, list(structures))
         else:
             values = _evaluate_in_parts(target, structures, workers)

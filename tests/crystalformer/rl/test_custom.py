@@ -85,6 +85,11 @@ def test_modules_of_the_current_folder_are_found(tmp_path, monkeypatch):
     np.testing.assert_array_equal(custom_reward("lies_here_only:one").score([SALT]).values, [1])
 
 
+def test_a_function_is_not_asked_about_nothing(module):
+    """`fails` raises whenever it is called."""
+    assert custom_reward(f"{module}:fails").score([]).problems == []
+
+
 @pytest.mark.parametrize("function", ["count", "as_array"])
 def test_a_function_is_called_with_all_structures(module, function):
     reward = custom_reward(f"{module}:{function}", worst=-7.0)
