@@ -168,7 +168,7 @@ def _padded(structure: "pymatgen.core.Structure", cell: Float[np.ndarray, "3 3"]
     positions = (structure.frac_coords % 1.0) @ structure.lattice.matrix
     return Padded(
         np.pad(np.array(structure.atomic_numbers, np.int32), (0, empty)),
-        np.pad(positions.astype(np.float32), [(0, empty), (0, 0)]),
+        np.pad(positions.astype(np.float32), np.array([(0, empty), (0, 0)])),
         cell.astype(np.float32),
         np.arange(size) < len(structure),
     )
