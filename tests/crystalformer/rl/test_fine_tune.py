@@ -56,6 +56,12 @@ def breaks_once(structures):
     once("broken", fail)
     return lightness(structures)
 
+def breaks_in_the_second_process(structures):
+    import jax
+    if jax.process_index() == 1:
+        raise RuntimeError("only here")
+    return lightness(structures)
+
 calls = []
 
 def once(name, act):
@@ -295,10 +301,10 @@ def test_samples_and_rewards_do_not_depend_on_the_number_of_devices(base, folder
     compare_runs(config.run_dir, one.run_dir)
 
 
-def command_of(folder: pathlib.Path) -> list[str]:
+def command_of(folder: pathlib.Path, reward: str = "lightness") -> list[str]:
     """The settings of `base` as a command of another process."""
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from crystalformer.cli import main; sys.exit(main())"
-    flags = [f"--checkpoint={folder / 'start.pkl'}", "--reward", "ppo_test_rewards:lightness", "--spacegroup"]
+    flags = [f"--checkpoint={folder / 'start.pkl'}", "--reward", f"ppo_test_rewards:{reward}", "--spacegroup"]
     flags += ["225", "221", "62", "--batch-size=12", "--ppo-epochs=2", "--part-size=8", "--learning-rate=3e-3"]
     return [sys.executable, "-c", code, str(folder), "ppo", *flags]
 
@@ -359,13 +365,33 @@ def test_two_processes_fine_tune_as_one(base, folder):
     """Two real processes on this machine share sampling, rewards and gradients, and write the numbers of one."""
     one = dataclasses.replace(base, run_dir=folder / "alone", epochs=2)
     fine_tune(one)
+    command = [*command_of(folder), "--epochs=2", f"--run-dir={folder / 'two'}"]
+    assert [status for status, _ in run_two(command)] == [0, 0]
+    compare_runs(folder / "two", one.run_dir)
+
+
+@pytest.mark.slow
+def test_reward_that_fails_in_one_process_ends_both(folder):
+    command = [*command_of(folder, "breaks_in_the_second_process"), f"--run-dir={folder / 'both_end'}"]
+    (first, its_words), (second, other_words) = run_two(command)
+    assert (first, second) == (2, 2)
+    assert "the reward failed in process 1" in its_words
+    assert "only here" in other_words
+
+
+def run_two(command: list[str]) -> list[tuple[int, str]]:
+    """Status and standard error of a command in two processes that work together."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{probe.getsockname()[1]}"
-    flags = ["--epochs=2", f"--run-dir={folder / 'two'}", coordinator, "--num-processes=2"]
-    both = [subprocess.Popen([*command_of(folder), *flags, f"--process-id={number}"]) for number in range(2)]
-    assert [process.wait(timeout=300) for process in both] == [0, 0]
-    compare_runs(folder / "two", one.run_dir)
+    both = [
+        subprocess.Popen(
+            [*command, coordinator, "--num-processes=2", f"--process-id={number}"], stderr=subprocess.PIPE, text=True
+        )
+        for number in range(2)
+    ]
+    words = [process.communicate(timeout=300)[1] for process in both]
+    return [(process.returncode, said) for process, said in zip(both, words, strict=True)]
 
 
 def test_sft_that_diverges_is_not_saved(base, folder, relaxing):
