@@ -40,6 +40,7 @@ def dispatch(
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
         return _fail(program, " ".join(str(error).split()))
     except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: stopped\n")
         return 130
 
 

@@ -53,7 +53,7 @@ def test_a_fault_of_ours_is_no_mistake_of_the_user():
         dispatch("prog", "usage", {"do": fail}, ["do"])
 
 
-def test_commands_get_the_rest_and_their_status_is_returned():
+def test_commands_get_the_rest_and_their_status_is_returned(capsys):
     assert dispatch("prog", "usage", {"do": len}, ["do", "a", "b", "c"]) == 3
     assert dispatch("prog", "usage", {"do": lambda rest: 7}, ["do"]) == 7
 
@@ -61,6 +61,7 @@ def test_commands_get_the_rest_and_their_status_is_returned():
         raise KeyboardInterrupt
 
     assert dispatch("prog", "usage", {"do": stop}, ["do"]) == 130
+    assert capsys.readouterr().err == "prog: stopped\n"
 
 
 def test_without_a_command_the_usage_is_shown(capsys):
