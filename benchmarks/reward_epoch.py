@@ -40,8 +40,9 @@ from crystalformer.crystal import Crystals, to_structures
 from crystalformer.pretrained import load_pretrained, training_spacegroups
 from crystalformer.primitive import build_structures
 from crystalformer.rl.rewards import ehull_reward
-from crystalformer.rl.rollout import Stopwatch, draw_spacegroups, score_built
+from crystalformer.rl.rollout import Stopwatch, score_built
 from crystalformer.sampling import sample
+from crystalformer.spacegroups import draw_spacegroups
 from matterform.evaluation.hull import make_hull
 from matterform.evaluation.hull_entries import Entries, Entry, fractions_of, pack_entries
 from matterform.evaluation.references import fit_references
@@ -229,7 +230,7 @@ def few_threads(number: int) -> Iterator[None]:
 def draw(options: Options) -> tuple[Crystals, float]:
     """The batch, and the seconds of drawing one like it once the sampler is compiled."""
     checkpoint = load_pretrained()
-    groups = draw_spacegroups(training_spacegroups().astype(np.float64), options.batch, [options.seed])
+    groups = draw_spacegroups(training_spacegroups(), options.batch, [options.seed])
     for seed in (options.seed + 1, options.seed):
         start = time.perf_counter()
         crystals = sample(checkpoint.params, checkpoint.config, jax.random.key(seed), groups)

@@ -240,6 +240,7 @@ def choose_spacegroups(arguments: Sample, config: "TransformerConfig") -> "np.nd
     import numpy as np
 
     from crystalformer.pretrained import training_spacegroups
+    from crystalformer.spacegroups import count_spacegroups, draw_spacegroups
     from crystalformer.train import load_crystals
 
     if arguments.num_samples < 1:
@@ -251,9 +252,8 @@ def choose_spacegroups(arguments: Sample, config: "TransformerConfig") -> "np.nd
     if arguments.spacegroups_from is None:
         counts = training_spacegroups()
     else:
-        counts = np.bincount(load_crystals(arguments.spacegroups_from, config).G, minlength=231)[1:]
-    rng = np.random.default_rng(arguments.seed)
-    return rng.choice(np.arange(1, 231), size=arguments.num_samples, p=counts / counts.sum())
+        counts = count_spacegroups(load_crystals(arguments.spacegroups_from, config).G)
+    return draw_spacegroups(counts, arguments.num_samples, arguments.seed)
 
 
 def _write_cifs(folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:

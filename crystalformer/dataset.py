@@ -5,12 +5,10 @@ processes if asked; these are spawned, import no JAX, and whatever their number 
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import csv
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,9 +20,12 @@ from jaxtyping import Int
 from crystalformer.crystal import Crystals, num_sites
 from crystalformer.symmetrize import crystal_from_structure, crystal_from_text
 from matterform.files import appending, write_atomically
-from matterform.formats import TextRecord, UnreadableStructure, iterate_csv, iterate_records, to_structure
+from matterform.formats import TextRecord, UnreadableStructure, iterate_crystals, iterate_csv
+from matterform.processes import worker_pool
 
 if TYPE_CHECKING:
+    import concurrent.futures
+
     from pymatgen.core import Structure
 
 FORMAT_VERSION = 1
@@ -100,14 +101,11 @@ def read_any(path: str | os.PathLike[str], *, n_max: int = 21, workers: int = 1)
         rows = range(len(crystals.G) + len(refused))
         return Readable(crystals, [row for row in rows if row not in refused], refused)
     structures, refused = {}, {}
-    for record in iterate_records(path):
+    for record in iterate_crystals(path):
         if record.structure is None:
             refused[record.index] = record.reason
-            continue
-        try:
-            structures[record.index] = to_structure(record.structure)
-        except ValueError as error:  # a molecule, say, which has no cell
-            refused[record.index] = str(error)
+        else:
+            structures[record.index] = record.structure
     places = list(structures)
     crystals, unsuitable = from_structures(structures.values(), n_max=n_max)
     refused |= {places[i]: reason for i, reason in unsuitable.items()}
@@ -234,9 +232,7 @@ def _in_order(
         for batch in batches:
             yield batch, convert_texts(_texts(batch), n_max)
         return
-    # Spawned, because a fork of a process with a live JAX can hang.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with worker_pool(workers) as pool:
         waiting: collections.deque[tuple[list[TextRecord], concurrent.futures.Future[Chunk]]] = collections.deque()
         for batch in batches:
             waiting.append((batch, pool.submit(convert_texts, _texts(batch), n_max)))

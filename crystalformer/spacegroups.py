@@ -6,7 +6,8 @@ data/make_spacegroups.py from pyxtal, whose order of operations fixes the repres
 
 import functools
 import pathlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -80,6 +81,19 @@ def origin_shifts() -> Float[np.ndarray, "230 3"]:
         shifts = file["origin_shift"] / 24.0
     shifts.setflags(write=False)
     return shifts
+
+
+def count_spacegroups(groups: Int[Any, " b"]) -> Int[np.ndarray, "230"]:
+    """How often each space group occurs; entry 0 is group 1."""
+    return np.bincount(groups, minlength=231)[1:]
+
+
+def draw_spacegroups(
+    frequencies: Float[np.ndarray, "230"] | Int[np.ndarray, "230"], number: int, seed: int | Sequence[int]
+) -> Int[np.ndarray, " b"]:
+    """Space groups drawn as often as `frequencies`, which need not sum to 1, say; entry 0 is group 1."""
+    rng = np.random.default_rng(seed)
+    return rng.choice(np.arange(1, 231), size=number, p=frequencies / frequencies.sum())
 
 
 def letter_index(letter: str) -> int:

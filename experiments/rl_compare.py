@@ -25,8 +25,8 @@ from pymatgen.core import Structure
 from crystalformer.config import Model
 from crystalformer.pretrained import load_model, training_spacegroups
 from crystalformer.primitive import build_structures
-from crystalformer.rl.rollout import draw_spacegroups
 from crystalformer.sampling import sample
+from crystalformer.spacegroups import count_spacegroups, draw_spacegroups
 from matterform.crystal_text import parse_structure
 from matterform.evaluation.curves import TRAINING, VALIDATION, new_figure
 from matterform.evaluation.hull import Hull, open_hull
@@ -63,9 +63,7 @@ class Compare:
 def draw(arguments: Compare, weights: pathlib.Path | None) -> tuple[np.ndarray, list[Structure | None]]:
     """Space groups and crystals; None where a sample is no crystal."""
     model = load_model(Model(checkpoint=weights))
-    counts = training_spacegroups().astype(float)
-    if arguments.spacegroup:
-        counts = np.bincount(arguments.spacegroup, minlength=231)[1:].astype(float)
+    counts = count_spacegroups(arguments.spacegroup) if arguments.spacegroup else training_spacegroups()
     groups = draw_spacegroups(counts, arguments.number, [arguments.seed])
     crystals = sample(model.params, model.config, jax.random.key(arguments.seed), groups)
     return groups, build_structures(crystals)[0]

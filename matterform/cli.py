@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pymatgen.core
 
     from matterform.evaluation.stability import Stability
+    from matterform.formats import CrystalRecord
 
 USAGE = """usage: matterform COMMAND [OPTIONS]
 
@@ -118,35 +119,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-class Crystal(NamedTuple):
-    """One entry of a file; `problem` says why there is no structure."""
-
-    index: int
-    structure: "pymatgen.core.Structure | None"
-    problem: str
-
-
-def _iterate_crystals(path: pathlib.Path) -> Iterator[Crystal]:
-    from matterform.formats import iterate_records, to_structure
-
-    for record in iterate_records(path):
-        if record.structure is None:
-            yield Crystal(record.index, None, record.reason)
-            continue
-        try:
-            yield Crystal(record.index, to_structure(record.structure), "")
-        except ValueError as error:  # a molecule, say, which has no cell
-            yield Crystal(record.index, None, str(error))
-
-
 def _read_crystals(path: pathlib.Path, limit: int | None = None) -> "Readable":
     """Those that can be read, with their places; the others are named on standard error."""
+    from matterform.formats import iterate_crystals
+
     structures, indices, refused = [], [], {}
     with progress_bar(f"reading {path.name}") as progress:
-        for crystal in itertools.islice(_iterate_crystals(path), limit):
+        for crystal in itertools.islice(iterate_crystals(path), limit):
             if crystal.structure is None:
-                refused[crystal.index] = crystal.problem
-                sys.stderr.write(f"matterform: {path}, structure {crystal.index} refused: {crystal.problem}\n")
+                refused[crystal.index] = crystal.reason
+                sys.stderr.write(f"matterform: {path}, structure {crystal.index} refused: {crystal.reason}\n")
             else:
                 structures.append(crystal.structure)
                 indices.append(crystal.index)
@@ -247,6 +229,7 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
     from matterform.evaluation.hull import open_hull
     from matterform.evaluation.references import load_references
     from matterform.evaluation.stability import above_hull, check_references, stability_shares
+    from matterform.formats import iterate_crystals
 
     if arguments.chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1; got {arguments.chunk_size}")
@@ -255,7 +238,7 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
     hull = open_hull(arguments.hull)
     references = None if arguments.references is None else load_references(arguments.references)
     check_references(hull, references)
-    crystals = _iterate_crystals(arguments.structures)
+    crystals = iterate_crystals(arguments.structures)
     values: list[float] = []
     with open_potential(arguments.potential) as potential, progress_bar("crystals") as progress:
         check_references(hull, references, potential)
@@ -282,22 +265,22 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
     return 0
 
 
-def _to_first_readable(crystals: Iterator[Crystal], path: pathlib.Path) -> list[Crystal]:
+def _to_first_readable(crystals: "Iterator[CrystalRecord]", path: pathlib.Path) -> "list[CrystalRecord]":
     start = []
     for crystal in crystals:
         start.append(crystal)
         if crystal.structure is not None:
             return start
-    reason = f"; the first: {start[0].problem}" if start else ""
+    reason = f"; the first: {start[0].reason}" if start else ""
     raise ValueError(f"{path} holds no crystal that could be read{reason}")
 
 
-def _chunks(crystals: Iterator[Crystal], size: int) -> Iterator[list[Crystal]]:
+def _chunks(crystals: "Iterator[CrystalRecord]", size: int) -> "Iterator[list[CrystalRecord]]":
     while chunk := list(itertools.islice(crystals, size)):
         yield chunk
 
 
-def _rows(chunk: Sequence[Crystal], stability: "Stability") -> list[dict[str, Any]]:
+def _rows(chunk: "Sequence[CrystalRecord]", stability: "Stability") -> list[dict[str, Any]]:
     """Rows of `TABLE` for the crystals of a chunk; `stability` has an entry for each that could be read."""
     rows, place = [], itertools.count()
     for index, structure, problem in chunk:

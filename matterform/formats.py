@@ -67,6 +67,14 @@ class Record(NamedTuple):
     reason: str = ""  # empty where there is a structure
 
 
+class CrystalRecord(NamedTuple):
+    """One entry of a file as a pymatgen structure, or the reason why there is none."""
+
+    index: int
+    structure: "pymatgen.core.Structure | None"
+    reason: str = ""  # empty where there is a structure
+
+
 def read_structures(
     path: str | os.PathLike[str], *, limit: int | None = None
 ) -> tuple[list[AnyStructure], dict[int, str]]:
@@ -97,6 +105,18 @@ def iterate_records(path: str | os.PathLike[str]) -> Iterator[Record]:
         yield record
     if count == 0:
         raise ValueError(f"{path} holds no structures")
+
+
+def iterate_crystals(path: str | os.PathLike[str]) -> Iterator[CrystalRecord]:
+    """`iterate_records` as pymatgen structures; what is no crystal, such as a molecule, is refused with the reason."""
+    for record in iterate_records(path):
+        if record.structure is None:
+            yield CrystalRecord(record.index, None, record.reason)
+            continue
+        try:
+            yield CrystalRecord(record.index, to_structure(record.structure))
+        except ValueError as error:  # a molecule, say, which has no cell
+            yield CrystalRecord(record.index, None, str(error))
 
 
 def iterate_texts(path: str | os.PathLike[str]) -> Iterator[TextRecord]:

@@ -14,12 +14,11 @@ import os
 import pathlib
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float
 
@@ -35,13 +34,14 @@ from crystalformer.rl.options import RewardConfig, open_reward
 from crystalformer.rl.ppo import Example, Objective, advantages, make_ppo_loss
 from crystalformer.rl.record import Record, epoch_row
 from crystalformer.rl.rewards import Reward, describe_problems
-from crystalformer.rl.rollout import Policy, Rollout, Stopwatch, draw_spacegroups, gather_crystals, roll_out
+from crystalformer.rl.rollout import Policy, Rollout, Stopwatch, gather_crystals, roll_out
+from crystalformer.spacegroups import count_spacegroups, draw_spacegroups
 from crystalformer.train import load_crystals, make_validation, plan_batches, take_from
 from matterform.files import existing
 from matterform.progress import progress_bar
-from matterform.training.batches import Take, local_rows
+from matterform.training.batches import PlannedBatch, Take, local_rows
 from matterform.training.checkpoint import Checkpoints
-from matterform.training.loop import Outcome, Validation, run_validation, stop_on_signals
+from matterform.training.loop import Outcome, Validation, run_validation, stop_agreed, stop_on_signals
 from matterform.training.mesh import make_local_mesh, make_mesh, replicate, to_global
 from matterform.training.metrics import StepMetrics
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
@@ -191,7 +191,7 @@ def spacegroup_frequencies(config: PpoConfig, network: TransformerConfig) -> Flo
         groups = load_crystals(config.spacegroups_from, network).G
     else:
         return training_spacegroups().astype(np.float64)
-    return np.bincount(groups, minlength=231)[1:].astype(np.float64)
+    return count_spacegroups(groups).astype(np.float64)
 
 
 # --- before the run -------------------------------------------------------------------------------------------------
@@ -284,7 +284,8 @@ def _run_epochs(
             checkpoints.save(state, progress._asdict())
             show(progress.epoch)
             late = time.monotonic() >= deadline and progress.epoch < config.epochs
-            if stop := _agreed("interrupted" if stop_asked() else "time_limit" if late else None):
+            wish: Outcome | None = "interrupted" if stop_asked() else "time_limit" if late else None
+            if stop := stop_agreed(wish, at_meeting=True):
                 outcome = stop
                 break
     if outcome != "interrupted":
@@ -353,19 +354,22 @@ def take_steps(
         FloatingPointError: a loss or gradient is not finite.
     """
     metrics = StepMetrics()
+    size = min(tools.config.part_size * tools.mesh.size, _rounded_up(len(part.crystals.G), tools.mesh.size))
+    pieces = plan_batches(part.crystals, size, tools.config.seed).epoch(0) if number else []
     for _ in range(number):
-        state, step_metrics = _take_step(tools, state, part)
+        state, step_metrics = _take_step(tools, state, part, pieces)
         metrics.add(int(state.step), step_metrics)
         metrics.settle()
         _give_up_if(stop_asked)
     return state, metrics.take_means() if number else {}
 
 
-def _take_step(tools: Tools, state: TrainState, part: Part) -> tuple[TrainState, dict[str, Any]]:
+def _take_step(
+    tools: Tools, state: TrainState, part: Part, pieces: Sequence[PlannedBatch]
+) -> tuple[TrainState, dict[str, Any]]:
     """Computed piece by piece, each of crystals of like length."""
-    size = min(tools.config.part_size * tools.mesh.size, _rounded_up(len(part.crystals.G), tools.mesh.size))
     sums = None
-    for planned in plan_batches(part.crystals, size, tools.config.seed).epoch(0):
+    for planned in pieces:
         rows = local_rows(planned, jax.process_index(), jax.process_count())
         piece = Batch(part.take(rows.indices, rows.length), rows.weight)
         sums = part.step.add(state.params, sums, to_global(tools.mesh, piece))
@@ -390,14 +394,6 @@ def _good_relaxed(tools: Tools, rollout: Rollout) -> Crystals:
     structures = [s for s, good in zip(relaxed, wanted, strict=True) if good and s is not None]
     crystals, _ = from_structures(structures, n_max=tools.network.n_max)
     return gather_crystals(crystals, len(relaxed))
-
-
-def _agreed(wish: Outcome | None) -> Outcome | None:
-    """Why to stop, if any process wishes to."""
-    wishes: tuple[Outcome | None, ...] = (None, "time_limit", "interrupted")
-    if jax.process_count() == 1:
-        return wish
-    return wishes[int(multihost_utils.process_allgather(np.asarray(wishes.index(wish))).max())]
 
 
 def _give_up_if(stop_asked: Callable[[], bool]) -> None:

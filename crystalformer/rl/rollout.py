@@ -56,12 +56,6 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def draw_spacegroups(frequencies: Float[np.ndarray, "230"], number: int, seed: Sequence[int]) -> Int[np.ndarray, " b"]:
-    """Space groups drawn with the given frequencies (entry 0 is group 1), which need not sum to 1."""
-    rng = np.random.default_rng(seed)
-    return rng.choice(np.arange(1, 231), size=number, p=frequencies / frequencies.sum())
-
-
 def roll_out(
     policy: Policy,
     reference: Params,

@@ -199,7 +199,7 @@ def fit(
             outcome = _outcome(config, progress, number, last)
             if outcome is None:
                 late = time.monotonic() >= deadline
-                outcome = _stop_agreed("interrupted" if stop_asked() else "time_limit" if late else None, row_due)
+                outcome = stop_agreed("interrupted" if stop_asked() else "time_limit" if late else None, row_due)
             rested = time.monotonic() - saved_at >= config.checkpoint_seconds or jax.process_count() > 1
             held = improved or held
             if best is not None and held is not None and (outcome is not None or rested):
@@ -280,7 +280,7 @@ def _outcome(config: LoopConfig, progress: Progress, number: int, last: int | No
     return None
 
 
-def _stop_agreed(wish: Outcome | None, at_meeting: bool) -> Outcome | None:
+def stop_agreed(wish: Outcome | None, at_meeting: bool) -> Outcome | None:
     """Why to stop now: at once when alone, else at a meeting of all processes if any of them wishes to."""
     if jax.process_count() == 1:
         return wish

@@ -24,7 +24,8 @@ from crystalformer.rl.options import RewardConfig
 from crystalformer.rl.ppo import Objective
 from crystalformer.rl.record import Record
 from crystalformer.rl.rewards import Reward, make_scores
-from crystalformer.rl.rollout import draw_spacegroups, score_built
+from crystalformer.rl.rollout import score_built
+from crystalformer.spacegroups import draw_spacegroups
 from crystalformer.table import read_table
 from matterform.training.optimizers import OptimizerConfig
 
