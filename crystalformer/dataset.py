@@ -21,7 +21,7 @@ from crystalformer.crystal import Crystals, num_sites
 from crystalformer.symmetrize import crystal_from_structure, crystal_from_text
 from matterform.files import appending, write_atomically
 from matterform.formats import TextRecord, UnreadableStructure, iterate_crystals, iterate_csv
-from matterform.processes import worker_pool
+from matterform.processes import death_explained, worker_pool
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 ROWS_AT_ONCE = 200  # about half a second of work
 CHUNKS_AHEAD = 3  # per worker; bounds what waits in memory
+DEATH = (
+    "a process that converts crystals died; use fewer workers if memory is short, and keep what a script does under "
+    '`if __name__ == "__main__":`'
+)
 ID_COLUMN = "material_id"
 
 Progress = Callable[[int], None]  # is told the number of rows done
@@ -69,6 +73,7 @@ def read_csv(
 
     Raises:
         ValueError: `n_max` or `workers` too small, no such column, or not a table.
+        ChildProcessError: a worker died, of too little memory for instance.
     """
     _check_sizes(n_max, workers)
     chunks = [chunk for _, chunk in _converted(iterate_csv(path, column), n_max, workers, progress)]
@@ -232,7 +237,7 @@ def _in_order(
         for batch in batches:
             yield batch, convert_texts(_texts(batch), n_max)
         return
-    with worker_pool(workers) as pool:
+    with worker_pool(workers) as pool, death_explained(DEATH):
         waiting: collections.deque[tuple[list[TextRecord], concurrent.futures.Future[Chunk]]] = collections.deque()
         for batch in batches:
             waiting.append((batch, pool.submit(convert_texts, _texts(batch), n_max)))

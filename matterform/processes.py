@@ -27,6 +27,18 @@ def worker_pool(size: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
             raise
 
 
+@contextlib.contextmanager
+def death_explained(message: str) -> Iterator[None]:
+    """Turns the death of a worker into a ChildProcessError with `message`.
+
+    The block holds the submissions as well as the results: a pool refuses work as soon as it notices.
+    """
+    try:
+        yield
+    except concurrent.futures.BrokenExecutor as error:
+        raise ChildProcessError(message) from error
+
+
 def _follow_parent(reader: Connection) -> None:
     """In a worker: leaves Ctrl-C to the parent, and exits when the parent closes its end of the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from crystalformer.rl.rewards import Reward, Scores, make_scores
-from matterform.processes import worker_pool
+from matterform.processes import death_explained, worker_pool
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -112,11 +112,9 @@ def _evaluate_in_parts(
 ) -> Float[np.ndarray, " b"]:
     edges = np.linspace(0, len(structures), min(workers.size, len(structures)) + 1).astype(int).tolist()
     parts = [list(structures[start:end]) for start, end in itertools.pairwise(edges)]
-    futures = [workers.pool.submit(_evaluate_in_worker, target, part) for part in parts]
-    try:
+    with death_explained(f"the reward {target} ended its worker process; memory may have run out"):
+        futures = [workers.pool.submit(_evaluate_in_worker, target, part) for part in parts]
         return np.concatenate([future.result() for future in futures])
-    except concurrent.futures.BrokenExecutor as error:
-        raise ValueError(f"the reward {target} ended its worker process; memory may have run out: {error}") from error
 
 
 def _evaluate_in_worker(target: str, structures: "list[pymatgen.core.Structure]") -> Float[np.ndarray, " b"]:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,12 +13,16 @@ import numpy as np
 from matterform.potentials.base import Potential, Predictions, Wanted, batches_of_like_size
 from matterform.potentials.load import PotentialConfig, load_potential
 from matterform.potentials.torch_state import torch_threads
-from matterform.processes import worker_pool
+from matterform.processes import death_explained, worker_pool
 
 if TYPE_CHECKING:
     import pymatgen.core
 
 CHUNK = 8  # structures sent at once, where no batch size is given
+DEATH = (
+    "a process that evaluates the force field died; use fewer workers or a smaller batch if memory is short, "
+    'and keep what a script does under `if __name__ == "__main__":`'
+)
 
 
 @contextlib.contextmanager
@@ -34,12 +37,12 @@ def spread(config: PotentialConfig) -> Iterator[Potential]:
     """
     config, workers = dataclasses.replace(config, workers=0, threads=config.threads or 1), config.workers
     with worker_pool(workers) as pool:
-        with _death_explained():
+        with death_explained(DEATH):
             name, corrected = pool.submit(_describe, config).result()
 
         def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
             chunks = _chunks(structures, workers, config.mlff_batch_size or CHUNK)
-            with _death_explained():
+            with death_explained(DEATH):
                 jobs = [pool.submit(_predict, config, [structures[i] for i in chunk], wanted) for chunk in chunks]
                 return _in_order(chunks, [job.result() for job in jobs])
 
@@ -63,17 +66,6 @@ def _in_order(chunks: Sequence[Sequence[int]], parts: Sequence[Predictions]) -> 
         np.concatenate([np.zeros((0, 3, 3)), *(part.stress for part in parts)])[back],
         [problems[index] for index in back],
     )
-
-
-@contextlib.contextmanager
-def _death_explained() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a process that evaluates the force field died; use fewer workers or a smaller batch if memory is short, "
-            'and keep what a script does under `if __name__ == "__main__":`'
-        ) from error
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 import csv
 import json
+import multiprocessing
 
 import numpy as np
 import pandas as pd
@@ -112,6 +113,17 @@ def test_result_does_not_depend_on_workers_or_chunks(table, monkeypatch):
         assert_equal(crystals, expected)
         assert list(refused.items()) == list(expected_refused.items())
         assert done == [2, 4, 6, 8, 9]
+
+
+def test_a_dead_worker_is_one_clear_error(table, monkeypatch):
+    monkeypatch.setattr(dataset, "ROWS_AT_ONCE", 1)
+
+    def kill_workers(done: int) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    with pytest.raises(ChildProcessError, match="a process that converts crystals died; use fewer workers"):
+        read_csv(table, workers=2, progress=kill_workers)
 
 
 def test_prepared_folder_opens_as_memory_mapped_arrays(table, tmp_path, monkeypatch):
