@@ -77,28 +77,21 @@ def judge(groups: np.ndarray, built: Sequence[Structure | None], known: list[Str
     table = table.set_index(pd.Index(places)).reindex(range(len(built)))
     for name in JUDGED:
         table[name] = table[name].eq(True)
-    # Where the table has no compound of the same elements, its hull is only the elements, and nearly all lies below.
-    systems = {chemical_system(structure) for structure in known}
-    judged = [structure is not None and chemical_system(structure) in systems for structure in built]
-    return table.assign(structure=built, system_known=judged)
-
-
-def chemical_system(structure: Structure) -> frozenset[str]:
-    """The elements of a crystal."""
-    return frozenset(structure.composition.as_dict())
+    return table.assign(structure=built)
 
 
 def add_energies(
     table: pd.DataFrame, potential: Potential, hull: Hull, references: References | None, relax_steps: int
 ) -> pd.DataFrame:
-    """Columns with energies above the hull (eV/atom), NaN where there is none."""
+    """Columns with energies above the hull (eV/atom; NaN where there is none), and whether it knows the system."""
     places = np.flatnonzero(table["structure"].notna())
     structures = table["structure"][places].tolist()
     columns = {"e_above_hull": 0} | ({"e_above_hull_relaxed": relax_steps} if relax_steps else {})
     for name, steps in columns.items():
-        values = np.full(len(table), np.nan)
-        values[places] = above_hull(structures, potential, hull, references, steps).e_above_hull
-        table = table.assign(**{name: values})
+        found = above_hull(structures, potential, hull, references, steps)
+        values, known = np.full(len(table), np.nan), np.zeros(len(table), bool)
+        values[places], known[places] = found.e_above_hull, found.known_system
+        table = table.assign(**{name: values, f"{name}_known": known})
     return table
 
 
@@ -120,7 +113,7 @@ def measure(table: pd.DataFrame, arguments: Compare) -> dict[str, Any]:
             numbers |= {f"{name}: {key}": error_of_share(value, len(table)) for key, value in shares._asdict().items()}
             numbers[name] = mean(values)
             for label, known in (("known", True), ("unknown", False)):
-                members = values[(table["system_known"] == known).to_numpy()]
+                members = values[table["structure"].notna() & (table[f"{name}_known"] == known)]
                 numbers[f"{name}: metastable in {label} systems"] = share(members <= METASTABLE_EV)
     if "property" in table:
         values = table["property"].to_numpy()

@@ -216,6 +216,7 @@ TABLE: tuple[str, ...] = (
     "energy_per_atom",
     "formation_energy_per_atom",
     "e_above_hull",
+    "known_system",
     "relaxation",
     "problem",
     "cif",
@@ -240,6 +241,7 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
     check_references(hull, references)
     crystals = iterate_crystals(arguments.structures)
     values: list[float] = []
+    unknown = 0
     with open_potential(arguments.potential) as potential, progress_bar("crystals") as progress:
         check_references(hull, references, potential)
         start = _to_first_readable(crystals, arguments.structures)  # what cannot be read leaves no table
@@ -254,6 +256,7 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
                 table.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
                 file.flush()
                 values += [row.get("e_above_hull", np.nan) for row in rows]
+                unknown += sum(not problem for problem in stability.problems) - int(stability.known_system.sum())
                 progress(len(values))
     known = np.array(values)[np.isfinite(values)]
     shares = stability_shares(np.array(values))
@@ -262,6 +265,9 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
     say(
         f"of all: {100 * shares.stable:.1f} % on the hull, {100 * shares.metastable:.1f} % at most 0.1 eV/atom above it"
     )
+    if unknown:
+        say(f"{unknown} in chemical systems of which the hull has no reference with all elements: there, what is bound")
+        say("lies on it or below, known to be stable or not; the column known_system tells them apart")
     return 0
 
 
@@ -295,6 +301,7 @@ def _rows(chunk: "Sequence[CrystalRecord]", stability: "Stability") -> list[dict
             "energy_per_atom": stability.energy_per_atom[i],
             "formation_energy_per_atom": stability.formation_energy_per_atom[i],
             "e_above_hull": stability.e_above_hull[i],
+            "known_system": bool(stability.known_system[i]),
             "problem": stability.problems[i],
         }
         if stability.relaxed is not None and not stability.problems[i]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from crystalformer.rl.rewards import Reward, Scores, make_scores
+from crystalformer.rl.rewards import KNOWN_SYSTEM, Reward, Scores, make_scores
 from matterform.evaluation.composition import compositional_validity
 from matterform.evaluation.known import index_known, read_known
 from matterform.evaluation.matching import MatcherConfig, is_novel, is_unique
@@ -81,6 +81,22 @@ def with_composition_penalty(reward: Reward, penalty: float) -> Reward:
         return valid
 
     return _with_penalty(reward, penalty, "valid_composition", judge)
+
+
+def with_unknown_penalty(reward: Reward, penalty: float) -> Reward:
+    """Less by `penalty` where the hull of the reward `ehull` has no reference of all elements of a crystal.
+
+    In such chemical systems whatever is bound lies below the hull, which is what a policy soon finds out.
+    """
+    _check_size("penalty", penalty)
+    worst = reward.worst - penalty
+
+    def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
+        scores = reward.score(structures)
+        values = scores.values - np.where(scores.details[KNOWN_SYSTEM] == 1, 0.0, penalty)
+        return make_scores(values, scores.problems, worst, scores.details, scores.relaxed)
+
+    return Reward(reward.name, score, worst)
 
 
 def with_uniqueness_bonus(reward: Reward, bonus: float, config: MatcherConfig = MATCHER) -> Reward:

@@ -28,6 +28,7 @@ USED_BY = {  # settings that not all rewards use
     "convex_path": ("ehull",),
     "references": ("ehull",),
     "relax_steps": ("ehull",),
+    "unknown_penalty": ("ehull",),
     "stress_weight": ("force",),
     "property_path": NEED_PROPERTY,
     "fidelity": NEED_PROPERTY,
@@ -64,6 +65,7 @@ class RewardConfig:
     reward_high: float | None = None
     validity_penalty: float = 0.0  # for atoms too close for their radii, and densities that solids do not have
     composition_penalty: float = 0.0  # for oxidation states that cannot balance (SMACT)
+    unknown_penalty: float = 0.0  # ehull: for chemical systems of which the hull has no reference with all elements
     uniqueness_bonus: float = 0.0  # for the first of its kind in a batch
     novelty_bonus: float = 0.0  # for crystals that match none of the reference
     novelty_reference: pathlib.Path | None = None  # crystals in any format, usually the training set
@@ -92,7 +94,7 @@ class RewardConfig:
         if self.property_batch_size < 1:
             raise ValueError(f"property_batch_size must be at least 1; found {self.property_batch_size}")
         sizes = ("relax_steps", "stress_weight", "reward_workers", "validity_penalty", "composition_penalty")
-        for name in (*sizes, "uniqueness_bonus", "novelty_bonus"):
+        for name in (*sizes, "unknown_penalty", "uniqueness_bonus", "novelty_bonus"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
 
@@ -225,6 +227,8 @@ def _with_extras(reward: Reward, config: RewardConfig) -> Reward:
         reward = combine.with_validity_penalty(reward, config.validity_penalty)
     if config.composition_penalty:
         reward = combine.with_composition_penalty(reward, config.composition_penalty)
+    if config.unknown_penalty:
+        reward = combine.with_unknown_penalty(reward, config.unknown_penalty)
     if config.uniqueness_bonus:
         reward = combine.with_uniqueness_bonus(reward, config.uniqueness_bonus)
     if config.novelty_bonus:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 CLIP_EV_PER_ATOM = 10.0  # of energies above the hull
 SMALLEST, LARGEST = 1e-2, 1e2  # what components of forces (eV/Å) and stress (eV/Å³) count as
+KNOWN_SYSTEM = (
+    "known_system"  # detail of `ehull_reward`: 1 where the hull has a reference of all elements of the crystal
+)
 MAX_KINDS, MAX_ELEMENTS, MAX_WORDS = 6, 5, 80  # of reasons in a line, of elements named in each, of its characters
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy of a 3 x 3 matrix
 
@@ -95,7 +98,11 @@ def ehull_reward(
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
         found = above_hull(structures, potential, hull, references=references, relax_steps=relax_steps)
-        details = {"e_above_hull": found.e_above_hull, "energy_per_atom": found.energy_per_atom}
+        details = {
+            "e_above_hull": found.e_above_hull,
+            "energy_per_atom": found.energy_per_atom,
+            KNOWN_SYSTEM: np.where(np.isnan(found.e_above_hull), np.nan, found.known_system),
+        }
         values = np.clip(-found.e_above_hull, -clip, clip)
         if found.relaxed is None:
             return make_scores(values, found.problems, -clip, details)

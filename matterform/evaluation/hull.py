@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from matterform.elements import element_table
 from matterform.evaluation.hull_entries import Entries, Kind, fractions_of, open_entries, select
@@ -32,6 +32,7 @@ class AboveHull(NamedTuple):
 
     values: Float[np.ndarray, " b"]  # eV/atom; negative where a crystal lies below the hull of the references
     problems: list[str]  # empty where all is well
+    known_system: Bool[np.ndarray, " b"]  # whether a reference has all elements of the crystal; false with a problem
 
 
 class Hull(NamedTuple):
@@ -67,6 +68,7 @@ def make_hull(entries: Entries) -> Hull:
             raise ValueError(f"expected an energy for each of {len(compositions)} crystals, got {len(energies)}")
         groups: dict[bytes, list[tuple[int, np.ndarray]]] = {}
         values, problems = np.full(len(compositions), np.nan), [""] * len(compositions)
+        known = np.zeros(len(compositions), bool)
         for index, (composition, energy) in enumerate(zip(compositions, energies, strict=True)):
             try:
                 system, fractions = fractions_of(composition)
@@ -82,9 +84,10 @@ def make_hull(entries: Entries) -> Hull:
             indices, fractions = [index for index, _ in members], np.stack([fractions for _, fractions in members])
             hull = system_hull(system)
             values[indices] -= hull.energy(fractions)
+            known[indices] = hull.known and not hull.problem
             for index in indices:
                 problems[index] = hull.problem
-        return AboveHull(values, problems)
+        return AboveHull(values, problems, known)
 
     return Hull(entries.kind, energy_above_hull, system_hull.cache_info)
 
@@ -94,18 +97,21 @@ class SystemHull(NamedTuple):
 
     energy: Callable[[Float[np.ndarray, "b k"]], Float[np.ndarray, " b"]]  # fractions -> eV/atom
     problem: str
+    known: bool  # whether an entry has all of its elements
 
 
 def _system_hull(entries: Entries, system: bytes) -> SystemHull:
     fractions, energies = select(entries, system)
     missing = [number for number, column in zip(system, fractions.T, strict=True) if not (column == 1).any()]
+    known = bool((fractions > 0).all(1).any())
     if missing:
         symbols = ", ".join(element_table().symbol[missing])
-        return SystemHull(lambda queries: np.full(len(queries), np.nan), f"no elemental entry in the hull: {symbols}")
+        problem = f"no elemental entry in the hull: {symbols}"
+        return SystemHull(lambda queries: np.full(len(queries), np.nan), problem, known)
     potentials = chemical_potentials(fractions, energies) if len(system) <= MAX_FACETED else None
     if potentials is None:
-        return SystemHull(functools.partial(_solve, fractions, energies), "")
-    return SystemHull(lambda queries: (queries @ potentials.T).max(1), "")
+        return SystemHull(functools.partial(_solve, fractions, energies), "", known)
+    return SystemHull(lambda queries: (queries @ potentials.T).max(1), "", known)
 
 
 def chemical_potentials(

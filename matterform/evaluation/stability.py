@@ -29,6 +29,8 @@ class Stability(NamedTuple):
     formation_energy_per_atom: Float[np.ndarray, " b"]  # eV/atom; NaN without references
     problems: list[str]  # empty where all is well
     relaxed: "Relaxed | None"  # where relaxation was asked for; what it says of crystals that did not converge
+    # Whether the hull has a reference of all the crystal's elements. Where it has none, all that is bound seems stable.
+    known_system: Bool[np.ndarray, " b"]
 
 
 class Shares(NamedTuple):
@@ -75,6 +77,7 @@ def above_hull(
         formation.values / num_atoms,
         [next(filter(None, reason), "") for reason in reasons],  # the first is the cause of the others
         relaxed,
+        above.known_system,
     )
 
 

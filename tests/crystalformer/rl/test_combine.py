@@ -10,6 +10,7 @@ from crystalformer.rl.combine import (
     with_composition_penalty,
     with_novelty_bonus,
     with_uniqueness_bonus,
+    with_unknown_penalty,
     with_validity_penalty,
 )
 from crystalformer.rl.rewards import Reward, Scores, make_scores
@@ -103,6 +104,14 @@ def test_crystals_of_many_elements_are_no_work_for_the_composition_penalty():
     many = Structure(Lattice.cubic(9), [*metals, "S", "Cl"], [[i / 14, 0, 0] for i in range(14)])
     scores = with_composition_penalty(reward_of([1, 1]), 0.5).score([many, salt()])
     np.testing.assert_array_equal(scores.details["valid_composition"], [0, 1])
+
+
+def test_an_unknown_penalty_falls_on_systems_that_the_hull_does_not_know():
+    problems, known = ["", "", "broken"], np.array([1, 0, np.nan])
+    reward = with_unknown_penalty(reward_of([-1, 0, 0], problems, details={"known_system": known}), 0.5)
+    scores = reward.score([salt()] * 3)
+    np.testing.assert_array_equal(scores.values, [-1, -0.5, -10.5])
+    assert (reward.worst, scores.problems) == (-10.5, problems)
 
 
 def test_only_the_first_of_its_kind_gets_the_uniqueness_bonus():

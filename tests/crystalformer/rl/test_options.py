@@ -99,6 +99,17 @@ def test_the_whole_is_clipped_on_either_side_before_penalties():
     np.testing.assert_allclose(values["low"], [plain[0], -1.5, -1.5])
 
 
+def test_what_the_hull_does_not_know_costs_its_penalty_after_the_clip(hull, references):
+    hull.write_text("pretty_formula,formation_energy_per_atom\nCu,0.0\nAu,0.0\n")
+    alloy = COPPER.copy()
+    alloy.replace(0, "Au")
+    config = RewardConfig(convex_path=hull, references=references, reward_high=-9.0, unknown_penalty=0.5, potential=EMT)
+    with open_reward(config) as reward:
+        scores = reward.score([COPPER, alloy])
+    np.testing.assert_array_equal(scores.details["known_system"], [1, 0])
+    np.testing.assert_array_equal(scores.values, [-9.0, -9.5])
+
+
 def test_models_of_properties_are_opened_from_their_folders(tmp_path, monkeypatch):
     opened = []
 
@@ -195,6 +206,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded(options, words):
         ({"target": 1.0}, "--target does nothing with the reward ehull; it is for property"),
         ({"reward": ("pair", "force"), "reward_clip": 5.0}, "reward pair [+] force; it is for ehull and property"),
         ({"reward": ("dielectric",), "property_form": "squared"}, "--property-form does nothing"),
+        ({"reward": ("pair",), "unknown_penalty": 1.0}, "--unknown-penalty does nothing .* for ehull"),
         ({"reward": ("pair",), "potential": PotentialConfig(workers=2)}, "--workers does nothing .* ehull and force"),
         ({"reward": ("pair",), "potential": PotentialConfig(mlff_model="mace")}, "--mlff-model does nothing"),
         ({"reward": ("pair",), "potential": PotentialConfig(device="cuda")}, "--device does nothing"),

@@ -41,7 +41,8 @@ def hull_at(energy_per_atom: float) -> Hull:
     def energy_above_hull(compositions, energies):
         problems = ["no entry of Au" if "Au" in composition else "" for composition in compositions]
         per_atom = energies / np.array([c.num_atoms for c in compositions])
-        return AboveHull(np.where([bool(p) for p in problems], np.nan, per_atom - energy_per_atom), problems)
+        values = np.where([bool(p) for p in problems], np.nan, per_atom - energy_per_atom)
+        return AboveHull(values, problems, np.array(["Cu" in composition for composition in compositions]))
 
     return Hull("total", energy_above_hull, lambda: None)
 
@@ -114,6 +115,7 @@ def test_the_hull_reward_is_clipped_on_both_sides_and_its_worst_is_the_lower_one
         assert "Au" in scores.problems[3]
         assert np.isfinite(scores.details["e_above_hull"][0])
         assert np.isnan(scores.details["e_above_hull"][1:]).all()
+        np.testing.assert_array_equal(scores.details["known_system"], [1, np.nan, np.nan, np.nan])
 
 
 def test_the_hull_reward_relaxes_when_asked_to():
@@ -247,7 +249,7 @@ def test_a_tensor_of_a_strange_shape_is_an_error():
 def test_no_structures_give_no_scores_under_the_same_names():
     potential = ase_potential(EMT(), corrected=True)
     for reward, names in (
-        (ehull_reward(potential, hull_at(0.0)), {"e_above_hull", "energy_per_atom"}),
+        (ehull_reward(potential, hull_at(0.0)), {"e_above_hull", "energy_per_atom", "known_system"}),
         (force_reward(potential), {"mean_force", "mean_stress"}),
         (property_reward(model_of([]), 0.0), {"property"}),
         (dielectric_reward(model_of(np.zeros((0, 6))), model_of([])), {"dielectric", "band_gap"}),

@@ -163,6 +163,16 @@ def test_formation_energies_put_the_elements_that_occur_at_zero():
     assert above.problems == ["", "no elemental entry in the hull: F"]
 
 
+@pytest.mark.parametrize("kind", ["total", "formation"])
+def test_systems_without_a_reference_of_all_elements_are_told_apart(kind):
+    elements = [(symbol, 0.0) for symbol in ("Na", "K", "Cl", "Br", "Li", "F")]
+    hull = hull_of([*elements, ("NaCl", -2.0), ("KBr", -1.0), ("NaKCl2", -1.5)], kind=kind)
+    formulas = ["Na3Cl", "NaBr", "NaKCl", "NaKBr", "Na", "KBr", "NaKLiClBrF", "Au"]
+    above = hull.energy_above_hull([Composition(formula) for formula in formulas], np.zeros(len(formulas)))
+    assert above.known_system.tolist() == [True, False, True, False, True, True, False, False]
+    assert [bool(problem) for problem in above.problems] == [False] * 7 + [True]
+
+
 def test_what_cannot_be_compared_is_named():
     hull = hull_of([("Na", -1.3)])
     compositions = [Composition(), Composition("Na"), Composition({"X": 1}), Composition({"Na+": 1})]
