@@ -279,7 +279,7 @@ def _run_epochs(
                 break
             # The checkpoint comes last: whatever was not written before it is done again.
             record.write(progress.epoch, row)
-            if progress.epoch % config.publish_every == 0:
+            if progress.epoch % config.publish_every == 0 and progress.epoch < config.epochs:
                 publish(config.run_dir, tools.network, state, progress.epoch)
             checkpoints.save(state, progress._asdict())
             show(progress.epoch)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Union
 
 from matterform.crystal_text import UnreadableStructure, parse_structure
-from matterform.formats import iterate_records, iterate_texts, to_structure
+from matterform.formats import iterate_crystals, iterate_texts
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -36,12 +36,12 @@ def read_known(path: str | os.PathLike[str]) -> Known:
     return index_known(_entries(path))
 
 
-def index_known(crystals: Iterable[Entry]) -> Known:
-    """Given crystals, as structures or CIF texts."""
+def index_known(crystals: Iterable[Entry | None]) -> Known:
+    """Given crystals, as structures or CIF texts; None where there is one that cannot be read."""
     by_formula: dict[str, list[Entry]] = {}
     unreadable = 0
     for crystal in crystals:
-        entry: Entry | None = crystal
+        entry = crystal
         formula = _stated_formula(crystal) if isinstance(crystal, str) else None
         if formula is None:
             entry = _parsed(crystal) if isinstance(crystal, str) else crystal
@@ -63,12 +63,11 @@ def index_known(crystals: Iterable[Entry]) -> Known:
     return Known(find, sum(map(len, by_formula.values())))
 
 
-def _entries(path: str | os.PathLike[str]) -> Iterator[Entry]:
+def _entries(path: str | os.PathLike[str]) -> Iterator[Entry | None]:
     try:
         texts = iterate_texts(path)
     except ValueError:  # not a file of texts; if it is nothing else either, the next line says so
-        records = iterate_records(path)
-        yield from (to_structure(record.structure) for record in records if record.structure is not None)
+        yield from (crystal.structure for crystal in iterate_crystals(path))
     else:
         yield from (record.text for record in texts)
 

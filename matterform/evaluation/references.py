@@ -23,6 +23,7 @@ class References(NamedTuple):
 
     energies: dict[str, float]
     potential: str = ""  # name of the one that they are of; empty where that is not known
+    corrected: bool | None = None  # whether its energies were taken to contain the corrections; None: not known
 
     def formation_energies(
         self, compositions: "Sequence[pymatgen.core.Composition]", total_energies: Float[np.ndarray, " b"]
@@ -100,7 +101,8 @@ def _residual(compositions: "Sequence[pymatgen.core.Composition]", values: np.nd
 
 def save_references(references: References, path: str | os.PathLike[str], notes: Mapping[str, object] = {}) -> None:
     """Writes JSON; `notes` (table, residual, ...) stand beside the energies and are not read back."""
-    values = {"potential": references.potential, **notes, "energies_ev_per_atom": references.energies}
+    known = {"potential": references.potential, "energies_contain_corrections": references.corrected}
+    values = {**known, **notes, "energies_ev_per_atom": references.energies}
     with write_atomically(path) as temporary:
         text = json.dumps(values, indent=1)
         temporary.write_text(text, encoding="utf-8")
@@ -125,4 +127,5 @@ def load_references(path: str | os.PathLike[str]) -> References:
         ) from error
     if not np.isfinite(list(energies.values())).all():
         raise ValueError(f"{path} has reference energies that are not finite; fit them again")
-    return References(energies, str(values.get("potential") or ""))
+    corrected = values.get("energies_contain_corrections")
+    return References(energies, str(values.get("potential") or ""), None if corrected is None else bool(corrected))

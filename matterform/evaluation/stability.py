@@ -105,6 +105,15 @@ def check_references(hull: Hull, references: References | None, potential: "Pote
             f"the references are of {references.potential}, and the energies of {potential.name}: fit references to it "
             'with `matterform references` (or, if it only has another name, change "potential" in their file)'
         )
+    if references is not None and references.corrected not in (None, potential.corrected):
+        raise ValueError(
+            f"the references were fitted with corrections {_told(references.corrected)} the energies of "
+            f"{potential.name}, now {_told(potential.corrected)}: give --mlff-corrected (in Python: corrected) as then"
+        )
+
+
+def _told(corrected: bool | None) -> str:
+    return "already in" if corrected else "added to"
 
 
 class _Energies(NamedTuple):
@@ -164,7 +173,8 @@ def fit_potential_references(
     references, residual = fit_references(
         compositions, energy_per_atom[used], np.asarray(formation_energies_per_atom)[used]
     )
-    return PotentialFit(references._replace(potential=potential.name), residual, used, energy_per_atom, problems)
+    references = references._replace(potential=potential.name, corrected=potential.corrected)
+    return PotentialFit(references, residual, used, energy_per_atom, problems)
 
 
 def stability_shares(

@@ -61,8 +61,9 @@ def make_train_step(
 
     The metrics are the weighted means of the loss and of what `example_loss` reports, `grad_norm` (before the
     optimiser clips) and `nonfinite`, 1.0 where the loss or the gradient is not finite. They stay on the devices.
-    `ema_decay` is per step, and needs a state made with `ema=True`. `remember(memory, means)` gives the state's memory
-    after a step from that before it and the batch's metrics; with it, `example_loss` takes the memory last.
+    `ema_decay` is per step, `warmed_up`, and needs a state made with `ema=True`. `remember(memory, means)` gives the
+    state's memory after a step from that before it and the batch's metrics; with it, `example_loss` takes the memory
+    last.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1; got {accumulate}")
@@ -177,7 +178,7 @@ def _make_update(
         gradients = jax.tree.map(lambda g: g / sums.metrics["weight"].astype(g.dtype), sums.gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if ema_decay is None else _moved_average(state.ema, params, 1 - ema_decay)
+        ema = None if ema_decay is None else _moved_average(state.ema, params, 1 - warmed_up(ema_decay, state.step))
         grad_norm = optax.global_norm(gradients)
         nonfinite = ~(jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm))
         metrics = {**means, "grad_norm": grad_norm, "nonfinite": nonfinite.astype(jnp.float32)}
@@ -219,7 +220,15 @@ def mean_metrics(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return _divide_by_weight(totals)
 
 
-def _moved_average(average: Any, params: Any, share: float) -> Any:
+def warmed_up(ema_decay: float, steps: Int[Array, ""]) -> Float[Array, ""]:
+    """The decay of a moving average after so many steps: at most (1 + t) / (10 + t), as in TensorFlow's.
+
+    So the average remembers about the last tenth of a short run rather than its random start.
+    """
+    return jnp.minimum(ema_decay, (1 + steps) / (10 + steps))
+
+
+def _moved_average(average: Any, params: Any, share: Float[Array, ""]) -> Any:
     """The average moved towards `params`; written so that one of parameters that never change stays exactly theirs."""
     return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
 

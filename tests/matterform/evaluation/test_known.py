@@ -2,11 +2,12 @@
 
 import logging
 
+import ase.io
 from pymatgen.core import Lattice, Structure
 
 from matterform.evaluation import known
 from matterform.evaluation.known import index_known, read_known
-from matterform.formats import to_cif, write_structures
+from matterform.formats import to_atoms, to_cif, write_structures
 
 
 def salt(cation: str, anion: str = "Cl") -> Structure:
@@ -22,6 +23,13 @@ def test_crystals_are_found_by_reduced_formula(tmp_path):
         assert [len(structure) for structure in found.find("NaCl")] == [2, 4]
         assert found.find("FeO")[0].composition == crystals[3].composition
         assert found.find("MgO") == ()
+
+
+def test_what_is_no_crystal_is_left_out_with_a_warning(tmp_path, caplog):
+    ase.io.write(tmp_path / "mixed.extxyz", [to_atoms(salt("Na")), ase.Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])])
+    with caplog.at_level(logging.WARNING):
+        assert read_known(tmp_path / "mixed.extxyz").count == 1
+    assert [record.getMessage() for record in caplog.records] == ["1 known crystals cannot be read and are left out"]
 
 
 def test_texts_are_parsed_once_and_only_when_looked_for(monkeypatch):

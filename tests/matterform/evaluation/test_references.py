@@ -69,7 +69,7 @@ def test_an_energy_that_is_not_finite_is_refused():
 
 def test_saved_references_are_read_back(tmp_path):
     path = tmp_path / "references.json"
-    for references in (References(ENERGIES), References(ENERGIES, "chgnet 0.3.0")):
+    for references in (References(ENERGIES), References(ENERGIES, "chgnet 0.3.0", corrected=True)):
         save_references(references, path, {"table": "mp_20.csv"})
         assert load_references(path) == references
         assert '"table": "mp_20.csv"' in path.read_text()
@@ -77,7 +77,8 @@ def test_saved_references_are_read_back(tmp_path):
 
 def test_references_of_the_repository_are_of_chgnet():
     path = pathlib.Path(__file__).parents[3] / "experiments" / "results" / "hull_mp20" / "references.json"
-    assert load_references(path).potential == "chgnet 0.3.0"
+    references = load_references(path)
+    assert (references.potential, references.corrected) == ("chgnet 0.3.0", True)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,16 @@ def test_references_of_another_potential_are_refused(rock_salt):
         np.testing.assert_allclose(stability.e_above_hull, [-3.3 + 1.5 + 2.0])
 
 
+def test_references_fitted_with_other_corrections_are_refused(rock_salt):
+    potential, hull = potential_of([8 * -3.3], True), hull_of("formation", {"NaCl": -2.0})
+    energies = {"Na": -1.0, "Cl": -2.0}
+    words = "fitted with corrections added to the energies of given, now already in: give --mlff-corrected"
+    with pytest.raises(ValueError, match=words):
+        above_hull([rock_salt()], potential, hull, References(energies, "given", corrected=False))
+    stability = above_hull([rock_salt()], potential, hull, References(energies, "given", corrected=True))
+    np.testing.assert_allclose(stability.e_above_hull, [0.2])
+
+
 def test_energies_of_unknown_correction_are_refused(rock_salt):
     potential = potential_of([8 * -3.3], None)
     with pytest.raises(ValueError, match="--mlff-corrected True or --mlff-corrected False"):
@@ -113,7 +123,7 @@ def test_references_are_fitted_to_corrected_energies(rock_salt):
     progress = []
     fit = fit_potential_references(potential_of([*raw[:3], None], False), salts, formation, progress.append)
     assert fit.used.tolist() == [0, 1, 2]
-    assert fit.references.potential == "given"
+    assert (fit.references.potential, fit.references.corrected) == ("given", False)
     assert fit.problems == ["", "", "", "exploded"]
     assert progress == [4]
     np.testing.assert_allclose(fit.residual.values, 0, atol=1e-12)

@@ -8,7 +8,7 @@ import pytest
 
 from matterform.training.mesh import make_mesh, to_global
 from matterform.training.state import init_state
-from matterform.training.step import Batch, make_eval_step, make_parted_step, make_train_step, mean_metrics
+from matterform.training.step import Batch, make_eval_step, make_parted_step, make_train_step, mean_metrics, warmed_up
 
 
 def squared_error(params, key, example):
@@ -54,7 +54,19 @@ def test_moving_average_starts_from_the_parameters():
     optimizer = optax.sgd(1.0)
     step = make_train_step(squared_error, optimizer, jax.random.key(0), make_mesh(), ema_decay=0.75)
     state, _ = step(start(optimizer, ema=True), hand_batch())
-    np.testing.assert_allclose(state.ema["w"], 0.75 * 2 + 0.25 * (2 - 13 / 3), rtol=1e-6)
+    np.testing.assert_allclose(
+        state.ema["w"], 0.1 * 2 + 0.9 * (2 - 13 / 3), rtol=1e-6
+    )  # warming up: (1 + 0) / (10 + 0)
+    late, _ = step(start(optimizer, ema=True)._replace(step=jnp.int32(26)), hand_batch())
+    np.testing.assert_allclose(late.ema["w"], 0.75 * 2 + 0.25 * (2 - 13 / 3), rtol=1e-6)  # 27 / 36 is the decay itself
+
+
+def test_moving_average_of_a_short_run_forgets_its_start():
+    average, value = 0.0, 1.0
+    for step in range(100):
+        decay = float(warmed_up(0.999, jnp.int32(step)))
+        average = decay * average + (1 - decay) * value
+    assert average > 0.999  # with the decay alone it would be 0.095
 
 
 def test_evaluation_sums_to_weighted_means_over_batches():
