@@ -157,7 +157,10 @@ def gather_crystals(crystals: Crystals, most: int) -> Crystals:
 
 
 def _of_all_processes(tree: Any) -> Any:
-    """Arrays of all processes, joined in their order."""
+    """Arrays of all processes, joined in their order; as bytes, since JAX would round float64 to float32."""
     if jax.process_count() == 1:
         return tree
-    return multihost_utils.process_allgather(tree, tiled=True)
+    arrays = jax.tree.map(np.asarray, tree)
+    raw = jax.tree.map(lambda x: np.ascontiguousarray(x)[..., None].view(np.uint8), arrays)
+    everyones = multihost_utils.process_allgather(raw, tiled=True)
+    return jax.tree.map(lambda x, own: np.ascontiguousarray(x).view(own.dtype)[..., 0], everyones, arrays)

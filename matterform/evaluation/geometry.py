@@ -17,6 +17,12 @@ MIN_EDGE_ANG = 0.5
 MAX_ELONGATION = 1e4
 MAX_EDGE_ANG = 500.0  # and beyond this StructureMatcher fails, or takes all memory there is
 
+NEIGHBOR_CELLS = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+COMBINATIONS = np.concatenate([np.eye(3, dtype=int), NEIGHBOR_CELLS[np.abs(NEIGHBOR_CELLS).sum(-1) > 1]])
+ROUNDING = 1e-9  # of squared lengths
+EASY_STEPS = 4
+PAIRS_AT_ONCE = 4096  # of atoms; bounds memory, 27 images each
+
 
 def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VOLUME_ANG3) -> str:
     """Why nothing can be measured in a structure; empty where all is well.
@@ -36,11 +42,9 @@ def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VO
 
 def is_comparable(structure: "pymatgen.core.Structure") -> bool:
     """Whether symmetry and likeness can be asked for: no defect, and a reduced cell no needle, no sheet, not huge."""
-    from ase.geometry import minkowski_reduce
-
     if defect(structure):
         return False
-    edges = np.linalg.norm(minkowski_reduce(structure.lattice.matrix)[0], axis=-1)
+    edges = np.linalg.norm(reduced_cell(structure.lattice.matrix), axis=-1)
     if not MIN_EDGE_ANG <= edges.min() <= edges.max() <= MAX_EDGE_ANG:
         return False
     return bool(edges.max() ** 3 <= MAX_ELONGATION * cell_volume(structure))
@@ -62,17 +66,39 @@ def nearest_image_distances(cell: Float[np.ndarray, "3 3"], frac: Float[np.ndarr
         cell: lattice vectors as rows (Å), not flat.
         frac: fractional coordinates, anywhere.
     """
-    from ase.geometry import minkowski_reduce
-
-    reduced, _ = minkowski_reduce(cell)
-    frac = (frac % 1.0) @ cell @ np.linalg.inv(reduced)
+    reduced = reduced_cell(cell)
+    if reduced is not cell:
+        frac = (frac % 1.0) @ cell @ np.linalg.inv(reduced)
     first, second = np.triu_indices(len(frac), k=1)
     difference = frac[first] - frac[second]
     difference = (difference - np.round(difference)) @ reduced
-    square = np.full(len(first), np.inf)
-    for shift in itertools.product((-1, 0, 1), repeat=3):  # a loop: all images at once would not fit for large cells
-        image = difference + np.array(shift) @ reduced
-        np.minimum(square, np.einsum("pi,pi->p", image, image), out=square)
+    shifts = NEIGHBOR_CELLS @ reduced
+    square = np.empty(len(first))
+    for start in range(0, len(first), PAIRS_AT_ONCE):
+        images = difference[start : start + PAIRS_AT_ONCE, None] + shifts
+        square[start : start + PAIRS_AT_ONCE] = np.einsum("psi,psi->ps", images, images).min(-1)
     distances = np.diag(np.full(len(frac), np.linalg.norm(reduced, axis=-1).min()))
     distances[first, second] = distances[second, first] = np.sqrt(square)
     return distances
+
+
+def reduced_cell(cell: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+    """A Minkowski-reduced cell of the same lattice; the cell itself where it is one already.
+
+    Reduced is a cell none of whose vectors becomes shorter by adding or subtracting shorter ones. Most crystals need no
+    step or two, which is much faster than ASE's reduction; that is asked about the others.
+    """
+    reduced = cell
+    for _ in range(EASY_STEPS):
+        sums = COMBINATIONS @ reduced
+        lengths = np.einsum("ci,ci->c", sums, sums)
+        replaced = np.where(COMBINATIONS != 0, lengths[:3], -1.0).argmax(-1)  # the longest of the vectors added
+        shortening = lengths[replaced] * (1 - ROUNDING) - lengths
+        best = int(shortening.argmax())
+        if shortening[best] <= 0:
+            return reduced
+        reduced = reduced.copy()
+        reduced[replaced[best]] = sums[best]
+    from ase.geometry import minkowski_reduce
+
+    return minkowski_reduce(cell)[0]
