@@ -101,4 +101,4 @@ def reduced_cell(cell: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
         reduced[replaced[best]] = sums[best]
     from ase.geometry import minkowski_reduce
 
-    return minkowski_reduce(cell)[0]
+    return np.asarray(minkowski_reduce(cell)[0])
