@@ -198,10 +198,10 @@ def train_dpo(config: DpoConfig, resume: bool = False) -> FitResult:
     held_out = None
     if validation is not None:
         held_out = Validation(make_eval_step(example_loss, mesh), _plan(validation, config), _taker(validation))
-    claim_run(config, prints, resume)
-    if jax.process_index() == 0 and not resume:
+    if jax.process_index() == 0 and not resume:  # before the claim: a folder that is claimed can be resumed
         save_checkpoint(config.run_dir / "reference.pkl", start.params, config=start.config)
         _write_rows(config.run_dir, data, reference)
+    claim_run(config, prints, resume)
     _log_examples(train, validation, mesh.size)
     with open_run(config, metric_columns(METRICS, validation is not None), state, resume) as run:
         result = fit(
