@@ -4,7 +4,13 @@
     python experiments/dpo_pairs.py --scored scored.csv --score e_above_hull --lower-is-better --group-by spacegroup
 
 Every flag of `crystalformer dpo` overrides the recipe; `--resume` goes on with an interrupted run. A first look, with
-the small model that ships: leave out --checkpoint. `crystalformer sample` writes tables to score or to pair.
+the small model that ships: leave out --checkpoint. A scored table is made of samples, whose energies above a hull (a
+folder of `matterform hull`) are those of a potential, CHGNet unless --mlff_model names another:
+
+    crystalformer sample --num-samples 4000 --out samples
+    matterform above-hull samples/samples.csv --hull hulls/mp --out scored.csv
+
+Crystals without an energy give no pair; they are counted, and listed in the run's refused.csv.
 """
 
 import pathlib

@@ -73,6 +73,8 @@ class ReferencesArguments:
 class AboveHullArguments:
     """Writes a table of energies above the hull, as they come; crystals without one are listed with the reason.
 
+    The column cif holds the crystal that an energy is of, as given or relaxed.
+
     A potential's energies get the Materials Project's corrections of 2020 unless they contain them (CHGNet's do;
     --mlff-corrected says it of others). References must be those of the same potential.
 
@@ -256,7 +258,7 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
                 table.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
                 file.flush()
                 values += [row.get("e_above_hull", np.nan) for row in rows]
-                unknown += sum(not problem for problem in stability.problems) - int(stability.known_system.sum())
+                unknown += int((np.isfinite(stability.e_above_hull) & ~stability.known_system).sum())
                 progress(len(values))
     known = np.array(values)[np.isfinite(values)]
     shares = stability_shares(np.array(values))
@@ -288,6 +290,8 @@ def _chunks(crystals: "Iterator[CrystalRecord]", size: int) -> "Iterator[list[Cr
 
 def _rows(chunk: "Sequence[CrystalRecord]", stability: "Stability") -> list[dict[str, Any]]:
     """Rows of `TABLE` for the crystals of a chunk; `stability` has an entry for each that could be read."""
+    from matterform.formats import to_cif
+
     rows, place = [], itertools.count()
     for index, structure, problem in chunk:
         if structure is None:
@@ -305,12 +309,11 @@ def _rows(chunk: "Sequence[CrystalRecord]", stability: "Stability") -> list[dict
             "problem": stability.problems[i],
         }
         if stability.relaxed is not None and not stability.problems[i]:
-            from matterform.formats import to_cif
-
             relaxed = stability.relaxed
+            structure = relaxed.structures[i]
             state = "converged" if relaxed.converged[i] else relaxed.problems[i] or "under way"
-            row |= {"relaxation": f"{state} after {relaxed.steps[i]} steps", "cif": to_cif(relaxed.structures[i])}
-        rows.append(row)
+            row["relaxation"] = f"{state} after {relaxed.steps[i]} steps"
+        rows.append(row | {"cif": "" if stability.problems[i] else to_cif(structure)})
     return rows
 
 

@@ -13,6 +13,8 @@ pairs.csv, refused.csv, metrics.csv, checkpoints/ to resume and published/ to us
 
 crystalformer dpo --chosen stable.csv --rejected unstable.csv --run-dir runs/dpo
 
+matterform above-hull samples/samples.csv --hull hulls/mp --out scored.csv  (samples of `crystalformer sample`)
+
 crystalformer dpo --scored scored.csv --score e_above_hull --lower-is-better --group-by spacegroup --run-dir runs/dpo
 
 crystalformer dpo --run-dir runs/dpo --resume --epochs 20

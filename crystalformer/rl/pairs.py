@@ -116,13 +116,11 @@ def pairs_from_scores(path: pathlib.Path, config: PairingConfig, *, n_max: int =
     if config.score is None:
         raise ValueError(f"{path}: the name of the column of scores is missing; give it as score")
     scores = read_scores(path, config.score)
-    crystals, rows, refused, _ = read_rows(path, n_max=n_max, workers=workers)
-    values = np.array([scores.get(row, np.nan) for row in rows], np.float64)
-    scored = np.isfinite(values)
-    refused |= {
-        row: f"its {config.score} is not a number" for row, is_scored in zip(rows, scored, strict=True) if not is_scored
-    }
-    places = np.flatnonzero(scored)
+    crystals, rows, unreadable, _ = read_rows(path, n_max=n_max, workers=workers)
+    values = np.array([scores[row] for row in rows], np.float64)
+    unscored = {row: f"its {config.score} is not a number" for row, score in scores.items() if not math.isfinite(score)}
+    refused = dict(sorted((unreadable | unscored).items()))
+    places = np.flatnonzero(np.isfinite(values))
     crystals = take_crystals(crystals, places)
     pairs = best_against_worst(group_keys(crystals, config.group_by), values[places], config)
     if not len(pairs):

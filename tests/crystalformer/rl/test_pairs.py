@@ -2,12 +2,14 @@
 
 import csv
 import functools
+import json
 import re
 
 import jax
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
+from pymatgen.entries.computed_entries import ComputedEntry
 
 from crystalformer.crystal import Crystals
 from crystalformer.dataset import prepare
@@ -22,6 +24,7 @@ from crystalformer.rl.pairs import (
     take_crystals,
 )
 from crystalformer.table import COLUMNS, TableWriter, table_rows
+from matterform.cli import main as matterform
 
 N_MAX = 6
 ROCK_SALT, CESIUM_CHLORIDE = ("Fm-3m", 5.6), ("Pm-3m", 4.1)  # both with atoms at 0 and at 1/2
@@ -208,6 +211,23 @@ def test_scores_of_a_table_of_samples_follow_its_index(tmp_path, random_crystals
     assert rows.tolist() == [[9, 8]]
     assert refused == {}
     np.testing.assert_allclose([pairs.chosen.L[0, 0], pairs.rejected.L[0, 0]], [2.0, 1.5], atol=2e-6)
+
+
+@pytest.mark.parametrize("relax_steps", [0, 2])
+def test_a_table_of_energies_above_the_hull_gives_pairs(tmp_path, relax_steps):
+    (tmp_path / "hull.json").write_text(json.dumps({"entries": [ComputedEntry("Cu", 0.0).as_dict()]}))
+    metals = [Structure.from_spacegroup("Fm-3m", Lattice.cubic(edge), ["Cu"], [[0] * 3]) for edge in (3.9, 3.6, 3.8)]
+    rows = [{"cif": cif} for cif in (metals[0].to(fmt="cif"), salt("Na", "F"), "data_broken")]  # EMT knows no salts
+    path = write_csv(tmp_path / "crystals.csv", [*rows, *({"cif": metal.to(fmt="cif")} for metal in metals[1:])])
+    emt = ["--mlff-model=ase", "--mlff-variant=ase.calculators.emt:EMT", "--mlff-corrected=True"]
+    arguments = [f"--hull={tmp_path / 'hull.json'}", f"--out={tmp_path / 'scored.csv'}", f"--relax-steps={relax_steps}"]
+    assert matterform(["above-hull", str(path), *arguments, *emt]) == 0
+    for group_by in ("formula", "spacegroup"):
+        config = PairingConfig(score="e_above_hull", lower_is_better=True, group_by=group_by)
+        pairs, rows, refused = pairs_from_scores(tmp_path / "scored.csv", config, n_max=N_MAX)
+        assert rows.tolist() == [[3, 0]]
+        assert pairs.chosen.G.tolist() == pairs.rejected.G.tolist() == [225]
+        assert refused == dict.fromkeys([1, 2], "its e_above_hull is not a number")
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
