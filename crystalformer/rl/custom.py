@@ -3,10 +3,7 @@
 import concurrent.futures
 import contextlib
 import functools
-import importlib
 import itertools
-import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +12,7 @@ from jaxtyping import Float
 
 from crystalformer.rl.rewards import Reward, Scores, make_scores
 from matterform.processes import death_explained, worker_pool
+from matterform.user_code import Explained, load_callable
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -67,7 +65,7 @@ def custom_reward(target: str, worst: float = WORST, workers: Workers | None = N
 def evaluate(target: str, structures: "list[pymatgen.core.Structure]") -> Float[np.ndarray, " b"]:
     """What the function says of `structures`, checked: what a worker process does."""
     function = load_function(target)
-    with _Explained(f"the reward {target}"):
+    with Explained(f"the reward {target}"):
         returned = np.asarray(function(structures))
     if returned.dtype.kind not in "biuf":
         raise ValueError(f"the reward {target} must return numbers; it returned {_shortened(returned)}")
@@ -93,18 +91,7 @@ def load_function(target: str) -> "Callable[[list[pymatgen.core.Structure]], Any
     Raises:
         ValueError: there is none.
     """
-    module_name, _, name = target.partition(":")
-    if not (module_name and name):
-        raise ValueError(f"a reward of your own is named module:function, such as my_rewards:density; found {target!r}")
-    here = str(pathlib.Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # last, so that a file here does not take the place of an installed package
-    with _Explained(f"importing {module_name} for the reward {target}"):
-        module = importlib.import_module(module_name)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"the reward {target}: {module.__file__ or module_name} has no function {name}")
-    return function
+    return load_callable(target, "the reward", "module:function, such as my_rewards:density")
 
 
 def _evaluate_in_parts(
@@ -123,20 +110,6 @@ def _evaluate_in_worker(target: str, structures: "list[pymatgen.core.Structure]"
         return evaluate(target, structures)
     except KeyboardInterrupt as error:
         raise ValueError(f"the reward {target} raised KeyboardInterrupt in its worker process") from error
-
-
-class _Explained(contextlib.AbstractContextManager[None]):
-    """Turns whatever a user's code raises into one line that says whose it is, with the original as the cause.
-
-    The exceptions of code that we do not know cannot be listed, so this is no `except`; interrupts pass.
-    """
-
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, (Exception, SystemExit)):
-            raise ValueError(f"{self._doing} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _shortened(returned: np.ndarray) -> str:

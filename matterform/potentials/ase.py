@@ -1,6 +1,5 @@
 """Any calculator of ASE as a potential, one structure at a time."""
 
-import importlib
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,13 @@ from matterform.potentials.base import (
     collect_predictions,
     run_in_batches,
 )
+from matterform.user_code import Explained, load_callable
 
 if TYPE_CHECKING:
     import ase.calculators.calculator
     import pymatgen.core
 
+FORM = "module:Class, such as ase.calculators.emt:EMT"
 # NotImplementedError (an unknown element) and ASE's CalculatorError are RuntimeErrors, LinAlgError is a ValueError.
 EXPECTED = (ValueError, ArithmeticError, RuntimeError)
 
@@ -26,7 +27,7 @@ EXPECTED = (ValueError, ArithmeticError, RuntimeError)
 def load_ase(
     path: pathlib.Path | None = None, variant: str | None = None, device: str = "cpu", batch_size: int = 1
 ) -> Potential:
-    """The calculator `variant`, as module:Class with a constructor that needs no arguments.
+    """The calculator `variant`, as module:Class with a constructor that needs no arguments; see `load_callable`.
 
     A calculator chooses its device itself and is asked for one structure at a time, so the last two are not used.
     Nobody knows whether its energies contain the MP2020 corrections.
@@ -36,33 +37,32 @@ def load_ase(
     """
     if path is not None:
         raise ValueError(f"an ASE calculator is named by the variant, as module:Class, and takes no path; got {path}")
-    if variant is None or variant.count(":") != 1:
-        raise ValueError(
-            f"an ASE calculator is named as module:Class, such as ase.calculators.emt:EMT; got {variant!r}"
-        )
-    return ase_potential(_make_calculator(*variant.split(":")), variant)
+    variant = variant or ""
+    make = load_callable(variant, "the ASE calculator", FORM)
+    with Explained(f"making the ASE calculator {variant} without arguments"):
+        calculator = make()
+    return ase_potential(calculator, variant)
 
 
 def ase_potential(
     calculator: "ase.calculators.calculator.BaseCalculator", name: str = "", corrected: bool | None = None
 ) -> Potential:
-    """Potential that asks `calculator`; its energies are taken as they are, in eV for the whole structure."""
+    """Potential that asks `calculator`; its energies are taken as they are, in eV for the whole structure.
+
+    What it raises beyond `EXPECTED` is a fault of its own rather than of a structure: a ValueError that names it.
+    """
+    name = name or type(calculator).__name__
 
     def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
         known = getattr(calculator, "implemented_properties", ())
         if wanted not in known:
             raise ValueError(f"{type(calculator).__name__} has no {wanted}, only {', '.join(known)}")
         package = BatchModel(_atoms, lambda inputs: [_ask(calculator, atoms, wanted) for atoms in inputs], EXPECTED)
-        return collect_predictions(*run_in_batches(structures, package, batch_size=1))
+        with Explained(f"the ASE calculator {name}"):
+            results = run_in_batches(structures, package, batch_size=1)
+        return collect_predictions(*results)
 
-    return Potential(f"ase {name or type(calculator).__name__}", predict, corrected)
-
-
-def _make_calculator(module: str, name: str) -> Any:
-    try:
-        return getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"cannot make the ASE calculator {module}:{name}: {' '.join(str(error).split())}") from error
+    return Potential(f"ase {name}", predict, corrected)
 
 
 def _atoms(structure: "pymatgen.core.Structure") -> Any:

@@ -143,8 +143,10 @@ def test_names_without_a_function_are_refused(module, tmp_path):
     for target in ("density", ":density", "rewards:"):
         with pytest.raises(ValueError, match="named module:function, such as my_rewards:density; found"):
             load_function(target)
-    with pytest.raises(ValueError, match=rf"{module}\.py has no function name"):
+    with pytest.raises(ValueError, match=rf"{module}\.py has no function or class name"):
         load_function(f"{module}:name")
+    with pytest.raises(ValueError, match="the reward sys:density: sys has no function or class density"):
+        load_function("sys:density")  # which has no file
     with pytest.raises(ValueError, match=r"importing there_is_none for .* raised ModuleNotFoundError: No module named"):
         load_function("there_is_none:density")
     (tmp_path / "leaving_module.py").write_text("raise SystemExit(0)")

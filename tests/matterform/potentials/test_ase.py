@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from ase.calculators.calculator import Calculator
@@ -16,6 +18,15 @@ class Spring(Calculator):
         if atoms.get_volume() > 100:
             raise ArithmeticError("too large\nby far")
         self.results = {"energy": atoms.get_volume()}
+
+
+class Faulty(Spring):
+    """Has a fault of its own for copper alone."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms)
+        if "Au" not in atoms.symbols:
+            raise KeyError("no\nparameters")
 
 
 @pytest.fixture
@@ -50,8 +61,9 @@ def test_named_calculator_equals_the_instance(metals):
         (None, "module:Class"),
         ("ase.calculators.emt", "module:Class"),
         ("ase.calculators.emt:Absent", "Absent"),
+        ("ase.calculators.emt:", "module:Class"),
         ("no_such_module:EMT", "no_such_module"),
-        ("ase.calculators.qmmm:EIQMMM", "argument"),
+        ("ase.calculators.qmmm:EIQMMM", "without arguments raised TypeError: .* argument"),
     ],
 )
 def test_what_cannot_be_made_is_said(variant, words):
@@ -78,3 +90,24 @@ def test_a_failing_structure_is_a_problem_of_its_own(metals):
     assert result.problems == ["ArithmeticError: too large by far", ""]
     assert np.isnan(result.energy[0])
     assert np.isfinite(result.energy[1])
+
+
+def test_a_fault_of_the_calculator_is_one_line_with_its_name(metals):
+    alloy, copper = metals
+    large = alloy.apply_strain(1.0, inplace=False)
+    potential = ase_potential(Faulty())
+    assert potential.predict([large, alloy], "energy").problems == ["ArithmeticError: too large by far", ""]
+    with pytest.raises(
+        ValueError, match=r"^the ASE calculator Faulty raised KeyError: \S+no\S+parameters\S+$"
+    ) as caught:
+        potential.predict([alloy, copper], "energy")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_calculators_of_the_current_folder_are_found(metals, tmp_path, monkeypatch):
+    (tmp_path / "calculators_here.py").write_text("from ase.calculators.emt import EMT as Mine")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    potential = load_ase(variant="calculators_here:Mine")
+    assert potential.name == "ase calculators_here:Mine"
+    assert potential.predict(metals, "energy").problems == ["", ""]
