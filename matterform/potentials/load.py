@@ -1,4 +1,4 @@
-"""From what a user asks for to a potential or a property model. Nothing is ever downloaded."""
+"""From what a user asks for to a potential or a property model. Nothing is downloaded unless asked for."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ class PotentialConfig:
     """Which force field, where it lies, and what it may use."""
 
     mlff_model: Literal["chgnet", "orb", "mace", "matgl", "ase"] = "chgnet"
-    mlff_path: pathlib.Path | None = None  # checkpoint, or folder (matgl); CHGNet and ASE need none
+    mlff_path: pathlib.Path | None = None  # checkpoint, or folder (matgl), or `download` (orb); others need none
     mlff_variant: str | None = None  # orb: architecture (orb_v2); chgnet: version (0.3.0); ase: module:Class
     # Whether its energies contain the Materials Project's corrections of 2020, as CHGNet's do; otherwise they are added
     # where energies are compared with a hull. Default: what is usual with the package; for ase it must be said.

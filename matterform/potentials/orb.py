@@ -1,9 +1,11 @@
 """Orb (Neumann et al., arXiv:2410.22570; Rhodes et al., arXiv:2504.06231), versions 2 and 3, from local files."""
 
+import functools
+import inspect
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +22,14 @@ from matterform.potentials.base import (
     run_in_batches,
 )
 from matterform.potentials.torch_state import check_device, check_path, unchanged_process
+from matterform.user_code import one_line
 
 if TYPE_CHECKING:
     import pymatgen.core
 
 BATCH_SIZE = 8
 MAX_ATOMIC_NUMBER = 117
+DOWNLOAD = pathlib.Path("download")
 
 # Models of dispersion alone, and of charged molecules, give no energies of crystals; version 1 is no longer served.
 VARIANTS = (
@@ -54,29 +58,34 @@ def load_orb(
     Materials Project and Alexandria have; "omat" models follow OMat24, whose pseudopotentials are newer.
 
     Args:
-        path: a state dict saved by torch.
+        path: a state dict saved by torch; or `download`, where no file is called so, to let the package fetch the
+            published one (to its own cache), which nothing else does.
         variant: which of `VARIANTS` the file is of; default orb_v2. Weights cannot tell "20" neighbors from "inf".
 
     Raises:
         ImportError: orb-models is not installed.
         ValueError: no path, an unknown variant or device, or the weights are of another architecture.
         FileNotFoundError: nothing lies at the path.
+        OSError: the download fails; says what to fetch by other means.
     """
     name = (variant or VARIANTS[0]).replace("-", "_")
     if name not in VARIANTS:
         raise ValueError(f"no architecture of Orb is called {variant!r}; there is {', '.join(VARIANTS)}")
-    path = check_path("Orb", path, f"a checkpoint of {name}, say orb-v2-20241011.ckpt")
+    wanted = f"a checkpoint of {name}, say orb-v2-20241011.ckpt, or `download` in its place to have it fetched"
+    download = path == DOWNLOAD and not path.exists()
+    path = path if download else check_path("Orb", path, wanted)
     with unchanged_process():
         pretrained = _import_pretrained()
         check_device(device)
         # Compilation takes longer than most runs, and gains nothing on CPUs.
-        load = pretrained.ORB_PRETRAINED_MODELS[name.replace("_", "-")]
-        _check_heads(path, name)
-        try:
-            model = load(weights_path=str(path), device=device, compile=False)
-        except RuntimeError as error:
-            raise ValueError(f"{path} is no checkpoint of {name}: {_first_line(error)}") from error
-    return orb_potential(model, f"{name} {path.name}", device, batch_size)
+        load = functools.partial(pretrained.ORB_PRETRAINED_MODELS[name.replace("_", "-")], device=device, compile=False)
+        if download:
+            url = inspect.signature(load).parameters["weights_path"].default
+            model, file_name = _fetch(load, url), pathlib.PurePosixPath(url).name
+        else:
+            _check_heads(path, name)
+            model, file_name = _load_file(load, path, name), path.name
+    return orb_potential(model, f"{name} {file_name}", device, batch_size)
 
 
 def orb_potential(model: Any, name: str = "orb", device: str = "cpu", batch_size: int = BATCH_SIZE) -> Potential:
@@ -102,6 +111,22 @@ def _import_pretrained() -> Any:
     return pretrained
 
 
+def _fetch(load: Callable[..., Any], url: str) -> Any:
+    try:
+        return load()
+    except OSError as error:  # of which kind are those of the package's downloader
+        raise OSError(
+            f"Orb could not fetch {url}: get this file by other means and give its path ({_one_line(error)})"
+        ) from error
+
+
+def _load_file(load: Callable[..., Any], path: pathlib.Path, name: str) -> Any:
+    try:
+        return load(weights_path=str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is no checkpoint of {name}: {_one_line(error)}") from error
+
+
 def _check_heads(path: pathlib.Path, name: str) -> None:
     """Refuses weights with other heads: the package would leave those that are missing random, and say nothing."""
     import torch
@@ -113,7 +138,7 @@ def _check_heads(path: pathlib.Path, name: str) -> None:
     except pickle.UnpicklingError as error:  # whose advice is to trust the file
         raise ValueError(f"{path} is no checkpoint of {name}: it holds more than weights, or is damaged") from error
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint of {name}: {_first_line(error)}") from error
+        raise ValueError(f"{path} is no checkpoint of {name}: {_one_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise ValueError(
             f"{path} is no checkpoint of {name}: it holds a {type(weights).__name__} that is no state dict"
@@ -179,5 +204,5 @@ def _numbers(tensor: Any) -> np.ndarray:
     return tensor.detach().cpu().numpy().astype(np.float64)
 
 
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _one_line(error: Exception) -> str:
+    return one_line(error)[:200]

@@ -1,4 +1,5 @@
 import functools
+import pathlib
 import sys
 
 import numpy as np
@@ -9,7 +10,9 @@ from matterform.potentials.orb import load_orb, orb_potential
 
 pretrained = pytest.importorskip("orb_models.forcefield.pretrained")
 torch = pytest.importorskip("torch")
+requests = pytest.importorskip("requests")
 
+BUCKET = "https://orbitalmaterials-public-models.s3.us-west-1.amazonaws.com/forcefields"
 KINDS = ("direct", "conservative")
 SMALL = {"latent_dim": 16, "base_mlp_hidden_dim": 32, "head_mlp_hidden_dim": 16, "num_message_passing_steps": 2}
 
@@ -78,6 +81,30 @@ def test_a_checkpoint_gives_its_own_energies(checkpoints, crystals):
         expected = orb_potential(model).predict(crystal, "energy").energy
         np.testing.assert_allclose(loaded.predict(crystal, "energy").energy, expected, rtol=1e-6)
         assert not loaded.corrected
+
+
+def test_the_package_fetches_weights_only_when_told_to(checkpoints, crystals, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(pretrained, "cached_path", lambda url: asked.append(url) or checkpoints["orb_v2"])
+    fetched = load_orb(pathlib.Path("download"))
+    assert asked == [f"{BUCKET}/orb-v2-20241011.ckpt"]
+    expected = load_orb(checkpoints["orb_v2"]).predict(crystals, "energy").energy
+    np.testing.assert_array_equal(fetched.predict(crystals, "energy").energy, expected)
+    assert fetched.name == "orb_v2 orb-v2-20241011.ckpt"  # as if it lay here under its own name
+    pathlib.Path("download").write_text("no weights")
+    with pytest.raises(ValueError, match=r"^download is no checkpoint of orb_v2"):
+        load_orb(pathlib.Path("download"))
+
+
+def test_a_failing_download_is_one_line_that_says_what_to_fetch(monkeypatch, tmp_path):
+    def offline(url):
+        raise requests.exceptions.ConnectionError("name resolution\nfailed")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "cached_path", offline)
+    with pytest.raises(OSError, match=rf"could not fetch {BUCKET}/orb-d3-v2-20241011.ckpt: get .* \(name .* failed\)$"):
+        load_orb(pathlib.Path("download"), "orb_d3_v2")
 
 
 @pytest.mark.parametrize(
