@@ -72,20 +72,16 @@ def load_orb(
     if name not in VARIANTS:
         raise ValueError(f"no architecture of Orb is called {variant!r}; there is {', '.join(VARIANTS)}")
     wanted = f"a checkpoint of {name}, say orb-v2-20241011.ckpt, or `download` in its place to have it fetched"
-    download = path == DOWNLOAD and not path.exists()
-    path = path if download else check_path("Orb", path, wanted)
+    download = path is not None and path == DOWNLOAD and not path.exists()
+    file = None if download else check_path("Orb", path, wanted)
     with unchanged_process():
         pretrained = _import_pretrained()
         check_device(device)
         # Compilation takes longer than most runs, and gains nothing on CPUs.
         load = functools.partial(pretrained.ORB_PRETRAINED_MODELS[name.replace("_", "-")], device=device, compile=False)
-        if download:
-            url = inspect.signature(load).parameters["weights_path"].default
-            model, file_name = _fetch(load, url), pathlib.PurePosixPath(url).name
-        else:
-            _check_heads(path, name)
-            model, file_name = _load_file(load, path, name), path.name
-    return orb_potential(model, f"{name} {file_name}", device, batch_size)
+        url = inspect.signature(load).parameters["weights_path"].default
+        model = _fetch(load, url) if file is None else _load_file(load, file, name)
+    return orb_potential(model, f"{name} {(file or pathlib.PurePosixPath(url)).name}", device, batch_size)
 
 
 def orb_potential(model: Any, name: str = "orb", device: str = "cpu", batch_size: int = BATCH_SIZE) -> Potential:
@@ -121,6 +117,7 @@ def _fetch(load: Callable[..., Any], url: str) -> Any:
 
 
 def _load_file(load: Callable[..., Any], path: pathlib.Path, name: str) -> Any:
+    _check_heads(path, name)
     try:
         return load(weights_path=str(path))
     except RuntimeError as error:
