@@ -43,6 +43,20 @@ def existing(path: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
+def checksum(path: str | os.PathLike[str]) -> int:
+    """CRC-32 of a file's bytes, or of the names and bytes of all files in a folder."""
+    path = existing(path)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    value = 0
+    for file in files:
+        if file is not path:
+            value = zlib.crc32(file.relative_to(path).as_posix().encode(), value)
+        with file.open("rb") as opened:
+            while block := opened.read(2**20):
+                value = zlib.crc32(block, value)
+    return value
+
+
 def is_compressed(path: pathlib.Path) -> bool:
     """Whether the name says gzip."""
     return path.suffix.lower() == ".gz"

@@ -10,10 +10,8 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 import pathlib
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,14 +25,14 @@ from crystalformer.config import Model, TransformerConfig
 from crystalformer.crystal import Crystals
 from crystalformer.dataset import from_structures
 from crystalformer.likelihood import LossConfig, make_example_loss
-from crystalformer.parameters import Params
 from crystalformer.pretrained import load_model, training_spacegroups
 from crystalformer.publish import publish
 from crystalformer.rl.options import RewardConfig, open_reward
-from crystalformer.rl.ppo import Example, Objective, advantages, make_ppo_loss
+from crystalformer.rl.ppo import Objective, advantages, make_ppo_loss
+from crystalformer.rl.preflight import PATHS, check_memory, fingerprints, refuse_if_all_failed, try_reward
 from crystalformer.rl.record import Record, epoch_row
-from crystalformer.rl.rewards import Reward, describe_problems
-from crystalformer.rl.rollout import Policy, Rollout, Stopwatch, gather_crystals, roll_out
+from crystalformer.rl.rewards import Reward
+from crystalformer.rl.rollout import Policy, Rollout, Stopwatch, gather_crystals, roll_out, take_examples
 from crystalformer.spacegroups import count_spacegroups, draw_spacegroups
 from crystalformer.train import load_crystals, make_validation, plan_batches, take_from
 from matterform.files import existing
@@ -42,7 +40,7 @@ from matterform.progress import progress_bar
 from matterform.training.batches import PlannedBatch, Take, local_rows
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.loop import Outcome, Validation, run_validation, stop_agreed, stop_on_signals
-from matterform.training.mesh import make_local_mesh, make_mesh, replicate, to_global
+from matterform.training.mesh import make_local_mesh, make_mesh, replicate, to_global, together
 from matterform.training.metrics import StepMetrics
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
 from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
@@ -51,17 +49,15 @@ from matterform.training.step import Batch, PartedStep, make_parted_step
 
 logger = logging.getLogger(__name__)
 
-# A resumed run may train longer, report elsewhere, compute otherwise, take smaller steps, find its files elsewhere; the
-# rest must stay.
+# A resumed run may train longer, report elsewhere, compute otherwise, take smaller steps, and find the same files
+# elsewhere; the rest must stay.
 FREE = (
     *("run_dir", "epochs", "max_minutes", "keep", "publish_every", "save_every", "wandb_project", "validation"),
     *("part_size", "optimizer.learning_rate", "model.checkpoint", "spacegroups_from"),
-    *(f"reward.{name}" for name in ("reward_workers", "property_batch_size", "convex_path", "references")),
-    *(f"reward.{name}" for name in ("property_path", "dielectric_path", "novelty_reference")),
+    *(f"reward.{name}" for name in ("reward_workers", "property_batch_size", *PATHS)),
     *(f"reward.potential.{name}" for name in ("workers", "threads", "device", "mlff_batch_size", "mlff_path")),
 )
-GROUPS, CRYSTALS, TRIAL = 1, 2, 3  # folded into the seed, for what is drawn
-TRIAL_SIZE = 16
+GROUPS, CRYSTALS = 1, 2  # folded into the seed, for what is drawn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +72,7 @@ class PpoConfig:
     model: Model = Model()
     reward: RewardConfig = RewardConfig()
     spacegroup: tuple[int, ...] = ()
-    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared)
+    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared); its crystals of less than n_max sites
     batch_size: int = 1000  # crystals an epoch, over all processes
     epochs: int = 100
     max_minutes: float | None = None  # of wall-clock time in this process
@@ -125,8 +121,7 @@ class Tools(NamedTuple):
     """What every epoch works with."""
 
     config: PpoConfig
-    network: TransformerConfig
-    reference: Params
+    start: Policy  # what the run started from, on this process's devices
     frequencies: Float[np.ndarray, "230"]
     reward: Reward
     ppo: PartedStep
@@ -143,6 +138,10 @@ def fine_tune(config: PpoConfig, resume: bool = False) -> TuneResult:
         FloatingPointError: a loss or gradient is not finite; the checkpoint of the epoch before is there.
     """
     check_run(config, resume, FREE)
+    if config.batch_size % jax.process_count():
+        raise ValueError(
+            f"batch_size must be a multiple of the number of processes; got {config.batch_size}, {jax.process_count()}"
+        )
     checkpoint = load_checkpoint(existing(reference_file(config))) if resume else load_model(config.model)
     network, reference = checkpoint.config, checkpoint.params
     frequencies = spacegroup_frequencies(config, network)
@@ -152,10 +151,10 @@ def fine_tune(config: PpoConfig, resume: bool = False) -> TuneResult:
     likelihood_loss = make_example_loss(network, LossConfig())
     with contextlib.ExitStack() as stack:
         reward = stack.enter_context(open_reward(config.reward))
+        start = Policy(replicate(make_local_mesh(), reference), network)
         tools = Tools(
             config,
-            network,
-            replicate(make_local_mesh(), reference),
+            start,
             frequencies,
             reward,
             make_parted_step(make_ppo_loss(network, config.objective), optimizer, mesh),
@@ -163,17 +162,23 @@ def fine_tune(config: PpoConfig, resume: bool = False) -> TuneResult:
             mesh,
             None if held_out is None else make_validation(likelihood_loss, held_out, 64 * mesh.size, config.seed, mesh),
         )
-        details = try_reward(tools)
+        trial = try_reward(reward, start, frequencies, config.seed, config.part_size)
+        if config.sft_epochs and trial.local.relaxed is None:
+            raise ValueError("sft_epochs needs relaxed samples; give --relax-steps, or sft_epochs 0")
+        with together("the check of the memory"):
+            check_memory(tools.ppo, start, trial, config.part_size, mesh)
         state = init_state(reference, optimizer, mesh)
         if not resume and jax.process_index() == 0:
             save_checkpoint(reference_file(config), reference, epoch=0, config=network)
-        claim_run(config, {"reference": _checksum(reference)}, resume)
+        claim_run(config, fingerprints(start, frequencies, config.reward), resume)
         checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
         progress = Progress()
         if resume and checkpoints.latest_step() is not None:
             state, extra = restore_run(config.run_dir, checkpoints, state)
             progress = Progress(**extra)
-        record = Record(config.run_dir, details, progress.epoch if resume else None, config.wandb_project)
+        with together("opening the run's files"):
+            details = tuple(trial.details)
+            record = Record(config.run_dir, details, progress.epoch if resume else None, config.wandb_project)
         stack.callback(record.close)
         return _run_epochs(tools, state, progress, checkpoints, record)
 
@@ -194,76 +199,6 @@ def spacegroup_frequencies(config: PpoConfig, network: TransformerConfig) -> Flo
     return count_spacegroups(groups).astype(np.float64)
 
 
-# --- before the run -------------------------------------------------------------------------------------------------
-
-
-def try_reward(tools: Tools) -> tuple[str, ...]:
-    """Sends a few samples of the starting weights through the reward, and says what happened.
-
-    Also says what memory a gradient needs, and refuses where it is more than there is.
-
-    Returns:
-        names of the reward's details.
-
-    Raises:
-        ValueError: the reward fails for every one of them, or does not relax where that is needed.
-    """
-    config, watch = tools.config, Stopwatch()
-    number = TRIAL_SIZE * jax.process_count()
-    groups = draw_spacegroups(tools.frequencies, number, [config.seed, TRIAL])
-    key = jax.random.fold_in(jax.random.key(config.seed), TRIAL)
-    trial = roll_out(
-        Policy(tools.reference, tools.network), tools.reference, tools.reward, key, groups, watch, config.part_size
-    )
-    if trial.failed.all():
-        raise ValueError(
-            f"reward {tools.reward.name} failed for all of {number} trial samples, so there is nothing to learn: "
-            f"{describe_problems(trial.local.problems)}"
-        )
-    if config.sft_epochs and trial.local.relaxed is None:
-        raise ValueError("sft_epochs needs relaxed samples; give --relax-steps, or sft_epochs 0")
-    logger.info(
-        "reward %s: %.4g on average over %d trial samples, %d failed, %.3g s a structure",
-        *(tools.reward.name, trial.rewards[~trial.failed].mean(), number, trial.failed.sum()),
-        watch.seconds["reward"] / TRIAL_SIZE,
-    )
-    if trial.failed.any():
-        # A reward that fails for some elements would teach the network to avoid them.
-        logger.warning("%s; each counts as %g", describe_problems(trial.local.problems), tools.reward.worst)
-    _check_memory(tools, trial)
-    return tuple(trial.details)
-
-
-def _check_memory(tools: Tools, trial: Rollout) -> None:
-    """Compiles the gradient for the longest crystals, and compares what it needs with what there is."""
-    size = tools.config.part_size * tools.mesh.size
-    rows = np.resize(np.arange(len(trial.rewards)), size // jax.process_count())
-    take = _take_examples(trial, np.zeros(len(trial.rewards), np.float32))
-    part = Batch(take(rows, tools.network.n_max), np.ones(len(rows), np.float32))
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tools.reference)
-    needed = tools.ppo.temporary_bytes(shapes, to_global(tools.mesh, part))
-    available = available_bytes()
-    logger.info("a gradient of %d crystals needs %.2f GiB on each device", size, needed / 2**30)
-    if available is not None and needed > available:
-        raise ValueError(
-            f"part_size {tools.config.part_size}: a gradient needs {needed / 2**30:.1f} GiB on each device, which has "
-            f"{available / 2**30:.1f} GiB; lower part_size"
-        )
-
-
-def available_bytes() -> int | None:
-    """Memory of one device, or of this machine where devices are its processors; None where nobody knows."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats is not None and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    if jax.default_backend() == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-    return None
-
-
-# --- the run --------------------------------------------------------------------------------------------------------
-
-
 def _run_epochs(
     tools: Tools, state: TrainState, progress: Progress, checkpoints: Checkpoints, record: Record
 ) -> TuneResult:
@@ -273,14 +208,23 @@ def _run_epochs(
     with stop_on_signals() as stop_asked, progress_bar("epochs", config.epochs, progress.epoch) as show:
         while progress.epoch < config.epochs:
             try:
-                state, progress, row = run_epoch(tools, state, progress, record, stop_asked)
+                state, progress, row, rollout = run_epoch(tools, state, progress, stop_asked)
             except Interrupted:
                 outcome = "interrupted"
                 break
+            except ChildProcessError:
+                if not stop_asked():
+                    raise
+                outcome = "interrupted"  # the signal went to the workers as well
+                break
             # The checkpoint comes last: whatever was not written before it is done again.
-            record.write(progress.epoch, row)
-            if progress.epoch % config.publish_every == 0 and progress.epoch < config.epochs:
-                publish(config.run_dir, tools.network, state, progress.epoch)
+            with together("writing the run's files"):
+                record.write(progress.epoch, row, rollout)
+                if progress.epoch % config.save_every == 0 or progress.epoch in (1, config.epochs):
+                    record.save_samples(progress.epoch, rollout)
+                if progress.epoch % config.publish_every == 0 and progress.epoch < config.epochs:
+                    publish(config.run_dir, tools.start.config, state, progress.epoch)
+                    record.draw()
             checkpoints.save(state, progress._asdict())
             show(progress.epoch)
             late = time.monotonic() >= deadline and progress.epoch < config.epochs
@@ -289,7 +233,7 @@ def _run_epochs(
                 outcome = stop
                 break
     if outcome != "interrupted":
-        publish(config.run_dir, tools.network, state, progress.epoch)
+        publish(config.run_dir, tools.start.config, state, progress.epoch)
     record.draw()
     logger.info("%s after epoch %d", outcome, progress.epoch)
     return TuneResult(progress.epoch, outcome)
@@ -300,24 +244,26 @@ class Interrupted(Exception):
 
 
 def run_epoch(
-    tools: Tools, state: TrainState, progress: Progress, record: Record, stop_asked: Callable[[], bool]
-) -> tuple[TrainState, Progress, dict[str, float]]:
-    """Samples, scores, and takes the steps of one epoch; returns its metrics as well.
+    tools: Tools, state: TrainState, progress: Progress, stop_asked: Callable[[], bool]
+) -> tuple[TrainState, Progress, dict[str, float], Rollout]:
+    """Samples, scores, and takes the steps of one epoch; returns its metrics and samples as well.
 
     Raises:
+        ValueError: no crystal has a reward.
         Interrupted: when asked to stop, between two phases; the state given is lost, but its checkpoint is there.
     """
     config, watch = tools.config, Stopwatch()
     groups = draw_spacegroups(tools.frequencies, config.batch_size, [config.seed, GROUPS, progress.epoch])
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), CRYSTALS), progress.epoch)
-    policy = Policy(state.params, tools.network)
-    rollout = roll_out(policy, tools.reference, tools.reward, key, groups, watch, config.part_size)
+    policy = tools.start._replace(params=state.params)
+    rollout = roll_out(policy, tools.start.params, tools.reward, key, groups, watch, config.part_size)
     _give_up_if(stop_asked)
+    refuse_if_all_failed(tools.reward, rollout, f"crystals of epoch {progress.epoch + 1}")
     advantage, running_mean = advantages(rollout.rewards, rollout.crystals.G, progress.running_mean, config.objective)
     row = epoch_row(rollout, config.objective.beta)
     with watch.phase("update"):
-        examples = Part(rollout.crystals, _take_examples(rollout, advantage), tools.ppo)
-        state, metrics = take_steps(tools, state, examples, config.ppo_epochs, stop_asked)
+        samples = Part(rollout.crystals, take_examples(rollout, advantage), tools.ppo)
+        state, metrics = take_steps(tools, state, samples, config.ppo_epochs, stop_asked)
         row |= metrics
         if config.sft_epochs:
             good = _good_relaxed(tools, rollout)
@@ -331,10 +277,7 @@ def run_epoch(
         if tools.validation is not None:
             row["validation_loss"] = run_validation(tools.validation, state.params, tools.mesh)["loss"]
     row |= {f"seconds_{name}": seconds for name, seconds in watch.seconds.items()}
-    record.describe(done.epoch, rollout)
-    if done.epoch % config.save_every == 0 or done.epoch in (1, config.epochs):
-        record.save_samples(done.epoch, rollout)
-    return state, done, row
+    return state, done, row, rollout
 
 
 class Part(NamedTuple):
@@ -377,22 +320,13 @@ def _take_step(
     return part.step.finish(state, sums)
 
 
-def _take_examples(rollout: Rollout, advantage: Float[np.ndarray, " b"]) -> Take:
-    take_crystals = take_from(rollout.crystals)
-
-    def take(rows: np.ndarray, length: int) -> Example:
-        columns = (rollout.logp.total, rollout.logp_reference, advantage)
-        return Example(take_crystals(rows, length), *(np.asarray(column[rows], np.float32) for column in columns))
-
-    return take
-
-
 def _good_relaxed(tools: Tools, rollout: Rollout) -> Crystals:
     """The relaxed crystals whose reward is good enough, as far as the network can represent them; perhaps none."""
     relaxed = rollout.local.relaxed or []
     wanted = rollout.local.values >= tools.config.sft_min_reward
     structures = [s for s, good in zip(relaxed, wanted, strict=True) if good and s is not None]
-    crystals, _ = from_structures(structures, n_max=tools.network.n_max)
+    with together("reading relaxed crystals"):
+        crystals, _ = from_structures(structures, n_max=tools.start.config.n_max)
     return gather_crystals(crystals, len(relaxed))
 
 
@@ -403,7 +337,3 @@ def _give_up_if(stop_asked: Callable[[], bool]) -> None:
 
 def _rounded_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
-
-
-def _checksum(params: Params) -> int:
-    return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(dict(params))))

@@ -85,15 +85,15 @@ class Record:
         if jax.process_index() == 0:
             keep_lines(self._epochs, resumed or 0)
 
-    def write(self, epoch: int, row: dict[str, float]) -> None:
-        """Appends an epoch's metrics."""
+    def write(self, epoch: int, row: dict[str, float], rollout: Rollout) -> None:
+        """Appends an epoch's metrics, and what is no number: histograms, and this process's failures."""
+        self._describe(epoch, rollout)
         self._writer.write(epoch, row)
         logger.info(
             "epoch %d: %s", epoch, ", ".join(f"{name} {row[name]:.4g}" for name in ALWAYS_LOGGED if name in row)
         )
 
-    def describe(self, epoch: int, rollout: Rollout) -> None:
-        """Appends what is no number: histograms, and this process's failures, which are logged as well."""
+    def _describe(self, epoch: int, rollout: Rollout) -> None:
         problems = describe_problems(rollout.local.problems)
         if rollout.failed.any():
             logger.info("epoch %d: reward: %s", epoch, problems)

@@ -15,9 +15,12 @@ from crystalformer.crystal import Crystals
 from crystalformer.likelihood import LogProb, log_prob
 from crystalformer.parameters import Params
 from crystalformer.primitive import build_structures
+from crystalformer.rl.ppo import Example
 from crystalformer.rl.rewards import Reward, Scores
 from crystalformer.sampling import sample
-from matterform.training.mesh import make_local_mesh, replicate
+from crystalformer.train import take_from
+from matterform.training.batches import Take
+from matterform.training.mesh import make_local_mesh, replicate, together
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -81,7 +84,7 @@ def roll_out(
         logp_reference = log_prob(reference, policy.config, crystals, part_size).total
     with watch.phase("building"):
         structures, problems = build_structures(crystals)
-    with watch.phase("reward"), _Together():
+    with watch.phase("reward"), together("the reward"):
         scores = score_built(reward, structures, problems)
     failed = np.array([bool(problem) for problem in scores.problems])
     arrays = (crystals, logp, logp_reference, scores.values, failed, scores.details)
@@ -127,16 +130,6 @@ def _spread_list(values: Sequence[Any], places: list[int], rest: list[Any]) -> l
     return rest
 
 
-class _Together(contextlib.AbstractContextManager[None]):
-    """Where the block fails in one process it fails in all: the others would wait for that one for minutes."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if jax.process_count() > 1:
-            failed = multihost_utils.process_allgather(np.asarray(error is not None))
-            if error is None and failed.any():
-                raise ValueError(f"the reward failed in process {int(np.argmax(failed))}, which says why")
-
-
 def _my_share(spacegroups: Int[np.ndarray, " b"]) -> tuple[int, Int[np.ndarray, " k"]]:
     size, rest = divmod(len(spacegroups), jax.process_count())
     if rest:
@@ -145,6 +138,17 @@ def _my_share(spacegroups: Int[np.ndarray, " b"]) -> tuple[int, Int[np.ndarray, 
         )
     first = jax.process_index() * size
     return first, spacegroups[first : first + size]
+
+
+def take_examples(rollout: Rollout, advantage: Float[np.ndarray, " b"]) -> Take:
+    """The function that gathers what the PPO loss needs of some crystals, cut to a length."""
+    take_crystals = take_from(rollout.crystals)
+
+    def take(rows: np.ndarray, length: int) -> Example:
+        columns = (rollout.logp.total, rollout.logp_reference, advantage)
+        return Example(take_crystals(rows, length), *(np.asarray(column[rows], np.float32) for column in columns))
+
+    return take
 
 
 def gather_crystals(crystals: Crystals, most: int) -> Crystals:

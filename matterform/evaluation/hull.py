@@ -32,7 +32,7 @@ class AboveHull(NamedTuple):
 
     values: Float[np.ndarray, " b"]  # eV/atom; negative where a crystal lies below the hull of the references
     problems: list[str]  # empty where all is well
-    known_system: Bool[np.ndarray, " b"]  # whether a reference has all elements of the crystal; false with a problem
+    known_system: Bool[np.ndarray, " b"]  # whether a reference has all elements of the crystal, which may lack a value
 
 
 class Hull(NamedTuple):
@@ -75,18 +75,16 @@ def make_hull(entries: Entries) -> Hull:
             except ValueError as error:
                 problems[index] = str(error)
                 continue
-            if np.isfinite(energy):
-                groups.setdefault(system, []).append((index, fractions))
-                values[index] = energy / composition.num_atoms
-            else:
-                problems[index] = "its energy is not finite"
+            groups.setdefault(system, []).append((index, fractions))
+            values[index] = energy / composition.num_atoms if np.isfinite(energy) else np.nan
+            problems[index] = "" if np.isfinite(energy) else "its energy is not finite"
         for system, members in groups.items():
             indices, fractions = [index for index, _ in members], np.stack([fractions for _, fractions in members])
             hull = system_hull(system)
             values[indices] -= hull.energy(fractions)
-            known[indices] = hull.known and not hull.problem
+            known[indices] = hull.known
             for index in indices:
-                problems[index] = hull.problem
+                problems[index] = problems[index] or hull.problem
         return AboveHull(values, problems, known)
 
     return Hull(entries.kind, energy_above_hull, system_hull.cache_info)

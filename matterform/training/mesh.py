@@ -1,9 +1,11 @@
 """One mesh axis over all devices of all processes: parameters replicated, batches split by rows."""
 
+import contextlib
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
@@ -53,3 +55,22 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 def to_global(mesh: Mesh, local_batch: Any) -> Any:
     """Joins the rows that each process holds, in the order of the processes, to arrays split over all devices."""
     return jax.make_array_from_process_local_data(split_by_rows(mesh), local_batch)
+
+
+def together(what: str) -> contextlib.AbstractContextManager[None]:
+    """A block that, where it fails in one process, fails in all: the others would wait for that one for minutes.
+
+    What was raised goes on in its own process; elsewhere a ValueError says that `what` failed, and in which.
+    """
+    return _Together(what)
+
+
+class _Together(contextlib.AbstractContextManager[None]):
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if jax.process_count() > 1:
+            failed = multihost_utils.process_allgather(np.asarray(error is not None))
+            if error is None and failed.any():
+                raise ValueError(f"{self._what} failed in process {int(np.argmax(failed))}, which says why")

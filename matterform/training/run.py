@@ -64,7 +64,10 @@ def check_data(config: Any, data: Mapping[str, Any], resume: bool) -> None:
     """
     path = config.run_dir / "data.json"
     if resume and path.exists() and (former := json.loads(path.read_text(encoding="utf-8"))) != data:
-        raise ValueError(f"cannot resume with other data: the run has {former}, but {config.train} gives {dict(data)}")
+        changed = sorted(name for name in {*former, *data} if former.get(name) != data.get(name))
+        raise ValueError(
+            f"cannot resume with other data: the run has {_some(former, changed)}, given {_some(data, changed)}"
+        )
 
 
 def claim_run(config: Any, data: Mapping[str, Any], resume: bool, files: RunFiles = RUN_FILES) -> None:
@@ -82,6 +85,10 @@ def claim_run(config: Any, data: Mapping[str, Any], resume: bool, files: RunFile
         save_config(config, config.run_dir / files.config)
         with write_atomically(config.run_dir / "data.json") as temporary:
             temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
+
+
+def _some(data: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {data.get(name)}" for name in names)
 
 
 class OpenRun(NamedTuple):

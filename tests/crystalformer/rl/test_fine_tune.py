@@ -14,6 +14,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from pymatgen.core import Lattice, Structure
 
 from crystalformer.checkpoint import load_checkpoint, save_checkpoint
 from crystalformer.cli import main
@@ -27,6 +28,7 @@ from crystalformer.rl.rewards import Reward, make_scores
 from crystalformer.rl.rollout import score_built
 from crystalformer.spacegroups import draw_spacegroups
 from crystalformer.table import read_table
+from matterform.formats import write_structures
 from matterform.training.optimizers import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -61,6 +63,13 @@ def breaks_in_the_second_process(structures):
     import jax
     if jax.process_index() == 1:
         raise RuntimeError("only here")
+    return lightness(structures)
+
+def stops_the_group_once(structures):
+    def stop():
+        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    once("group", stop)
     return lightness(structures)
 
 calls = []
@@ -175,6 +184,61 @@ def test_interrupted_run_resumes_to_the_same_numbers(whole, base, folder):
     assert lines[0] == lines[1]
 
 
+def test_signal_to_the_workers_as_well_is_an_interruption(whole, base, folder):
+    """As `scancel` and `timeout` send it."""
+    config = interrupted(base, folder, "group", "stops_the_group_once")
+    config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, reward_workers=1))
+    assert fine_tune(config) == (2, "interrupted")
+    assert fine_tune(config, resume=True) == (4, "finished")
+    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+
+
+def test_epoch_in_which_every_crystal_fails_is_not_learned_from(base, folder, monkeypatch):
+    calls = []
+
+    def score(structures):
+        calls.append(len(structures))
+        broken = "RuntimeError: CUDA error" if len(calls) > 3 else ""  # the trial and two epochs are well
+        return make_scores(np.zeros(len(structures)), [broken] * len(structures), -9.0)
+
+    monkeypatch.setattr(
+        "crystalformer.rl.fine_tune.open_reward", lambda config: contextlib.nullcontext(Reward("gpu", score, -9.0))
+    )
+    config = dataclasses.replace(base, run_dir=folder / "cuda")
+    with pytest.raises(ValueError, match=r"reward gpu failed for all of 12 crystals of epoch 3: .* CUDA error"):
+        fine_tune(config)
+    assert len(rows_of(config.run_dir)) == 2
+    calls.clear()
+    assert fine_tune(dataclasses.replace(config, epochs=3), resume=True) == (3, "finished")
+
+
+def test_resumed_run_must_find_the_same_data(base, folder, tmp_path):
+    groups = tmp_path / "groups.csv"
+    write_structures(
+        groups, [Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3])]
+    )
+    config = dataclasses.replace(base, run_dir=folder / "data", spacegroup=(), spacegroups_from=groups, epochs=1)
+    fine_tune(config)
+    moved = tmp_path / "moved.csv"
+    groups.rename(moved)
+    longer = dataclasses.replace(config, spacegroups_from=moved, epochs=2)
+    assert fine_tune(longer, resume=True) == (2, "finished")
+    write_structures(
+        groups, [Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3])]
+    )
+    with pytest.raises(
+        ValueError, match=r"cannot resume with other data: the run has space groups \d+, given space gr"
+    ):
+        fine_tune(dataclasses.replace(longer, spacegroups_from=groups, epochs=3), resume=True)
+
+
+def test_processes_share_a_batch_evenly_or_not_at_all(base, folder, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 5)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes; got 12, 5"):
+        fine_tune(dataclasses.replace(base, run_dir=folder / "uneven"))
+    assert not (folder / "uneven").exists()
+
+
 def test_run_that_dies_half_way_leaves_a_state_to_resume(whole, base, folder):
     config = interrupted(base, folder, "broken", "breaks_once")
     with pytest.raises(ValueError, match=r"ppo_test_rewards:breaks_once.*power cut"):
@@ -187,8 +251,8 @@ def test_death_while_an_epoch_is_written_loses_nothing(whole, base, folder, monk
     config = dataclasses.replace(base, run_dir=folder / "died")
     write = Record.write
 
-    def dying_write(self, epoch, row):
-        write(self, epoch, row)
+    def dying_write(self, epoch, row, rollout):
+        write(self, epoch, row, rollout)
         if epoch == 3:
             raise OSError("no space left on device")
 
