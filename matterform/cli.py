@@ -333,7 +333,7 @@ def run_evaluate(arguments: EvaluateArguments) -> int:
     reference = None if arguments.reference is None else _read_crystals(arguments.reference).structures
     requested = None
     if arguments.requested is not None:
-        requested = _column(structures, arguments.requested, arguments.structures).astype(int)
+        requested = _space_groups(structures, indices, arguments.requested, arguments.structures)
     table, summary = summarize(structures, requested, reference, ReportConfig(composition=arguments.composition))
     table.insert(0, "index", np.array(indices))
     summary["unreadable"] = refused
@@ -348,6 +348,21 @@ def run_evaluate(arguments: EvaluateArguments) -> int:
         say(f"{100 * share:6.1f} %  {name}")
     say(f"written: {arguments.out / 'judged.csv'} and summary.json")
     return 0
+
+
+def _space_groups(
+    structures: "Sequence[pymatgen.core.Structure]", indices: Sequence[int], name: str, path: pathlib.Path
+) -> "np.ndarray":
+    import numpy as np
+
+    numbers = _column(structures, name, path)
+    if len(wrong := np.flatnonzero(~np.isin(numbers, np.arange(1, 231)))):
+        number = numbers[wrong[0]]
+        raise ValueError(
+            f"{path}, structure {indices[wrong[0]]}: column {name!r} should hold a space group's number, 1 to 230; "
+            f"found {'nothing' if np.isnan(number) else format(number, 'g')}"
+        )
+    return numbers.astype(int)
 
 
 def _with_stability(

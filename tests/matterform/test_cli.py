@@ -48,6 +48,8 @@ def folder(tmp_path_factory):
     write_table(folder / "table.csv", structures, formation_energy_per_atom=formation, pretty_formula=names, G=[1] * 16)
     fluoride = metal(["Na", "F", "F", "F"], 4.0)
     write_table(folder / "crystals.csv", [structures[1], "data_broken", fluoride, structures[0]], G=[221, 1, 1, 225])
+    holes = [structures[0], "data_broken", structures[1]]
+    write_table(folder / "holes.csv", holes, G=[225, "", ""], wrong=[225.5, 1, 231])
     entries = [ComputedEntry(symbol, 0.0).as_dict() for symbol in METALS]
     write_table(folder / "broken.csv", ["data_broken", ""])
     (folder / "binary.pkl").write_bytes(b"\x80\x04\x95")
@@ -172,6 +174,11 @@ NEW = "--out={folder}/new.csv"
         (["references", CRYSTALS, "--out={folder}/new.json", *EMT], "no column 'formation_energy_per_atom'"),
         (["references", TABLE, "--column=pretty_formula", "--out={folder}/new.json", *EMT], "more than numbers"),
         (["evaluate", CRYSTALS, "--stability={folder}/table.csv", "--out={folder}/new"], "is no table of"),
+        (
+            ["evaluate", "{folder}/holes.csv", "--requested=G", "--out={folder}/new"],
+            "holes.csv, structure 2: column 'G' should hold a space group's number, 1 to 230; found nothing",
+        ),
+        (["evaluate", "{folder}/holes.csv", "--requested=wrong", "--out={folder}/new"], "structure 0: column 'wrong'"),
         (["evaluate", CRYSTALS, "--requested=group", "--out={folder}/new"], "no column 'group'; it has G"),
         (["evaluate", CRYSTALS, "--out={folder}/formation"], "exists already"),
         (["judge"], "unknown command 'judge'"),
