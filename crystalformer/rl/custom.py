@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,8 @@ from matterform.user_code import Explained, load_callable
 
 if TYPE_CHECKING:
     import pymatgen.core
+
+logger = logging.getLogger(__name__)
 
 WORST = -10.0
 
@@ -42,21 +45,31 @@ def custom_reward(target: str, worst: float = WORST, workers: Workers | None = N
 
     Args:
         target: `module:function`; modules in the current folder are found.
-        worst: the reward of crystals that cannot be built. Lower numbers of the function count as this one.
+        worst: the reward of crystals that cannot be built. Lower numbers of the function count as this one, which is
+            logged the first time.
         workers: each gets a part of the batch, so that the function must judge crystals one by one.
 
     Raises:
         ValueError: there is no such function; later, when it raises or returns anything but finite numbers.
     """
     load_function(target)
+    warned = False
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
+        nonlocal warned
         if not structures:  # nothing of a batch could be built, which no user's function should have to know of
             values = np.zeros(0)
         elif workers is None:
             values = evaluate(target, list(structures))
         else:
             values = _evaluate_in_parts(target, structures, workers)
+        if (low := values < worst).any() and not warned:
+            warned = True
+            logger.warning(
+                "%d of %d values of the reward %s lie below %g, the reward of crystals that cannot be built, and count "
+                "as it (said once): lower --custom-worst to tell them apart; the lowest is %g",
+                *(low.sum(), len(values), target, worst, values.min()),
+            )
         return make_scores(values, [""] * len(structures), worst)
 
     return Reward(target, score, worst)
