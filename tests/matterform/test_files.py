@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+import zlib
 
 import pytest
 
-from matterform.files import write_atomically
+from matterform.files import checksum, write_atomically
 
 
 def test_nothing_is_at_the_path_until_the_block_ends(tmp_path):
@@ -85,3 +86,14 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(old)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_checksums_are_of_contents_and_of_names_inside_a_folder(tmp_path):
+    for name, text in (("a", "one"), ("b", "two"), ("same", "one")):
+        (tmp_path / name).write_text(text)
+    assert checksum(tmp_path / "a") == checksum(tmp_path / "same") == zlib.crc32(b"one") != checksum(tmp_path / "b")
+    before = checksum(tmp_path)
+    (tmp_path / "b").rename(tmp_path / "c")
+    assert checksum(tmp_path) != before
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        checksum(tmp_path / "b")
