@@ -1,9 +1,12 @@
 """Uniqueness and novelty: which structures are the same crystal, by pymatgen's StructureMatcher.
 
+A comparison takes about a millisecond, and distinct crystals of one formula with equally many sites in the primitive
+cell are all compared with each other; cells are reduced once each, which takes twice that.
 A structure with an absurd cell (`geometry.is_comparable` is False) counts as neither unique nor novel.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,8 +17,6 @@ from matterform.evaluation.geometry import is_comparable
 
 if TYPE_CHECKING:
     import pymatgen.core
-
-Match = Callable[["pymatgen.core.Structure", "pymatgen.core.Structure"], bool]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,20 +33,38 @@ class MatcherConfig:
                 raise ValueError(f"{field.name} must be positive; got {getattr(self, field.name)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Reducible:
+    """A structure whose cell is reduced when it is first compared, and only then."""
+
+    structure: "pymatgen.core.Structure"
+
+    @functools.cached_property
+    def reduced(self) -> "pymatgen.core.Structure":
+        """The primitive cell in Niggli's form, which is what StructureMatcher compares."""
+        from pymatgen.core import Structure
+
+        return Structure.from_sites(list(self.structure)).get_reduced_structure().get_primitive_structure()
+
+
+Match = Callable[[Reducible, Reducible], bool]
+
+
 def is_unique(
     structures: Sequence["pymatgen.core.Structure"], config: MatcherConfig = MatcherConfig()
 ) -> Bool[np.ndarray, " b"]:
     """Whether a structure matches none of the unique ones before it."""
     unique = np.zeros(len(structures), bool)
-    seen: dict[str, list[pymatgen.core.Structure]] = {}
+    seen: dict[str, list[Reducible]] = {}
     match = _make_match(config)
     for index, structure in enumerate(structures):
         if not is_comparable(structure):
             continue
         alike = seen.setdefault(structure.composition.reduced_formula, [])
-        if not any(match(other, structure) for other in alike):
+        candidate = Reducible(structure)
+        if not any(match(other, candidate) for other in alike):
             unique[index] = True
-            alike.append(structure)
+            alike.append(candidate)
     return unique
 
 
@@ -56,14 +75,14 @@ def is_novel(
 ) -> Bool[np.ndarray, " b"]:
     """Whether a structure matches none of `reference`, read once; only structures of equal formula are kept of it."""
     formulas = [structure.composition.reduced_formula if is_comparable(structure) else "" for structure in structures]
-    known: dict[str, list[pymatgen.core.Structure]] = {formula: [] for formula in formulas if formula}
+    known: dict[str, list[Reducible]] = {formula: [] for formula in formulas if formula}
     for other in reference:
         if (formula := other.composition.reduced_formula) in known and is_comparable(other):
-            known[formula].append(other)
+            known[formula].append(Reducible(other))
     match = _make_match(config)
     novel = [
-        bool(formula) and not any(match(other, structure) for other in known[formula])
-        for formula, structure in zip(formulas, structures, strict=True)
+        bool(formula) and not any(match(other, candidate) for other in known[formula])
+        for formula, candidate in zip(formulas, map(Reducible, structures), strict=True)
     ]
     return np.array(novel, bool)
 
@@ -71,4 +90,11 @@ def is_novel(
 def _make_match(config: MatcherConfig) -> Match:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
-    return StructureMatcher(ltol=config.ltol, stol=config.stol, angle_tol=config.angle_tol_deg).fit
+    matcher = StructureMatcher(ltol=config.ltol, stol=config.stol, angle_tol=config.angle_tol_deg)
+
+    def match(first: Reducible, second: Reducible) -> bool:
+        if len(first.reduced) != len(second.reduced):  # which the matcher would find after copying both
+            return False
+        return matcher.fit(first.reduced, second.reduced, skip_structure_reduction=True)
+
+    return match
