@@ -201,7 +201,8 @@ def draw_picture(tables: dict[str, pd.DataFrame], path: pathlib.Path) -> None:
     figure, axes = new_figure(len(names))
     for axis, name in zip(axes, names, strict=True):
         for (label, table), color in zip(tables.items(), (TRAINING, VALIDATION), strict=True):
-            axis.hist(table[name].clip(lower=ranges[name][0], upper=ranges[name][1]), 44, ranges[name], color=color, alpha=0.6, label=label)
+            values = table[name].clip(*ranges[name])
+            axis.hist(values, bins=44, range=ranges[name], color=color, alpha=0.6, label=label)
         axis.set(title=name.replace("_", " "), xlabel="eV" if name == "property" else "eV/atom", ylabel="crystals")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
