@@ -28,7 +28,7 @@ import os
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -49,6 +49,7 @@ from matterform.evaluation.references import fit_references
 from matterform.formats import read_structures
 from matterform.potentials.base import Potential
 from matterform.potentials.load import PotentialConfig, open_potential
+from matterform.potentials.torch_state import torch_threads
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -213,17 +214,6 @@ def timed(watch: Stopwatch, name: str, function: Callable[..., Any]) -> Callable
     return call
 
 
-@contextlib.contextmanager
-def few_threads(number: int) -> Iterator[None]:
-    """PyTorch with this many threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    yield
-    torch.set_num_threads(before)
-
-
 # --- the benchmark --------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +235,7 @@ def run(options: Options) -> dict[str, Any]:
     crystals, sampling = draw(options)
     plain_energies = make_plain_energies()
     config = PotentialConfig(threads=options.threads, workers=options.workers)
-    with few_threads(options.threads), open_potential(config) as potential:
+    with torch_threads(options.threads), open_potential(config) as potential:
         entries, plain_hull = make_hulls(potential, options)
         ways: dict[str, Callable[[Crystals], Result]] = {
             "ours": lambda drawn: our_reward(drawn, potential, entries),

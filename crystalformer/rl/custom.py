@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from crystalformer.rl.rewards import Reward, Scores, make_scores
+from matterform.foreign import Explained, load_callable
 from matterform.processes import death_explained, worker_pool
-from matterform.user_code import Explained, load_callable
 
 if TYPE_CHECKING:
     import pymatgen.core

@@ -4,16 +4,17 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from matterform.foreign import Explained, load_callable
 from matterform.potentials.base import (
     BatchModel,
     Potential,
     Prediction,
     Predictions,
     Wanted,
+    bare_atoms,
     collect_predictions,
     run_in_batches,
 )
-from matterform.user_code import Explained, load_callable
 
 if TYPE_CHECKING:
     import ase.calculators.calculator
@@ -57,18 +58,12 @@ def ase_potential(
         known = getattr(calculator, "implemented_properties", ())
         if wanted not in known:
             raise ValueError(f"{type(calculator).__name__} has no {wanted}, only {', '.join(known)}")
-        package = BatchModel(_atoms, lambda inputs: [_ask(calculator, atoms, wanted) for atoms in inputs], EXPECTED)
+        package = BatchModel(bare_atoms, lambda inputs: [_ask(calculator, atoms, wanted) for atoms in inputs], EXPECTED)
         with Explained(f"the ASE calculator {name}"):
             results = run_in_batches(structures, package, batch_size=1)
         return collect_predictions(*results)
 
     return Potential(f"ase {name}", predict, corrected)
-
-
-def _atoms(structure: "pymatgen.core.Structure") -> Any:
-    import ase
-
-    return ase.Atoms(structure.atomic_numbers, structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
 
 
 def _ask(calculator: Any, atoms: Any, wanted: Wanted) -> Prediction:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from matterform.crystal_text import reason_of
 from matterform.evaluation.validity import ATOM_DENSITY_RANGE_PER_ANG3, structural_validity
 
 if TYPE_CHECKING:
+    import ase
     import pymatgen.core
 
 # Batches hold fewer than their number where crystals have more atoms than this on average: memory stays bounded, and
@@ -93,7 +95,7 @@ def run_in_batches(
         members = [accepted[place] for place in batch]
         for index, result in zip(members, _answers(model, [structures[index] for index in members]), strict=True):
             if isinstance(result, Exception):
-                problems[index] = _one_line(result)
+                problems[index] = reason_of(result)[:200]
             else:
                 results[index] = result
     return results, problems
@@ -110,6 +112,13 @@ def batches_of_like_size(sizes: Sequence[int], batch_size: int, max_atoms: int |
             atoms = sizes[index]
         batches[-1].append(index)
     return batches
+
+
+def bare_atoms(structure: "pymatgen.core.Structure") -> "ase.Atoms":
+    """Numbers, places and cell, which is all that a model reads; pymatgen's adaptor takes four times as long."""
+    import ase
+
+    return ase.Atoms(structure.atomic_numbers, structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
 
 
 def check_elements(structure: "pymatgen.core.Structure", known: Sequence[str] | Sequence[int]) -> None:
@@ -203,7 +212,3 @@ def _run(model: BatchModel, inputs: list[Any]) -> list[Any]:
 
 def _is_finite(result: Prediction) -> bool:
     return all(np.isfinite(part).all() for part in result if part is not None)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matterform.foreign import one_line
 from matterform.potentials.base import (
     BatchModel,
     Potential,
@@ -17,7 +18,7 @@ from matterform.potentials.base import (
     collect_predictions,
     run_in_batches,
 )
-from matterform.potentials.torch_state import UNPICKLING_ERRORS, check_device, check_path, unchanged_process
+from matterform.potentials.torch_state import UNPICKLING_ERRORS, check_device, check_path, to_numpy, unchanged_process
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -80,7 +81,7 @@ def _load_file(CHGNet: Any, path: pathlib.Path) -> Any:
     try:
         return CHGNet.from_file(str(path))
     except UNPICKLING_ERRORS as error:
-        raise ValueError(f"{path} is no checkpoint of CHGNet: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{path} is no checkpoint of CHGNet: {one_line(error)[:200]}") from error
 
 
 def _graph(model: Any, structure: "pymatgen.core.Structure") -> Any:
@@ -109,7 +110,7 @@ def _run(model: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
 
 
 def _arrays(tensors: Sequence[Any]) -> list[np.ndarray]:
-    return [tensor.detach().cpu().numpy().astype(np.float64) for tensor in tensors]
+    return [to_numpy(tensor) for tensor in tensors]
 
 
 def _prediction(

@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matterform.foreign import one_line
 from matterform.potentials.base import (
     BatchModel,
     Potential,
     Prediction,
     Predictions,
     Wanted,
+    bare_atoms,
     check_elements,
     check_neighbors,
     collect_predictions,
     run_in_batches,
 )
-from matterform.potentials.torch_state import UNPICKLING_ERRORS, check_device, check_path, unchanged_process
+from matterform.potentials.torch_state import UNPICKLING_ERRORS, check_device, check_path, to_numpy, unchanged_process
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -86,7 +88,7 @@ def _load_file(path: pathlib.Path) -> Any:
     try:
         model = torch.load(path, map_location="cpu", weights_only=False)
     except UNPICKLING_ERRORS as error:
-        raise ValueError(f"{path} holds no MACE: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{path} holds no MACE: {one_line(error)[:200]}") from error
     if not (isinstance(model, torch.nn.Module) and hasattr(model, "r_max") and hasattr(model, "atomic_numbers")):
         raise ValueError(f"{path} holds no MACE but a {type(model).__name__}")
     return model
@@ -103,13 +105,12 @@ def _choose_head(heads: list[str], wanted: str | None) -> str:
 
 
 def _graph(model: Any, structure: "pymatgen.core.Structure", head: str, heads: list[str]) -> Any:
-    import ase
     from mace import data
     from mace.tools import AtomicNumberTable, torch_tools
 
     known, cutoff = [int(number) for number in model.atomic_numbers], float(model.r_max)
     check_elements(structure, known)
-    atoms = ase.Atoms(structure.atomic_numbers, structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
+    atoms = bare_atoms(structure)
     with torch_tools.default_dtype(_dtype(model)):
         graph = data.AtomicData.from_config(
             data.config_from_atoms(atoms, data.KeySpecification(), head_name=head),
@@ -129,18 +130,14 @@ def _run(model: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
     batch = Batch.from_data_list(graphs).to(model.r_max.device)
     with torch_tools.default_dtype(_dtype(model)), torch.set_grad_enabled(wanted != "energy"):
         output = model(batch.to_dict(), compute_force=wanted != "energy", compute_stress=wanted == "stress")
-    energies = _numbers(output["energy"])
+    energies = to_numpy(output["energy"])
     if wanted == "energy":
         return [Prediction(float(energy)) for energy in energies]
     places = np.cumsum([graph.num_nodes for graph in graphs])[:-1]
-    forces = np.split(_numbers(output["forces"]), places)
-    stress = _numbers(output["stress"]) if wanted == "stress" else [None] * len(graphs)
+    forces = np.split(to_numpy(output["forces"]), places)
+    stress = to_numpy(output["stress"]) if wanted == "stress" else [None] * len(graphs)
     return [Prediction(float(energy), *parts) for energy, *parts in zip(energies, forces, stress, strict=True)]
 
 
 def _dtype(model: Any) -> str:
     return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
-def _numbers(tensor: Any) -> np.ndarray:
-    return tensor.detach().cpu().numpy().astype(np.float64)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matterform.foreign import one_line
 from matterform.potentials.base import (
     BatchModel,
     Potential,
@@ -21,7 +22,7 @@ from matterform.potentials.base import (
     collect_properties,
     run_in_batches,
 )
-from matterform.potentials.torch_state import check_device, check_path, unchanged_process
+from matterform.potentials.torch_state import check_device, check_path, to_numpy, unchanged_process
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -128,7 +129,7 @@ def _load_folder(path: pathlib.Path, device: str) -> Any:
             return matgl.load_model(path).to(device)
         except (ValueError, RuntimeError) as error:
             reason = error.__cause__ or error  # matgl's own message says nothing
-            raise ValueError(f"{path} holds no model that matgl can load: {' '.join(str(reason).split())}") from error
+            raise ValueError(f"{path} holds no model that matgl can load: {one_line(reason)}") from error
 
 
 def _import_matgl() -> Any:
@@ -180,7 +181,7 @@ def _run_property(model: Any, graphs: list[Any], state: int | None) -> np.ndarra
 
     batch, _ = _batch(graphs, next(model.parameters()).device)
     with torch.no_grad():
-        return _numbers(model(g=batch, state_attr=_state_features(len(graphs), state, batch.pos.device)))
+        return to_numpy(model(g=batch, state_attr=_state_features(len(graphs), state, batch.pos.device)))
 
 
 def _run_potential(potential: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
@@ -188,12 +189,12 @@ def _run_potential(potential: Any, graphs: list[Any], wanted: Wanted) -> list[Pr
     potential.calc_forces, potential.calc_stresses = wanted != "energy", wanted == "stress"
     potential.calc_hessian = False
     energies, forces, stress = potential(batch, cells, _state_features(len(graphs), None, cells.device))[:3]
-    energies = _numbers(energies).reshape(-1)
+    energies = to_numpy(energies).reshape(-1)
     if wanted == "energy":
         return [Prediction(float(energy)) for energy in energies]
     places = np.cumsum([graph.num_nodes for graph, _ in graphs])[:-1]
-    parts = np.split(_numbers(forces), places)
-    stresses = _numbers(stress).reshape(-1, 3, 3) / GPA_PER_EV_ANG3 if wanted == "stress" else [None] * len(graphs)
+    parts = np.split(to_numpy(forces), places)
+    stresses = to_numpy(stress).reshape(-1, 3, 3) / GPA_PER_EV_ANG3 if wanted == "stress" else [None] * len(graphs)
     return [Prediction(float(energy), *rest) for energy, *rest in zip(energies, parts, stresses, strict=True)]
 
 
@@ -213,7 +214,3 @@ def _state_features(count: int, state: int | None, device: Any) -> Any:
     if state is None:
         return torch.zeros(count, 2, device=device)
     return torch.full((count,), state, dtype=torch.long, device=device)
-
-
-def _numbers(tensor: Any) -> np.ndarray:
-    return tensor.detach().cpu().numpy().astype(np.float64)

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matterform.foreign import one_line
 from matterform.potentials.base import (
     BatchModel,
     Potential,
     Prediction,
     Predictions,
     Wanted,
+    bare_atoms,
     check_elements,
     check_neighbors,
     collect_predictions,
     run_in_batches,
 )
-from matterform.potentials.torch_state import check_device, check_path, unchanged_process
-from matterform.user_code import one_line
+from matterform.potentials.torch_state import check_device, check_path, to_numpy, unchanged_process
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -112,7 +113,7 @@ def _fetch(load: Callable[..., Any], url: str) -> Any:
         return load()
     except OSError as error:  # of which kind are those of the package's downloader
         raise OSError(
-            f"Orb could not fetch {url}: get this file by other means and give its path ({_one_line(error)})"
+            f"Orb could not fetch {url}: get this file by other means and give its path ({one_line(error)[:200]})"
         ) from error
 
 
@@ -121,7 +122,7 @@ def _load_file(load: Callable[..., Any], path: pathlib.Path, name: str) -> Any:
     try:
         return load(weights_path=str(path))
     except RuntimeError as error:
-        raise ValueError(f"{path} is no checkpoint of {name}: {_one_line(error)}") from error
+        raise ValueError(f"{path} is no checkpoint of {name}: {one_line(error)[:200]}") from error
 
 
 def _check_heads(path: pathlib.Path, name: str) -> None:
@@ -135,7 +136,7 @@ def _check_heads(path: pathlib.Path, name: str) -> None:
     except pickle.UnpicklingError as error:  # whose advice is to trust the file
         raise ValueError(f"{path} is no checkpoint of {name}: it holds more than weights, or is damaged") from error
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint of {name}: {_one_line(error)}") from error
+        raise ValueError(f"{path} is no checkpoint of {name}: {one_line(error)[:200]}") from error
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise ValueError(
             f"{path} is no checkpoint of {name}: it holds a {type(weights).__name__} that is no state dict"
@@ -148,13 +149,12 @@ def _check_heads(path: pathlib.Path, name: str) -> None:
 
 
 def _graph(model: Any, structure: "pymatgen.core.Structure", device: str) -> Any:
-    import ase
     import torch
     from orb_models.forcefield.atomic_system import ase_atoms_to_atom_graphs
 
     dtype = next(model.parameters()).dtype  # the default one may be another package's
     check_elements(structure, range(1, MAX_ATOMIC_NUMBER + 1))
-    atoms = ase.Atoms(structure.atomic_numbers, structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
+    atoms = bare_atoms(structure)
     graph = ase_atoms_to_atom_graphs(
         atoms,
         model.system_config,
@@ -178,11 +178,11 @@ def _run(model: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
     if wanted == "stress" and not model.has_stress:
         raise ValueError("this Orb model has no stress")
     output = model.predict(batch)
-    energies, places = _numbers(output["energy"]), np.cumsum(counts)[:-1]
-    forces = np.split(_numbers(output[f"{gradient}forces"]), places)
+    energies, places = to_numpy(output["energy"]), np.cumsum(counts)[:-1]
+    forces = np.split(to_numpy(output[f"{gradient}forces"]), places)
     if wanted == "forces":
         return [Prediction(float(energy), part) for energy, part in zip(energies, forces, strict=True)]
-    stress = [voigt_6_to_full_3x3_stress(part) for part in _numbers(output[f"{gradient}stress"]).reshape(-1, 6)]
+    stress = [voigt_6_to_full_3x3_stress(part) for part in to_numpy(output[f"{gradient}stress"]).reshape(-1, 6)]
     return [Prediction(float(energy), *parts) for energy, *parts in zip(energies, forces, stress, strict=True)]
 
 
@@ -194,12 +194,4 @@ def _energies(model: Any, batch: Any) -> np.ndarray:
         energies = model.heads["energy"].predict(model.model(batch)["node_features"], batch)
     if model.pair_repulsion:
         energies = energies + model.pair_repulsion_fn(batch)["energy"]
-    return _numbers(energies)
-
-
-def _numbers(tensor: Any) -> np.ndarray:
-    return tensor.detach().cpu().numpy().astype(np.float64)
-
-
-def _one_line(error: Exception) -> str:
-    return one_line(error)[:200]
+    return to_numpy(energies)

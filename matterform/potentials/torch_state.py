@@ -1,4 +1,4 @@
-"""What PyTorch packages change in the process when a model is loaded, and which devices there are."""
+"""What PyTorch packages change in the process when a model is loaded, which devices there are, numbers of tensors."""
 
 import contextlib
 import importlib.util
@@ -9,6 +9,9 @@ import pickle
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 # What unpickling raises, after whatever it makes of the bytes of another file.
 UNPICKLING_ERRORS = (
@@ -50,6 +53,11 @@ def check_path(package: str, path: pathlib.Path | None, what: str) -> pathlib.Pa
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; {package} needs {what}")
     return path
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """The tensor's numbers in float64, from whatever device and graph."""
+    return tensor.detach().cpu().numpy().astype(np.float64)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Code of the user's own, named `module:name`: where it is found, and whose its errors are."""
+"""Code that is not ours: what a user names as `module:name`, and errors of others in one line each."""
 
 import contextlib
 import importlib
