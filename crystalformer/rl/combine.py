@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pymatgen.core
 
 MATCHER = MatcherConfig()
-MAX_ELEMENTS = 7  # of a composition whose oxidation states are tried
+MAX_BALANCED = 7  # elements of a composition whose oxidation states are tried
 
 Judge = Callable[["Sequence[pymatgen.core.Structure]"], Bool[np.ndarray, " b"]]
 
@@ -75,7 +75,7 @@ def with_composition_penalty(reward: Reward, penalty: float) -> Reward:
     """
 
     def judge(structures: "Sequence[pymatgen.core.Structure]") -> Bool[np.ndarray, " b"]:
-        few = [index for index, structure in enumerate(structures) if len(structure.composition) <= MAX_ELEMENTS]
+        few = [index for index, structure in enumerate(structures) if len(structure.composition) <= MAX_BALANCED]
         valid = np.zeros(len(structures), bool)
         valid[few] = compositional_validity([structures[index] for index in few])
         return valid

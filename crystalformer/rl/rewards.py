@@ -26,7 +26,7 @@ SMALLEST, LARGEST = 1e-2, 1e2  # what components of forces (eV/Å) and stress (e
 KNOWN_SYSTEM = (
     "known_system"  # detail of `ehull_reward`: 1 where the hull has a reference of all elements of the crystal
 )
-MAX_KINDS, MAX_ELEMENTS, MAX_WORDS = 6, 5, 80  # of reasons in a line, of elements named in each, of its characters
+MAX_KINDS, MAX_NAMED, MAX_WORDS = 6, 5, 80  # of reasons in a line, of elements named in each, of its characters
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy of a 3 x 3 matrix
 
 Form = Literal["absolute", "squared"]
@@ -190,7 +190,7 @@ def _kind_of(problem: str) -> tuple[str, list[str]]:
 
 
 def _most_frequent(elements: collections.Counter[str]) -> str:
-    named = [symbol if count == 1 else f"{symbol} ({count})" for symbol, count in elements.most_common(MAX_ELEMENTS)]
+    named = [symbol if count == 1 else f"{symbol} ({count})" for symbol, count in elements.most_common(MAX_NAMED)]
     others = len(elements) - len(named)
     return "".join([" " if named else "", ", ".join(named), f" and {others} other elements" if others else ""])
 
