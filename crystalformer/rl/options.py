@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -20,26 +21,7 @@ from matterform.potentials.base import Potential, PropertyModel
 from matterform.potentials.load import PotentialConfig, PropertyConfig, load_property, open_potential
 from matterform.potentials.torch_state import torch_threads
 
-NAMES = ("ehull", "force", "property", "dielectric", "pair")
-NEED_POTENTIAL = ("ehull", "force")
-NEED_PROPERTY = ("property", "dielectric")
 OWN = "module:function"
-USED_BY = {  # settings that not all rewards use
-    "convex_path": ("ehull",),
-    "references": ("ehull",),
-    "relax_steps": ("ehull",),
-    "unknown_penalty": ("ehull",),
-    "stress_weight": ("force",),
-    "property_path": NEED_PROPERTY,
-    "fidelity": NEED_PROPERTY,
-    "property_batch_size": NEED_PROPERTY,
-    "target": ("property",),
-    "property_form": ("property",),
-    "dielectric_path": ("dielectric",),
-    "reward_clip": ("ehull", "property"),
-    "custom_worst": (OWN,),
-    "reward_workers": (OWN,),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,10 +55,10 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         if not self.reward:
-            raise ValueError(f"reward: expected at least one of {', '.join(NAMES)} or module:function, found none")
+            raise ValueError(f"reward: expected at least one of {', '.join(KINDS)}, found none")
         for name in self.reward:
-            if name not in NAMES and ":" not in name:
-                raise ValueError(f"reward: expected {', '.join(NAMES)} or module:function, found {name!r}")
+            if name not in KINDS and ":" not in name:
+                raise ValueError(f"reward: expected one of {', '.join(KINDS)}, found {name!r}")
         if len(set(self.reward)) < len(self.reward):
             raise ValueError(f"reward: each may be there once; found {', '.join(self.reward)}")
         if self.weights and len(self.weights) != len(self.reward):
@@ -99,6 +81,86 @@ class RewardConfig:
                 raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
 
 
+class Tools(NamedTuple):
+    """What rewards share; it is opened when the first of them asks for it."""
+
+    potential: Callable[[], Potential]
+    workers: Callable[[], Workers | None]  # processes for functions of the user's; None for none
+
+
+class Kind(NamedTuple):
+    """How a reward is made from its name and the settings, and which of them matter to it."""
+
+    make: Callable[[str, RewardConfig, Tools], Reward]
+    needs: tuple[tuple[str, str], ...] = ()  # settings that must be given, and what they are
+    uses: tuple[str, ...] = ()  # other settings of the reward or of the force field
+
+
+def _ehull(name: str, config: RewardConfig, tools: Tools) -> Reward:
+    assert config.convex_path is not None
+    potential, hull = tools.potential(), open_hull(config.convex_path)
+    references = None if config.references is None else load_references(config.references)
+    if hull.kind == "formation" and references is None:
+        raise ValueError(
+            f"{config.convex_path} holds energies of formation, so the reward {name} needs {_flag('references')}, "
+            f"energies of the elements in {potential.name}; `matterform references` fits them"
+        )
+    return rewards.ehull_reward(potential, hull, references, config.relax_steps, config.reward_clip)
+
+
+def _property(name: str, config: RewardConfig, tools: Tools) -> Reward:
+    assert config.target is not None
+    model = _property_model(config.property_path, config.fidelity, config)
+    return rewards.property_reward(model, config.target, config.property_form, config.reward_clip)
+
+
+def _dielectric(name: str, config: RewardConfig, tools: Tools) -> Reward:
+    gap_model = _property_model(config.property_path, config.fidelity, config)
+    return rewards.dielectric_reward(_property_model(config.dielectric_path, None, config), gap_model)
+
+
+def _property_model(path: pathlib.Path | None, fidelity: int | None, config: RewardConfig) -> PropertyModel:
+    return load_property(
+        PropertyConfig(
+            property_path=path,
+            fidelity=fidelity,
+            device=config.potential.device,
+            property_batch_size=config.property_batch_size,
+        )
+    )
+
+
+# Threads are everyone's: a function of the user's may compute with PyTorch as well.
+OF_POTENTIAL = tuple(field.name for field in dataclasses.fields(PotentialConfig) if field.name != "threads")
+OF_PROPERTY = ("fidelity", "property_batch_size", "device")
+KINDS = {
+    "ehull": Kind(
+        _ehull,
+        needs=(("convex_path", "the reference hull"),),
+        uses=("references", "relax_steps", "unknown_penalty", "reward_clip", *OF_POTENTIAL),
+    ),
+    "force": Kind(
+        lambda name, config, tools: rewards.force_reward(tools.potential(), config.stress_weight),
+        uses=("stress_weight", *OF_POTENTIAL),
+    ),
+    "property": Kind(
+        _property,
+        needs=(("property_path", "the folder of the property model"), ("target", "what to aim at")),
+        uses=("property_form", "reward_clip", *OF_PROPERTY),
+    ),
+    "dielectric": Kind(
+        _dielectric,
+        needs=(("dielectric_path", "the dielectric tensor's model"), ("property_path", "the band gap's model")),
+        uses=OF_PROPERTY,
+    ),
+    "pair": Kind(lambda name, config, tools: pair_reward()),
+    OWN: Kind(
+        lambda name, config, tools: custom_reward(name, config.custom_worst, tools.workers()),
+        uses=("custom_worst", "reward_workers"),
+    ),
+}
+
+
 @contextlib.contextmanager
 def open_reward(config: RewardConfig) -> Iterator[Reward]:
     """The reward that the flags ask for; models and worker processes that it needs end with the block.
@@ -110,12 +172,11 @@ def open_reward(config: RewardConfig) -> Iterator[Reward]:
     """
     check_reward(config)
     with contextlib.ExitStack() as stack:
-        potential = None
-        if set(config.reward) & set(NEED_POTENTIAL):
-            potential = stack.enter_context(open_potential(config.potential))
-        custom = any(name not in NAMES for name in config.reward)
-        workers = stack.enter_context(open_workers(config.reward_workers if custom else 0))
-        parts = [_make_reward(name, config, potential, workers) for name in config.reward]
+        tools = Tools(
+            functools.cache(lambda: stack.enter_context(open_potential(config.potential))),
+            functools.cache(lambda: stack.enter_context(open_workers(config.reward_workers))),
+        )
+        parts = [_kind(name).make(name, config, tools) for name in config.reward]
         # Only now, since PyTorch comes with the models.
         stack.enter_context(torch_threads(config.potential.threads))
         weights = config.weights or (1.0,) * len(parts)
@@ -131,19 +192,11 @@ def check_reward(config: RewardConfig) -> None:
         ValueError: a flag is missing or unused, or a function of the user's is missing.
         FileNotFoundError: nothing lies at a path.
     """
-    needed = {
-        "ehull": (("convex_path", "the reference hull"),),
-        "property": (("property_path", "the folder of the property model"), ("target", "what to aim at")),
-        "dielectric": (
-            ("dielectric_path", "the folder of the model of the dielectric tensor"),
-            ("property_path", "the folder of the band gap's model"),
-        ),
-    }
     for name in config.reward:
-        for field, meaning in needed.get(name, ()):
+        for field, meaning in _kind(name).needs:
             if getattr(config, field) is None:
                 raise ValueError(f"the reward {name} needs {_flag(field)}, {meaning}")
-        if name not in NAMES:
+        if ":" in name:
             load_function(name)
     _refuse_unused(config)
     if config.novelty_bonus and config.novelty_reference is None:
@@ -157,10 +210,10 @@ def check_reward(config: RewardConfig) -> None:
 
 def _refuse_unused(config: RewardConfig) -> None:
     """ValueError for a setting, other than its default, that none of the chosen rewards looks at."""
-    chosen = {name if name in NAMES else OWN for name in config.reward}
+    chosen = {name if name in KINDS else OWN for name in config.reward}
     for settings in (config, config.potential):
         for field in dataclasses.fields(settings):
-            users = USED_BY.get(field.name) if settings is config else _users_of_potential(field.name)
+            users = [name for name, kind in KINDS.items() if field.name in (*dict(kind.needs), *kind.uses)]
             if users and not chosen & set(users) and getattr(settings, field.name) != field.default:
                 raise ValueError(
                     f"{_flag(field.name)} does nothing with the reward {' + '.join(config.reward)}; "
@@ -168,55 +221,6 @@ def _refuse_unused(config: RewardConfig) -> None:
                 )
     if config.novelty_reference is not None and not config.novelty_bonus:
         raise ValueError(f"{_flag('novelty_reference')} does nothing without {_flag('novelty_bonus')}")
-
-
-def _users_of_potential(field: str) -> tuple[str, ...]:
-    """Rewards that use a setting of the force field; none named where every one may."""
-    if field == "threads":
-        return ()  # a function of the user's may compute with PyTorch as well
-    return (*NEED_POTENTIAL, *NEED_PROPERTY) if field == "device" else NEED_POTENTIAL
-
-
-def _make_reward(name: str, config: RewardConfig, potential: Potential | None, workers: Workers | None) -> Reward:
-    if name == "ehull":
-        assert potential is not None
-        return _ehull(config, potential)
-    if name == "force":
-        assert potential is not None
-        return rewards.force_reward(potential, config.stress_weight)
-    if name == "property":
-        assert config.target is not None
-        model = _property_model(config.property_path, config.fidelity, config)
-        return rewards.property_reward(model, config.target, config.property_form, config.reward_clip)
-    if name == "dielectric":
-        gap_model = _property_model(config.property_path, config.fidelity, config)
-        return rewards.dielectric_reward(_property_model(config.dielectric_path, None, config), gap_model)
-    if name == "pair":
-        return pair_reward()
-    return custom_reward(name, config.custom_worst, workers)
-
-
-def _ehull(config: RewardConfig, potential: Potential) -> Reward:
-    assert config.convex_path is not None
-    hull = open_hull(config.convex_path)
-    references = None if config.references is None else load_references(config.references)
-    if hull.kind == "formation" and references is None:
-        raise ValueError(
-            f"{config.convex_path} holds energies of formation, so the reward ehull needs {_flag('references')}, "
-            f"energies of the elements in {potential.name}; `matterform references` fits them"
-        )
-    return rewards.ehull_reward(potential, hull, references, config.relax_steps, config.reward_clip)
-
-
-def _property_model(path: pathlib.Path | None, fidelity: int | None, config: RewardConfig) -> PropertyModel:
-    return load_property(
-        PropertyConfig(
-            property_path=path,
-            fidelity=fidelity,
-            device=config.potential.device,
-            property_batch_size=config.property_batch_size,
-        )
-    )
 
 
 def _with_extras(reward: Reward, config: RewardConfig) -> Reward:
@@ -235,6 +239,10 @@ def _with_extras(reward: Reward, config: RewardConfig) -> Reward:
         assert config.novelty_reference is not None
         reward = combine.with_novelty_bonus(reward, config.novelty_bonus, config.novelty_reference)
     return reward
+
+
+def _kind(name: str) -> Kind:
+    return KINDS.get(name, KINDS[OWN])
 
 
 def _flag(field: str) -> str:

@@ -267,7 +267,7 @@ def test_a_composition_penalty_asks_for_smact(monkeypatch):
     ("options", "words"),
     [
         ({"reward": ()}, "reward: expected at least one of ehull"),
-        ({"reward": ("hull",)}, "reward: expected ehull, .* or module:function, found 'hull'"),
+        ({"reward": ("hull",)}, "reward: expected one of ehull, .*, module:function, found 'hull'"),
         ({"reward": ("pair", "pair")}, "reward: each may be there once; found pair, pair"),
         ({"weights": (1.0, 2.0)}, "weights: expected one for each of 1 rewards, found 2"),
         ({"weights": (-1.0,)}, "weights must be positive"),
