@@ -419,9 +419,12 @@ def train_some_steps(config: AtomformerConfig) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def one_device(tiny_config):
     """What one device finds; compiled in half the time, to run slower."""
+    former = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
-    yield train_some_steps(tiny_config)
-    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        return train_some_steps(tiny_config)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", former)
 
 
 def test_a_step_is_compiled_once(one_device):
@@ -441,7 +444,10 @@ spec.loader.exec_module(module)
 module.jax.config.update("jax_default_matmul_precision", "highest")
 print(json.dumps(module.train_some_steps(AtomformerConfig(dim=32, num_heads=2, depth=2, k=16))))
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     assert (one_device["devices"], found["devices"]) == (1, 4)

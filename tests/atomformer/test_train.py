@@ -408,7 +408,7 @@ def test_four_devices_train_like_one(base, toys, tmp_path):
     code = "import sys; from atomformer.cli import main; sys.exit(main(sys.argv[1:]))"
     for devices in (1, 4):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
         command = ["pretrain", "--run-dir", tmp_path / str(devices), *flags]
         subprocess.run([sys.executable, "-c", code, *map(str, command)], env=environment, check=True, timeout=300)
     one, four = (metrics(tmp_path / name) for name in ("1", "4"))

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import socket
 import subprocess
 import sys
 
@@ -200,20 +199,20 @@ def test_a_mistake_ends_in_one_line_and_status_2(arguments, words, run, samples,
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_resume_as_one(run):
+def test_two_processes_train_and_resume_as_one(run, reserved_port):
     """Two real processes on this machine, joined by a coordinator, write the losses of a single one."""
     command = [sys.executable, "-c", "import sys; from crystalformer.cli import main; sys.exit(main(sys.argv[1:]))"]
     command += ["train", f"--train={run / 'prepared'}", *SIZES, "--seed=1"]
     subprocess.run([*command, f"--run-dir={run / 'one'}", "--epochs=2"], check=True, timeout=300)
     for flags in (["--epochs=1"], ["--epochs=2", "--resume"]):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            coordinator = f"--coordinator=localhost:{probe.getsockname()[1]}"
-        both = [
-            subprocess.Popen([*command, f"--run-dir={run / 'two'}", *flags, coordinator, *process])
-            for process in (["--num-processes=2", "--process-id=0"], ["--num-processes=2", "--process-id=1"])
-        ]
-        assert [process.wait(timeout=300) for process in both] == [0, 0]
+        with reserved_port() as port:
+            both = [
+                subprocess.Popen(
+                    [*command, f"--run-dir={run / 'two'}", *flags, f"--coordinator=localhost:{port}", *process]
+                )
+                for process in (["--num-processes=2", "--process-id=0"], ["--num-processes=2", "--process-id=1"])
+            ]
+            assert [process.wait(timeout=300) for process in both] == [0, 0]
     losses = {}
     for name in ("one", "two"):
         with (run / name / "metrics.csv").open(newline="") as file:

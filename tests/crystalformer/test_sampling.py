@@ -354,7 +354,8 @@ def test_samples_obey_the_rules_of_all_230_groups(anywhere, config):
     operation = tables.first_op[group, W]
     image = np.einsum("bnij,bnj->bni", operation[..., :3], XYZ) + operation[..., 3]
     assert np.abs((image - XYZ + 0.5) % 1 - 0.5)[real].max() < 1e-6
-    np.testing.assert_array_equal(L, [impose_lattice(int(g), lattice) for g, lattice in zip(G, L, strict=True)])
+    imposed = [impose_lattice(int(g), lattice) for g, lattice in zip(G, L, strict=True)]
+    np.testing.assert_allclose(L, imposed, rtol=1e-6)  # rounding depends on how it was compiled
     assert np.isfinite(L).all()
 
 
@@ -472,7 +473,7 @@ def test_devices_do_not_matter(draw, params, config, tmp_path: pathlib.Path):
     leaves = {f"{module}:{name}": leaf for module, named in params.items() for name, leaf in named.items()}
     np.savez(tmp_path / "params.npz", **leaves)
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     }

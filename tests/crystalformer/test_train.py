@@ -166,7 +166,10 @@ assert jax.device_count() == 4
 config = load_config(TrainConfig, {str(whole.run_dir / "config.yaml")!r})
 train(dataclasses.replace(config, run_dir=pathlib.Path({str(tmp_path / "run")!r})))
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
     found = metrics(dataclasses.replace(whole, run_dir=tmp_path / "run"))
     for row, expected in zip(found, metrics(whole), strict=True):

@@ -7,9 +7,9 @@ import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -361,7 +361,7 @@ def test_samples_and_rewards_do_not_depend_on_the_number_of_devices(base, folder
     one = dataclasses.replace(config, run_dir=folder / "one")
     fine_tune(one)
     command = [*command_of(folder), "--epochs=2", "--batch-size=16", f"--run-dir={config.run_dir}"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
     subprocess.run(command, env=environment, check=True)
     compare_runs(config.run_dir, one.run_dir)
 
@@ -426,37 +426,37 @@ def test_sft_makes_good_relaxed_samples_likelier(base, folder, relaxing):
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_as_one(base, folder):
+def test_two_processes_fine_tune_as_one(base, folder, reserved_port):
     """Two real processes on this machine share sampling, rewards and gradients, and write the numbers of one."""
     one = dataclasses.replace(base, run_dir=folder / "alone", epochs=2)
     fine_tune(one)
     command = [*command_of(folder), "--epochs=2", f"--run-dir={folder / 'two'}"]
-    assert [status for status, _ in run_two(command)] == [0, 0]
+    assert [status for status, _ in run_two(reserved_port, command)] == [0, 0]
     compare_runs(folder / "two", one.run_dir)
 
 
 @pytest.mark.slow
-def test_reward_that_fails_in_one_process_ends_both(folder):
+def test_reward_that_fails_in_one_process_ends_both(folder, reserved_port):
     command = [*command_of(folder, "breaks_in_the_second_process"), f"--run-dir={folder / 'both_end'}"]
-    (first, its_words), (second, other_words) = run_two(command)
+    (first, its_words), (second, other_words) = run_two(reserved_port, command)
     assert (first, second) == (2, 2)
     assert "the reward failed in process 1" in its_words
     assert "only here" in other_words
 
 
-def run_two(command: list[str]) -> list[tuple[int, str]]:
+def run_two(reserved_port, command: list[str]) -> list[tuple[int, str]]:
     """Status and standard error of a command in two processes that work together."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        coordinator = f"--coordinator=localhost:{probe.getsockname()[1]}"
-    both = [
-        subprocess.Popen(
-            [*command, coordinator, "--num-processes=2", f"--process-id={number}"], stderr=subprocess.PIPE, text=True
-        )
-        for number in range(2)
-    ]
-    words = [process.communicate(timeout=300)[1] for process in both]
-    return [(process.returncode, said) for process, said in zip(both, words, strict=True)]
+    with reserved_port() as port, contextlib.ExitStack() as stack:
+        words = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)]
+        flags = [f"--coordinator=localhost:{port}", "--num-processes=2"]
+        both = [
+            subprocess.Popen([*command, *flags, f"--process-id={number}"], stderr=file)
+            for number, file in enumerate(words)
+        ]
+        statuses = [process.wait(timeout=300) for process in both]
+        for file in words:
+            file.seek(0)
+        return [(status, file.read()) for status, file in zip(statuses, words, strict=True)]
 
 
 def test_sft_that_diverges_is_not_saved(base, folder, relaxing):

@@ -29,7 +29,7 @@ def start_tiny() -> Callable[..., subprocess.Popen]:
     """Starts the tiny run in another process with a number of forced CPU devices."""
 
     def start(*arguments: object, devices: int = 1) -> subprocess.Popen:
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags, JAX_DEFAULT_MATMUL_PRECISION="highest")
         command = [sys.executable, str(SCRIPT), *map(str, arguments)]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)

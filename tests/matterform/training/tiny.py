@@ -1,8 +1,11 @@
 """A training run that takes a second: an MLP with dropout on sequences of numbers; also run as a process of its own."""
 
 import argparse
+import itertools
 import json
+import os
 import pathlib
+import signal
 import time
 
 import jax
@@ -47,8 +50,13 @@ def example_loss(params, key, example):
     return error**2, {"absolute": jnp.abs(error)}
 
 
-def train(folder: pathlib.Path, max_steps: int, *, resume: bool = False, delay_s: float = 0.0, **options) -> FitResult:
-    """Trains in `folder` up to `max_steps`; `options` go to LoopConfig, `on_epoch_end` to fit."""
+def train(
+    folder: pathlib.Path, max_steps: int, *, resume: bool = False, stop_at: int = 0, delay_s: float = 0, **options
+) -> FitResult:
+    """Trains in `folder` up to `max_steps`; `options` go to LoopConfig, `on_epoch_end` to fit.
+
+    With `stop_at`, the process sends itself SIGTERM when it loads that batch; each takes `delay_s` to load.
+    """
     mesh = make_mesh()
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.03, clip_norm=1.0))
     step = make_train_step(example_loss, optimizer, jax.random.key(0), mesh, ema_decay=0.9)
@@ -58,7 +66,11 @@ def train(folder: pathlib.Path, max_steps: int, *, resume: bool = False, delay_s
     state, extra = checkpoints.restore(state) if resume else (state, None)
     writer = open_metrics(folder, metric_columns(["absolute"]), resumed_step=int(state.step) if resume else None)
 
-    def take_slowly(indices, length):
+    loaded = itertools.count(1)
+
+    def take_and_stop(indices, length):
+        if next(loaded) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(delay_s)
         return take(indices, length)
 
@@ -70,7 +82,7 @@ def train(folder: pathlib.Path, max_steps: int, *, resume: bool = False, delay_s
             state,
             mesh,
             plan,
-            take_slowly,
+            take_and_stop,
             validation=Validation(make_eval_step(example_loss, mesh), plan, take),
             checkpoints=checkpoints,
             best=best,
@@ -90,13 +102,13 @@ def main() -> None:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("max_steps", type=int)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--delay-s", type=float, default=0.0)
+    parser.add_argument("--stop-at", type=int, default=0)
     parser.add_argument("--coordinator")
     parser.add_argument("--process", type=int, default=0)
     args = parser.parse_args()
     if args.coordinator is not None:
         initialize_distributed(args.coordinator, 2, args.process)
-    result = train(args.folder, args.max_steps, resume=args.resume, delay_s=args.delay_s)
+    result = train(args.folder, args.max_steps, resume=args.resume, stop_at=args.stop_at)
     np.savez(args.folder / f"params_{args.process}.npz", **result.state.params)
     devices = {"devices": jax.device_count(), "processes": jax.process_count()}
     print(json.dumps({"outcome": result.outcome, "step": int(result.state.step), **devices}))  # noqa: T201
