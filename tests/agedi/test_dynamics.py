@@ -10,6 +10,8 @@ from agedi.distributions import reflect
 from agedi.dynamics import brownian_steps, langevin_steps
 from agedi.graph import AtomsGraph
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 STIFFNESS, TEMPERATURE = 5.0, 0.1  # eV/Å^2, eV
 ATOMS = 2500
 

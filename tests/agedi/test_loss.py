@@ -14,6 +14,8 @@ from agedi.loss import Example, RegressorLoss, make_distance, make_example_loss,
 from agedi.score import Outputs, ScoreModel
 from matterform.neighbors import Neighbors
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 CELL = np.eye(3, dtype=np.float32) * 5
 SUMS = lattice_sums(CELL[None], np.ones((1, 3), bool))
 CONFIG = DiffusionConfig(sigma_max=2.5)

@@ -25,6 +25,8 @@ from agedi.score import Outputs, ScoreModel
 from agedi.sdes import make_level, make_sde, noise_level
 from matterform.neighbors import Neighbors
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 ATOMS = 2500  # independent, so that one structure is a sample of this size
 WITHOUT_FORCES = tuple(name for name in SAMPLERS if name != "ffpc")
 # The Kolmogorov-Smirnov statistic of a right sampler exceeds this with probability 1e-5.

@@ -9,6 +9,8 @@ import pytest
 from agedi.config import ConditionConfig, DiffusionConfig, ForceFieldConfig, ModelConfig
 from agedi.score import make_score_model
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 MODEL = ModelConfig(feature_size=8, n_blocks=2, n_rbf=8, cutoff=4.0)
 LEVELS = jnp.array([0.3, -0.2])
 CAPACITY = 128

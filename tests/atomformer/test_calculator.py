@@ -23,6 +23,8 @@ from atomformer.prediction import predict_all
 from atomformer.transformer import make_apply
 from atomformer.weights import Pretrained, save_pretrained
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 CONSERVATIVE = {"heads": ("total_energy",), "conservative": True}
 # The heads beside the energy are not read; their random numbers lead to one that changes much.
 CRYSTAL = {

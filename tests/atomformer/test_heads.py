@@ -15,6 +15,8 @@ from atomformer.periodic import image_edges
 from atomformer.structure import Structure
 from atomformer.transformer import make_apply
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 SHAPES = {
     "formation_energy": {"formation_energy": ()},
     "total_energy": {"total_energy": ()},

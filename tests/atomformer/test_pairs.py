@@ -12,6 +12,8 @@ from jax.test_util import check_grads
 from atomformer import pairs
 from atomformer.pairs import block_biases, normed_projection, pair_coordinates
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 def plain_projection(u, means, widths, matrix):
     """LayerNorm of the normal densities at u, then the matrix; everything as written in the specification."""
