@@ -41,9 +41,6 @@ def atom_uniform(key: PRNGKeyArray, count: int, width: int = 3) -> Float[Array, 
     return jax.vmap(lambda atom: jax.random.uniform(atom, (width,)))(keys)
 
 
-# --- on a torus -----------------------------------------------------------------------------------------------------
-
-
 def dual_vectors(cell: Float[Array, "3 3"], pbc: Bool[Array, "3"]) -> Float[Array, "3 3"]:
     """Rows d_k with d_k . a_l = 1 where k = l, else 0, within the span of the periodic vectors; 0 for the others."""
     return jnp.where(pbc[:, None], inverse(complete(cell, pbc)).T, 0.0)
@@ -132,9 +129,6 @@ def _sum_over_waves(
 
 def _grid(counts: Counts) -> Int[np.ndarray, "s 3"]:
     return np.array(list(itertools.product(*(range(-count, count + 1) for count in counts))))
-
-
-# --- between two walls ----------------------------------------------------------------------------------------------
 
 
 def reflect(z: Float[Array, " n"], low: Float[Array, ""], high: Float[Array, ""]) -> Float[Array, " n"]:

@@ -161,9 +161,6 @@ def choose_sigma_max(
     return max(spacings) / 2
 
 
-# --- species --------------------------------------------------------------------------------------------------------
-
-
 def absorb(key: PRNGKeyArray, x: Int[Array, " n"], share: Array) -> Int[Array, " n"]:
     """Each species becomes the absorbing 0 with probability `share`."""
     return jnp.where(atom_uniform(key, x.shape[0], 1)[:, 0] < share, 0, x)
@@ -197,9 +194,6 @@ def reveal(
 
     left, choices = jax.lax.scan(draw, remaining, (scores, revealed))
     return jnp.where(revealed, jnp.asarray(species)[choices], x), left
-
-
-# --- everything at once ---------------------------------------------------------------------------------------------
 
 
 class Noised(NamedTuple):

@@ -273,9 +273,6 @@ def make_single(
     return single
 
 
-# --- when -----------------------------------------------------------------------------------------------------------
-
-
 def make_plan(settings: SamplerConfig, noiser: PositionNoiser | None, inpaint: InpaintConfig | None) -> Step:
     """All steps, in order, as arrays; on the host."""
     start = 1.0 if inpaint is None else inpaint.t_start
@@ -309,9 +306,6 @@ def _times(settings: SamplerConfig, noiser: PositionNoiser | None, start: float)
 
 def _noises(noiser: PositionNoiser, times: Float[np.ndarray, " s"]) -> Float[np.ndarray, " s"]:
     return np.array(noise_level(noiser.sde, jnp.asarray(times)))
-
-
-# --- the process of one structure -----------------------------------------------------------------------------------
 
 
 class Process(NamedTuple):
@@ -473,7 +467,6 @@ def start_state(
     return State(y, x, remaining, jnp.array(False))
 
 
-# --- steps ----------------------------------------------------------------------------------------------------------
 # Each takes (problem, state, step, key) to the new state and the frames on the way.
 
 

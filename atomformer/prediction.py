@@ -166,9 +166,6 @@ def _probabilities(logits: Any, config: AtomformerConfig) -> np.ndarray | None:
     return None
 
 
-# --- many structures ------------------------------------------------------------------------------------------------
-
-
 @functools.lru_cache(maxsize=8)
 def _batched_outputs(apply: Transformer, features: bool) -> Callable[[Any, Structure], Outputs]:
     """The compiled network for a batch; kept, so that repeated calls with one model do not compile again."""

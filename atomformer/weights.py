@@ -97,9 +97,6 @@ def save_pretrained(folder: str | os.PathLike[str], model: Pretrained) -> None:
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})  # transformers refuses files without it
 
 
-# --- config.json ----------------------------------------------------------------------------------------------------
-
-
 def read_config(path: str | os.PathLike[str]) -> AtomformerConfig:
     """The config of a model's folder or `.safetensors` file; unknown keys are ignored.
 
@@ -173,9 +170,6 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-# --- safetensors ----------------------------------------------------------------------------------------------------
-
-
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     # Read as JAX arrays because NumPy has no bfloat16.
     files = _open_files(path, framework="flax")
@@ -239,9 +233,6 @@ def _pickle_refused(path: pathlib.Path) -> ValueError:
         f"{path} is a pickle, which can run code, and is not read; convert it where PyTorch is installed: "
         f"safetensors.torch.save_file(torch.load('{path.name}', weights_only=True), '{WEIGHTS}')"
     )
-
-
-# --- Hugging Face ---------------------------------------------------------------------------------------------------
 
 
 def _local_path(source: str | os.PathLike[str]) -> pathlib.Path:

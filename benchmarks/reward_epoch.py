@@ -94,9 +94,6 @@ class Result(NamedTuple):
     seconds: dict[str, float]
 
 
-# --- the hull -------------------------------------------------------------------------------------------------------
-
-
 def make_hulls(potential: Potential, options: Options) -> tuple[Entries, PlainHull]:
     """The same entries of total energies for both sides."""
     from pymatgen.core import Composition
@@ -128,9 +125,6 @@ def pack_both(computed: Sequence[Any]) -> tuple[Entries, PlainHull]:
 def composition_energy(composition: Any, energies: dict[str, float]) -> float:
     """Energy (eV) of the separate elements."""
     return sum(amount * energies[symbol] for symbol, amount in composition.as_dict().items())
-
-
-# --- the two sides --------------------------------------------------------------------------------------------------
 
 
 def our_reward(crystals: Crystals, potential: Potential, entries: Entries) -> Result:
@@ -212,9 +206,6 @@ def timed(watch: Stopwatch, name: str, function: Callable[..., Any]) -> Callable
             return function(*args)
 
     return call
-
-
-# --- the benchmark --------------------------------------------------------------------------------------------------
 
 
 def draw(options: Options) -> tuple[Crystals, float]:

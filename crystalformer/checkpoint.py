@@ -30,9 +30,6 @@ class Checkpoint(NamedTuple):
     epoch: int | None
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
 def load_checkpoint(path: str | pathlib.Path, **hyperparameters: Any) -> Checkpoint:
     """Reads a published `.pkl` of any rotary or absolute generation.
 
@@ -84,9 +81,6 @@ def _as_arrays(tree: dict, path: pathlib.Path) -> Params:
                 raise ValueError(f"{path}: params/{module}/{leaf} should be an array of floats, found {array!r:.60}")
         params[str(module)] = {str(leaf): np.asarray(array, np.float32) for leaf, array in leaves.items()}
     return params
-
-
-# --- sizes ----------------------------------------------------------------------------------------------------------
 
 
 def infer_config(params: Params, source: str | pathlib.Path = "params", **hyperparameters: Any) -> TransformerConfig:
@@ -186,9 +180,6 @@ def _check_tree(params: Params, shapes: Shapes) -> None:
     unknown = [f"{module}/{leaf}" for module in params for leaf in params[module] if leaf not in shapes.get(module, {})]
     if unknown:
         raise ValueError(f"the tree has leaves that no such network has: {', '.join(sorted(unknown)[:5])}")
-
-
-# --- writing --------------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(

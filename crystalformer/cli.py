@@ -110,9 +110,6 @@ def main(argv: Sequence[str] | None = None, recipe: "TrainConfig | PpoConfig | D
     return dispatch("crystalformer", USAGE, commands, argv)
 
 
-# --- prepare --------------------------------------------------------------------------------------------------------
-
-
 def run_prepare(arguments: Prepare) -> int:
     """Converts a table once, for training to open."""
     from crystalformer.dataset import prepare
@@ -128,9 +125,6 @@ def run_prepare(arguments: Prepare) -> int:
         )
     say(f"{summary.accepted} crystals in {arguments.out}; {len(summary.refused)} rows refused, see refused.csv there")
     return 0
-
-
-# --- train ----------------------------------------------------------------------------------------------------------
 
 
 TRAIN = """Trains a model; the run folder holds config.yaml, metrics.csv, checkpoints/ to resume and published/ to use.
@@ -150,9 +144,6 @@ def run_train(argv: Sequence[str], recipe: Any = None) -> int:
     if processes is not None:
         initialize_distributed(*processes)
     return report_run("crystalformer", "train", run.run_dir, train(run, resume=resume), "published")
-
-
-# --- sample ---------------------------------------------------------------------------------------------------------
 
 
 def run_sample(arguments: Sample) -> int:
@@ -261,9 +252,6 @@ def _write_cifs(folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
         if row["cif"]:
             name = f"{row['index']:06d}_{row['formula'].replace(' ', '')}_{row['G']}.cif"
             (folder / name).write_text(row["cif"], encoding="utf-8")
-
-
-# --- score ----------------------------------------------------------------------------------------------------------
 
 
 def run_score(arguments: Score) -> int:

@@ -200,9 +200,6 @@ def _check_request(spacegroups, temperature: float, T1: float, top_p: float, chu
         raise ValueError(f"chunk_size must be at least 1; got {chunk_size}")
 
 
-# --- the kernel -----------------------------------------------------------------------------------------------------
-
-
 def make_sampler(config: TransformerConfig, group_size: int) -> Sampler:
     """The pure function `sampler(network, keys, G, wanted, temperature, constraints) -> Crystals`, to be compiled.
 
@@ -305,8 +302,6 @@ def _embed(network: Network, token: str, config: TransformerConfig, crystal: Cry
         return embed_element(network, G, crystal.A[site])
     return embed_coordinate(network, token, G, crystal.XYZ[site, "XYZ".index(token)], config)
 
-
-# --- draws for one lane ---------------------------------------------------------------------------------------------
 
 Settings = tuple[Temperature, Constraints, TransformerConfig]
 

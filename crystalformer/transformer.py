@@ -86,9 +86,6 @@ def _widen(columns: Float[Array, "*rows c"], width: int) -> Float[Array, "*rows 
     return jnp.pad(columns, padding)
 
 
-# --- tokens ---------------------------------------------------------------------------------------------------------
-
-
 def embed_tokens(network: Network, G, XYZ, A, W, M, config: TransformerConfig) -> Float[Array, "t d"]:
     """The five tokens of every site, in the order the network reads them."""
     tokens = [
@@ -124,9 +121,6 @@ def _project(network: Network, token: str, G, features: Float[Array, "*n f"]) ->
     group = network.tables["g_embeddings"][G - 1]
     group = jnp.broadcast_to(group, (*features.shape[:-1], group.shape[-1]))
     return linear(network.tokens[token], jnp.concatenate([group, features], axis=-1))
-
-
-# --- blocks ---------------------------------------------------------------------------------------------------------
 
 
 def linear(p: Leaves, x: Float[Array, "*s d"]) -> Float[Array, "*s e"]:
@@ -217,9 +211,6 @@ def run_layers(network: Network, x: Float[Array, "t d"], key: PRNGKeyArray | Non
 def output_layer(network: Network, x: Float[Array, "*s d"]) -> Float[Array, "*s columns"]:
     """Final normalisation and projection."""
     return linear(network.output, layer_norm(network.final_norm, x))
-
-
-# --- heads ----------------------------------------------------------------------------------------------------------
 
 
 def masked_log_softmax(logits: Float[Array, "*s c"], allowed: Bool[Array, "*s c"]) -> Float[Array, "*s c"]:

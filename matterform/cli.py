@@ -118,9 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return dispatch("matterform", USAGE, commands, argv)
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
 def _read_crystals(path: pathlib.Path, limit: int | None = None) -> "Readable":
     """Those that can be read, with their places; the others are named on standard error."""
     from matterform.formats import iterate_crystals
@@ -161,9 +158,6 @@ def _column(structures: "Sequence[pymatgen.core.Structure]", name: str, path: pa
         raise ValueError(f"{path}: column {name!r} holds more than numbers ({error})") from error
 
 
-# --- hull -----------------------------------------------------------------------------------------------------------
-
-
 def run_hull(arguments: HullArguments) -> int:
     """Indexes reference entries."""
     from matterform.evaluation.hull_files import index_hull
@@ -173,9 +167,6 @@ def run_hull(arguments: HullArguments) -> int:
     say(f"{entries.count} entries of {len(entries.energies)} compositions in {len(entries.systems)} chemical systems")
     say(f"energies: {entries.kind}; folder: {arguments.out}")
     return 0
-
-
-# --- references -----------------------------------------------------------------------------------------------------
 
 
 def run_references(arguments: ReferencesArguments) -> int:
@@ -206,9 +197,6 @@ def run_references(arguments: ReferencesArguments) -> int:
     for place, formula, value in residual.largest:
         say(f"  {value:+.3f} eV/atom  {formula} (structure {indices[fit.used[place]]})")
     return 0
-
-
-# --- above-hull -----------------------------------------------------------------------------------------------------
 
 
 TABLE: tuple[str, ...] = (
@@ -315,9 +303,6 @@ def _rows(chunk: "Sequence[CrystalRecord]", stability: "Stability") -> list[dict
             row["relaxation"] = f"{state} after {relaxed.steps[i]} steps"
         rows.append(row | {"cif": "" if stability.problems[i] else to_cif(structure)})
     return rows
-
-
-# --- evaluate -------------------------------------------------------------------------------------------------------
 
 
 def run_evaluate(arguments: EvaluateArguments) -> int:

@@ -24,6 +24,7 @@ def load_callable(target: str, what: str, form: str) -> Callable[..., Any]:
     here = str(pathlib.Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # last, so that a file here does not take the place of an installed package
+    importlib.invalidate_caches()  # the file may be new
     with Explained(f"importing {module_name} for {what} {target}"):
         module = importlib.import_module(module_name)
     found = getattr(module, name, None)

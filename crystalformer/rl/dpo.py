@@ -120,9 +120,6 @@ class Example(NamedTuple):
     reference: Float[Any, "*b 2"]
 
 
-# --- the loss -------------------------------------------------------------------------------------------------------
-
-
 def preference_loss(
     margin: Float[Array, "*b"], logp_chosen: Float[Array, "*b"], config: PreferenceConfig
 ) -> Float[Array, "*b"]:
@@ -165,9 +162,6 @@ def make_pair_loss(transformer: TransformerConfig, preference: PreferenceConfig,
         return preference_loss(margin, logp[0], preference), metrics
 
     return example_loss
-
-
-# --- a run ----------------------------------------------------------------------------------------------------------
 
 
 def train_dpo(config: DpoConfig, resume: bool = False) -> FitResult:

@@ -66,9 +66,6 @@ class Rows(NamedTuple):
     indexed: bool = False
 
 
-# --- two files ------------------------------------------------------------------------------------------------------
-
-
 def read_pairs(chosen: pathlib.Path, rejected: pathlib.Path, *, n_max: int = 21, workers: int = 1) -> PairData:
     """Pairs row i of `chosen` with row i of `rejected`: files of any kind with equally many rows.
 
@@ -100,9 +97,6 @@ def read_pairs(chosen: pathlib.Path, rejected: pathlib.Path, *, n_max: int = 21,
         )
     )
     return PairData(pairs, np.stack([both, both], -1), refused)
-
-
-# --- one scored table -----------------------------------------------------------------------------------------------
 
 
 def pairs_from_scores(path: pathlib.Path, config: PairingConfig, *, n_max: int = 21, workers: int = 1) -> PairData:
@@ -180,9 +174,6 @@ def read_scores(path: pathlib.Path, column: str) -> dict[int, float]:
     cells = _read_column(path, column)
     values = np.asarray(pd.to_numeric(cells, errors="coerce"), np.float64)
     return dict(zip(_row_numbers(path, len(values)), values.tolist(), strict=True))
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
 
 
 def read_rows(path: pathlib.Path, *, n_max: int = 21, workers: int = 1, possible: bool = False) -> Rows:

@@ -98,9 +98,6 @@ def _open_text(path: pathlib.Path) -> Iterator[io.TextIOWrapper]:
         raise ValueError(f"{path} is damaged ({error}); fetch it again") from error  # what bz2 raises
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
 def iterate_formation_table(path: pathlib.Path) -> Iterator[Entry]:
     """Rows of a CSV with `formation_energy_per_atom` and a formula, or CIFs, as entries.
 
@@ -161,9 +158,6 @@ def fractions_of_formula(formula: str) -> Fractions:
         return fractions_of(Composition(formula))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{formula!r} is no formula ({error})") from error
-
-
-# --- computed entries -----------------------------------------------------------------------------------------------
 
 
 def iterate_computed_entries(path: pathlib.Path) -> Iterator[Entry]:
@@ -231,9 +225,6 @@ def _finite(value: Any, name: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} is {value!r}, which is no finite number")
     return number
-
-
-# --- JSON in parts --------------------------------------------------------------------------------------------------
 
 
 class _Json:

@@ -133,9 +133,6 @@ def gradient_in_batch(loss, one, name):
     return float(value), float(gradient)
 
 
-# --- species --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
 def test_types_loss_is_score_entropy(t, rng):
     """sum_k e^(s_k) - r s_x0 + r (log r - 1), times sigma'(t), with s = log r + log p and r = 1 / (e^sigma - 1)."""
@@ -158,8 +155,6 @@ def test_types_loss_is_zero_when_certain_and_right():
     assert float(types_loss(logits, x, jnp.array([True, True, True]), (6, 8), jnp.float32(0.3))) == 0.0
     assert float(types_loss(-logits, x, jnp.array([True, True, True]), (6, 8), jnp.float32(0.3))) > 100
 
-
-# --- energies and forces --------------------------------------------------------------------------------------------
 
 LABELS = np.array([[0.0] * 3, [0.0] * 3, [1.0, 2.0, 3.0], [0.5, 0.0, 0.0], [np.nan] * 3, [0.0] * 3], np.float32)
 FORCE_FIELD = dataclasses.replace(CONFIG, force_field=ForceFieldConfig())

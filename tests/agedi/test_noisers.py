@@ -167,9 +167,6 @@ def test_open_directions_of_a_crystal_keep_their_mean():
     assert scipy.stats.kstest(fractions(graph, noised.graph.pos)[:, 0], "uniform").statistic < KS_BOUND
 
 
-# --- species --------------------------------------------------------------------------------------------------------
-
-
 def test_species_are_absorbed_with_the_share_of_the_time():
     config = DiffusionConfig(noisers=("Types",), species=(8, 22))
     graph = graph_of([False] * 3, fixed=400)

@@ -86,8 +86,6 @@ def draw(config, model, settings, graph, key=0, **options):
     return jax.jit(single)({}, jax.random.key(key), graph, {}, jnp.zeros(0, jnp.int32))
 
 
-# --- a Gaussian -----------------------------------------------------------------------------------------------------
-
 MEAN, STD = np.array([1.0, -0.5, 0.3], np.float32), 0.4
 OPEN = {
     "ve": DiffusionConfig(noisers=("Positions",), sde="ve", sigma_max=100.0),
@@ -181,8 +179,6 @@ def test_langevin_corrections_leave_the_distribution_as_it_is():
         assert scipy.stats.kstest(z[:, axis], "norm").statistic < KS_BOUND
 
 
-# --- a mixture on a torus -------------------------------------------------------------------------------------------
-
 SKEWED = np.array([[4.0, 0.0, 0.0], [1.2, 3.5, 0.0], [-0.7, 0.9, 5.0]], np.float32)
 CENTRES, WEIGHTS, WIDTH = np.array([[0.2, 0.1, 0.3], [2.5, 2.0, 3.0]], np.float32), np.array([0.3, 0.7]), 0.25
 TORUS = DiffusionConfig(sigma_max=3.0)
@@ -217,8 +213,6 @@ def test_a_mixture_on_a_torus_is_recovered(sampler):
     for axis in range(3):
         assert scipy.stats.kstest(z[:, axis], "norm").statistic < KS_BOUND
 
-
-# --- a truncated Gaussian between walls -----------------------------------------------------------------------------
 
 WALLS, SLAB_MEAN, SLAB_STD = (2.0, 5.0), 2.4, 0.8
 TRUNCATED = scipy.stats.truncnorm(
@@ -260,8 +254,6 @@ def test_a_truncated_gaussian_is_recovered_between_walls(sampler):
     for axis in range(2):
         assert scipy.stats.kstest(pos[:, axis] / 3.0, "uniform").statistic < KS_BOUND
 
-
-# --- species --------------------------------------------------------------------------------------------------------
 
 SPECIES = (8, 22, 56)
 TYPES = DiffusionConfig(noisers=("Types",), species=SPECIES)
@@ -313,9 +305,6 @@ def test_a_prescribed_composition_is_met_exactly(rng):
     for number, count in zip(SPECIES, (4, 1, 15), strict=True):
         assert np.all(np.sum(np.asarray(drawn) == number, axis=1) == count)
     assert len({tuple(x) for x in np.asarray(drawn)}) > 40
-
-
-# --- what every sampler must do -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("em", 1), ("ddim", 1), ("heun", 2), ("heun_ode", 2), ("pc", 3)])
@@ -378,9 +367,6 @@ def test_a_short_neighbour_list_is_reported():
         for search in (no_search, cut_short)
     ]
     assert [bool(flag) for flag in crowded] == [False, True]
-
-
-# --- inpainting -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", WITHOUT_FORCES)

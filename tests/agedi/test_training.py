@@ -122,9 +122,6 @@ def assert_same_run(found, expected):
     assert (found.run_dir / "metrics.csv").read_text() == (expected.run_dir / "metrics.csv").read_text()
 
 
-# --- what a run leaves ----------------------------------------------------------------------------------------------
-
-
 def test_the_loss_falls_and_everything_is_written(molecular_run):
     run_dir = molecular_run.run_dir
     assert run_dir.name == "version_0"
@@ -182,9 +179,6 @@ def test_crystals_learn_positions_species_property_energies_and_forces(crystal_r
     # Balanced parts are near 1 each, so the total is near 1 as well, whatever their units.
     assert 0.3 < rows[-1]["loss"] < 2
     assert rows[-1]["loss"] != pytest.approx(rows[-1]["diffusion"] + rows[-1]["regressor"], rel=0.05)
-
-
-# --- going on -------------------------------------------------------------------------------------------------------
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(molecules, molecular_run, tmp_path):
@@ -267,9 +261,6 @@ def test_a_loaded_model_learns_on_in_a_run_of_its_own(molecules, molecular_run, 
     first, [row] = table(molecular_run.run_dir)[0], table(result.run_dir)
     assert row["step"] == 2
     assert row["validation_loss"] < 0.9 * first["validation_loss"]
-
-
-# --- data -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_or_a_config_is_trained_on_as_the_structures_themselves(molecules, molecular_run, tmp_path):
@@ -379,9 +370,6 @@ def test_copies_join_on_their_epochs_and_only_of_what_is_trained_on(crystals):
         expected = np.concatenate([split.train + 8 * k for k in range(copies)])
         np.testing.assert_array_equal(np.sort(rows), np.sort(expected))
         assert all((lengths(dataset)[batch.indices] <= batch.length).all() for batch in batches)
-
-
-# --- pieces ---------------------------------------------------------------------------------------------------------
 
 
 def test_versions_are_counted_on(tmp_path, molecular_run):

@@ -65,9 +65,6 @@ def pair_bias(encoder, first, second, distances, config) -> np.ndarray:
     return ((normed * norm["scale"] + norm["offset"]) * projection["w"]).sum(-1) + projection["b"]
 
 
-# --- molecules ------------------------------------------------------------------------------------------------------
-
-
 def test_distances_are_those_between_atoms_and_from_their_mean(tiny_config, molecules):
     structure = jax.tree.map(lambda x: jnp.asarray(x[0]), molecules((5,), 7))
     positions = np.asarray(structure.positions[:5], np.float64)
@@ -99,9 +96,6 @@ def test_crystals_have_no_distance_to_the_system_token(tiny_config, periodic):
     np.testing.assert_array_equal(system_distances(crystal(), config), np.zeros(4))
     assert (system_distances(crystal((False,) * 3), config) > 0).all()
     assert (system_distances(crystal(), tiny_config) > 0).all()
-
-
-# --- images ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pbc", [(True,) * 3, (True, False, True), (False, False, True), (False,) * 3], ids=str)

@@ -70,9 +70,6 @@ def mixed(toys, tmp_path_factory) -> pathlib.Path:
     return path
 
 
-# --- prepare --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("out", ["store", "toys.parquet"])
 def test_what_is_prepared_holds_all_that_can_be_used(mixed, toys, tmp_path, capsys, out):
     assert run("prepare", mixed, tmp_path / out) == 0
@@ -107,9 +104,6 @@ def test_raw_sets_are_converted_by_kind(tmp_path):
     rows = [read.row for read in iterate_rows(tmp_path / "oc20.parquet")]
     assert [row["formation_energy"] for row in rows] == pytest.approx([-1.5, -3.0])
     np.testing.assert_array_equal(rows[0]["input_ids"], atoms.numbers)
-
-
-# --- predict --------------------------------------------------------------------------------------------------------
 
 
 def test_predictions_and_features_are_those_of_the_library(model, toys, toy_file, tmp_path):
@@ -151,9 +145,6 @@ def test_nothing_usable_leaves_no_file(model, tmp_path, capsys):
     assert run("predict", tmp_path / "bad.extxyz", "--model", model, "-o", tmp_path / "out.xyz") == 2
     assert "holds no structure that can be used" in capsys.readouterr().err
     assert not (tmp_path / "out.xyz").exists()
-
-
-# --- evaluate -------------------------------------------------------------------------------------------------------
 
 
 def test_evaluation_is_what_one_computes_by_hand(model, toys, toy_file, tmp_path, capsys):
@@ -209,9 +200,6 @@ def test_an_undefined_metric_is_null_in_json(model, toys, tmp_path):
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text(), parse_constant=refuse)
     assert found["gap/pearson"] is None
     assert found["gap/mae"] > 0
-
-
-# --- mistakes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -106,9 +106,6 @@ def test_energies_of_real_molecules_keep_their_last_digits(data_dir):
     )
 
 
-# --- buckets --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("counts", [[5], [1, 2, 3, 4], [3, 3, 200], list(range(1, 300)), [7, 8, 9, 60, 61]])
 def test_buckets_hold_every_length_with_little_padding(counts):
     buckets = bucket_lengths(np.array(counts))
@@ -130,9 +127,6 @@ def test_epochs_serve_every_structure_once():
         seen += batch.examples.index[batch.weight > 0].tolist()
         np.testing.assert_array_equal(batch.examples.structure.mask.sum(1), counts[batch.examples.index])
     assert sorted(seen) == [0, 1, 2, 3]
-
-
-# --- crystals -------------------------------------------------------------------------------------------------------
 
 
 def test_cells_are_reduced_and_molecules_have_none_that_matters():
@@ -181,9 +175,6 @@ def test_batches_of_molecules_and_crystals_go_through_the_network(tiny_config, l
     if periodic == "minimum_image":  # the molecule of the batch is one to a network without periodicity too
         alone = jax.jit(make_apply(tiny_config))(params, None, jax.tree.map(lambda x: x[0], batch))
         np.testing.assert_allclose(found.formation_energy[0], alone.formation_energy, atol=1e-5)
-
-
-# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

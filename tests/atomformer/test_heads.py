@@ -118,9 +118,6 @@ def test_heads_read_half_precision_in_full(lively, tiny_config):
     np.testing.assert_array_equal(found, linear_head(leaves, x.astype(jnp.float32)))
 
 
-# --- derivatives ----------------------------------------------------------------------------------------------------
-
-
 def in_cell(config: AtomformerConfig) -> Structure:
     """Three atoms in a skewed cell, in double precision; some neighbours are images."""
     cell = np.array([[3.0, 0.2, 0.0], [-0.4, 3.3, 0.3], [0.2, 0.1, 3.6]])

@@ -88,9 +88,6 @@ def mean_loss(config, loss, data, labels=()) -> Any:
     return function
 
 
-# --- the published losses -------------------------------------------------------------------------------------------
-
-
 def test_loss_and_gradient_norms_are_the_published_ones(golden_dir):
     want = dict(np.load(golden_dir / "atomformer" / "s2ef.npz"))
     params, config, _ = from_pretrained(golden_dir / "atomformer")
@@ -156,9 +153,6 @@ def test_a_term_without_any_value_is_refused():
     data.structures["total_energy"][:] = NAN
     with pytest.raises(ValueError, match="no structure of the data has a value for total_energy; leave that term out"):
         average_counts(data, LossConfig(total_energy=1.0))
-
-
-# --- terms ----------------------------------------------------------------------------------------------------------
 
 
 def known_values(errors) -> list[float]:
@@ -245,9 +239,6 @@ def test_missing_targets_leave_gradients_finite(tiny_config, lively, conservativ
     assert trained == {"masked"}
     partly = gradient(params, example(**missing | {"forces": np.ones((4, 3)) * [1, NAN, 1]}))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(partly))
-
-
-# --- corruption -----------------------------------------------------------------------------------------------------
 
 
 def draws(probability, mask, count=20_000) -> np.ndarray:
@@ -356,9 +347,6 @@ def test_a_term_that_is_off_corrupts_nothing():
     np.testing.assert_array_equal(structure.positions, one.structure.positions)
 
 
-# --- steps ----------------------------------------------------------------------------------------------------------
-
-
 def test_noise_in_validation_depends_on_the_structures_number_alone(tiny_config, lively):
     loss = LossConfig(denoising=1.0)
     config = dataclasses.replace(tiny_config, heads=("coords",))
@@ -454,9 +442,6 @@ print(json.dumps(module.train_some_steps(AtomformerConfig(dim=32, num_heads=2, d
     for row, expected in zip(found["metrics"], one_device["metrics"], strict=True):
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert found["validation"] == pytest.approx(one_device["validation"], rel=1e-5, abs=1e-6)
-
-
-# --- settings -------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_trains_what_it_is_asked_for(tiny_config):

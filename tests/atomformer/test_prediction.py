@@ -93,9 +93,6 @@ def counting(config):
     return Pretrained(params, config, apply), traces
 
 
-# --- the contract ---------------------------------------------------------------------------------------------------
-
-
 def test_energy_and_forces_are_what_unpacking_gives(make_model):
     energy, forces = predict(make_model(), MOLECULES)
     assert energy.dtype == np.float64
@@ -176,9 +173,6 @@ def test_conservative_coordinates_come_in_the_frame_of_the_input(crystal_model):
     step = float(model.params["heads"]["coords"]["step"][0])
     for structure, found in zip([atoms, moved], one_by_one(model, [atoms, moved]), strict=True):
         np.testing.assert_allclose(found.coords, structure.positions + step * found.forces, atol=1e-5)
-
-
-# --- batches --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -289,9 +283,6 @@ def test_nothing_in_nothing_out(make_model):
     assert embed(make_model(), [])[0].shape == (0, 32)
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
-
-
 def broken(**changes):
     return {"input_ids": [1, 8], "coords": [[0.0, 0, 0], [0, 0, 1]], **changes}
 
@@ -324,9 +315,6 @@ def test_models_without_energies_need_no_references(make_model):
     assert reference_energy(np.array([92]), config) == 0
 
 
-# --- annotation -----------------------------------------------------------------------------------------------------
-
-
 def test_annotated_atoms_carry_results_and_labels(crystal_model):
     atoms = crystal()
     atoms.info["source"] = "made here"
@@ -354,9 +342,6 @@ def test_annotations_of_classes_are_probabilities_and_survive_a_file(tmp_path):
     assert (read.info["metal"], read.info["insulator"]) == (0.25, 0.75)
     assert read.get_potential_energy() == -1.5
     np.testing.assert_allclose(read.get_forces(), np.eye(3))
-
-
-# --- periodic -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("periodic", ["minimum_image", "images"])

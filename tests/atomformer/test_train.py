@@ -56,8 +56,6 @@ def assert_equal(one, other) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-# --- every loss learns ----------------------------------------------------------------------------------------------
-
 CLEAN = ["--forces", 10]
 MASKED = ["--formation-energy", 0, "--forces", 0, "--masked", 1]
 NOISE = ["--formation-energy", 0, "--forces", 0, "--denoising", 1, "--noise-ang", 0.3]
@@ -190,9 +188,6 @@ def test_real_energies_and_forces_are_learned_from_isolated_atoms(data_dir, tmp_
     np.testing.assert_allclose(np.sum(forces, axis=1), np.zeros((20, 3)), atol=1e-4)
 
 
-# --- starting from another model ------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> pathlib.Path:
     """The folder of a model with energies and forces, in units of its own."""
@@ -265,9 +260,6 @@ def test_a_published_size_replaces_the_four_numbers_and_labels_get_origin_and_un
     assert (model.label_mean, model.label_scale) == ((pytest.approx(gaps.mean()),), (pytest.approx(gaps.std()),))
     plain = resolve_model(dataclasses.replace(config, standardize=False), dataset, None)
     assert (plain.label_mean, plain.label_scale) == ((), ())
-
-
-# --- runs -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

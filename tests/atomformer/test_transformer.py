@@ -65,9 +65,6 @@ def assert_same(found, expected, mask, tolerance=1e-6):
             np.testing.assert_allclose(got, want, atol=tolerance * max(1, np.abs(want).max()), err_msg=name)
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------
-
-
 def test_outputs_are_the_published_ones(golden_dir):
     want = dict(np.load(golden_dir / "atomformer" / "s2ef.npz"))
     params, config, _ = from_pretrained(golden_dir / "atomformer")
@@ -143,9 +140,6 @@ def test_conservative_forces_and_their_training_are_those_of_the_plain_form(plai
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     assert relative_error(slopes["encoder"], plain_slopes["encoder"]) < 1e-4
     assert relative_error(slopes["heads"], {"formation_energy": plain_slopes["heads"]["formation_energy"]}) < 1e-4
-
-
-# --- ways of computing ----------------------------------------------------------------------------------------------
 
 
 def test_folded_parameters_predict_the_same(tiny_config, lively, molecules):
@@ -243,9 +237,6 @@ def test_no_block_keeps_the_pair_embedding(lively, molecules, plain):
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert (temporary_bytes(6) - temporary_bytes(2)) / 4 < 4 * embedding / 4
-
-
-# --- laws -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["direct", "conservative"])

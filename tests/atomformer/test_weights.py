@@ -52,9 +52,6 @@ def change_config(folder: pathlib.Path, **values) -> None:
     path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
 
 
-# --- golden ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("file", "heads"),
     [("model.safetensors", ("formation_energy", "forces")), ("classifier.safetensors", ("classification",))],
@@ -76,9 +73,6 @@ def test_golden_folder_predicts_the_golden_energies(golden_dir):
     batch = Structure(want["input_ids"].astype(np.int32), want["coords"], want["attention_mask"].astype(bool))
     found = jax.jit(jax.vmap(apply, in_axes=(None, None, 0)))(params, None, batch)
     np.testing.assert_allclose(found.formation_energy, want["energy_pred"], rtol=1e-4, atol=1e-5)
-
-
-# --- round trips ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", [TINY, FULL, dataclasses.replace(FULL, conservative=True)])
@@ -152,9 +146,6 @@ def test_half_precision_files_are_read(folder):
     np.testing.assert_array_equal(found, tensors["encoder.embed_tokens.weight"].float().numpy())
 
 
-# --- config.json ----------------------------------------------------------------------------------------------------
-
-
 def test_keys_of_others_are_ignored(folder):
     change_config(folder, transformers_version="4.40.0", torch_dtype="float32", id2label={"0": "LABEL_0"})
     assert read_config(folder) == TINY
@@ -204,9 +195,6 @@ def test_configs_that_would_not_come_back_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="does not survive saving"):
         write_config(tmp_path, AtomformerConfig(label_mean=(float("nan"),)))
     assert not list(tmp_path.iterdir())
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -268,9 +256,6 @@ def test_a_full_folder_is_not_overwritten(folder):
     with pytest.raises(ValueError, match="already holds something"):
         save_pretrained(folder, make_model())
     assert (folder / "model.safetensors").read_bytes() == before
-
-
-# --- Hugging Face ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -41,9 +41,6 @@ def golden_parts(golden):
     return stacked(golden.values[f"logp_{name}"] for name in ("w", "xyz", "a", "l"))
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------
-
-
 def log_prob_and_gradient(golden, dtype):
     """Parts of all crystals, and gradient norms in the order of `grad_names`, in one compilation."""
     params = jax.tree.map(lambda x: x.astype(dtype), golden.params)
@@ -134,9 +131,6 @@ def test_loss_weighs_its_parts(params, tiny_config, crystals, found):
     np.testing.assert_allclose(
         [parts[f"loss_{name}"] for name in ("w", "xyz", "a", "l")], [-p[3] for p in found], rtol=1e-5
     )
-
-
-# --- laws -----------------------------------------------------------------------------------------------------------
 
 
 def test_truncation_changes_neither_value_nor_gradient(params, tiny_config, random_crystals):

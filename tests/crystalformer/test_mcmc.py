@@ -73,9 +73,6 @@ def target(params, config, crystals: Crystals) -> np.ndarray:
     return (parts.w + parts.xyz + parts.a).astype(np.float64)
 
 
-# --- the stationary distribution ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_elements_come_as_often_as_their_probabilities_say(chains, params, config, temperature):
     numbers = np.array([8, 16, 26])
@@ -112,9 +109,6 @@ def test_lattices_are_redrawn_from_the_networks_mixture(chains, params, config):
         z = (L[:, :1] - mixture.mean[:, 0]) / (mixture.width[:, 0] * np.sqrt(temperature))
         assert scipy.stats.kstest(scipy.special.ndtr(z) @ weight, "uniform").pvalue > FALSE_ALARM
         np.testing.assert_array_equal(L, [impose_lattice(CUBIC, lattice) for lattice in L])
-
-
-# --- moves ----------------------------------------------------------------------------------------------------------
 
 
 def test_proposals_are_symmetric(config):
@@ -225,9 +219,6 @@ def test_batches_do_not_matter(refine_templates, templates):
     np.testing.assert_allclose(small.crystals.L, first.crystals.L, rtol=1e-5, atol=1e-5)
     assert np.abs((small.crystals.XYZ - first.crystals.XYZ + 0.5) % 1 - 0.5).max() < 1e-5
     assert small.acceptance == pytest.approx(first.acceptance, rel=1e-6)
-
-
-# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,6 @@ def anywhere(request, draw, outputs):
     return crystals, outputs(crystals), heat["temperature"], heat["top_p"]
 
 
-# --- the network, one token at a time -------------------------------------------------------------------------------
-
-
 def draw_by_steps(params, config, key, spacegroups, group_size, stretches):
     """Crystals, and for every token drawn: its position, the lanes' crystals and the rows that followed."""
     params, num_lanes = jax.tree.map(jnp.asarray, params), len(spacegroups)
@@ -168,9 +165,6 @@ def test_logits_along_samples_equal_those_of_whole_sequences(config, lively, gen
 def test_logits_along_samples_of_golden_weights_equal_those_of_whole_sequences(golden):
     stretches = sampling.STRETCHES
     assert_steps_equal_whole_sequences(golden.params, golden.config, 4, stretches, num_lanes=16)
-
-
-# --- frequencies ----------------------------------------------------------------------------------------------------
 
 
 def sharpened(log_probs: np.ndarray, temperature=1.0, top_p=1.0) -> np.ndarray:
@@ -264,9 +258,6 @@ def test_likeliest_classes_are_kept_until_they_exceed_top_p():
         np.testing.assert_array_equal(found[np.array(kept)], log_probs[np.array(kept)])
 
 
-# --- densities ------------------------------------------------------------------------------------------------------
-
-
 def assert_uniform(values: np.ndarray) -> None:
     assert len(values) >= 1000
     assert scipy.stats.kstest(values, "uniform").pvalue > FALSE_ALARM
@@ -334,9 +325,6 @@ def test_all_six_lattice_parameters_come_from_one_component():
     assert_uniform(scipy.special.ndtr((hot - 6) / 0.2).ravel())  # the likelier component, twice as wide
 
 
-# --- rules ----------------------------------------------------------------------------------------------------------
-
-
 def test_samples_obey_the_rules_of_all_230_groups(anywhere, config):
     crystals, tables = anywhere[0], symmetry_tables()
     G, L, XYZ, A, W = crystals
@@ -395,9 +383,6 @@ def test_radioactive_elements_and_noble_gases_can_be_left_out(draw, config):
     )
     assert not kept & (radioactive | noble)
     assert kept == set(range(config.atom_types)) - radioactive - noble
-
-
-# --- what a sample must not depend on -------------------------------------------------------------------------------
 
 
 def assert_same(found: Crystals, expected: Crystals) -> None:
@@ -486,9 +471,6 @@ def test_devices_do_not_matter(draw, params, config, tmp_path: pathlib.Path):
     assert_same(found, some(draw(ALL_GROUPS[:CHUNK], seed=5), slice(50)))
 
 
-# --- work -----------------------------------------------------------------------------------------------------------
-
-
 def test_kernel_compiles_once_and_computes_unfinished_lanes_only(params, config, monkeypatch):
     traces, steps = [], []
 
@@ -513,9 +495,6 @@ def test_kernel_compiles_once_and_computes_unfinished_lanes_only(params, config,
         assert sorted(steps) == [(position, -(-count // 4)) for position, count in enumerate(unfinished)]
         assert len(traces) == (compiled := compiled or len(traces))
     assert len(steps) == 7  # one site each
-
-
-# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

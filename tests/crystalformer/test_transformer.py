@@ -52,9 +52,6 @@ def outputs(config, lively):
     return compute
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------
-
-
 def test_the_model_cards_call_works_as_it_stands(random_crystals):
     # fmt: off
     params, transformer = crystalformer.make_transformer(key=jax.random.PRNGKey(42),
@@ -204,9 +201,6 @@ def test_haiku_modules_read_the_same_tree_and_agree(config, outputs, lively, ran
         assert_same_outputs(found, expected, rtol=1e-4, atol=2e-5)
 
 
-# --- laws -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("generation", ["rotary", "absolute"])
 def test_a_token_does_not_depend_on_later_tokens(tiny_config, lively, generation):
     config = dataclasses.replace(tiny_config, generation=generation)
@@ -282,9 +276,6 @@ def test_an_element_is_padding_if_and_only_if_its_letter_is(tiny_config):
     is_padding = np.arange(119) == 0
     np.testing.assert_array_equal(log_probs > FORBIDDEN, is_padding == (np.arange(28) == 0)[:, None])
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, rtol=1e-5)
-
-
-# --- training and precision -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -102,9 +102,6 @@ def assert_published_equal(first: pathlib.Path, second: pathlib.Path) -> None:
     assert found.config == expected.config
 
 
-# --- the loss -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -189,9 +186,6 @@ def test_an_impossible_preference_is_refused_by_name(name, value):
 def test_ipo_has_no_label_smoothing():
     with pytest.raises(ValueError, match="label_smoothing belongs to the loss dpo"):
         PreferenceConfig(loss="ipo", label_smoothing=0.1)
-
-
-# --- a run ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_learns_its_pairs_and_says_so(whole):
@@ -324,9 +318,6 @@ train_dpo(dataclasses.replace(config, run_dir=pathlib.Path({str(tmp_path / "run"
     for row, expected in zip(found, metrics(whole), strict=True):
         for name in ("loss", "margin", "logp_chosen", "logp_rejected"):  # the first step's accuracy is only rounding
             np.testing.assert_allclose(row[name], expected[name], rtol=1e-3, atol=1e-3, err_msg=name)
-
-
-# --- mistakes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,6 @@ def assert_same_crystals(found: Crystals, expected: Crystals) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
 
 
-# --- best against worst ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -91,9 +88,6 @@ def test_groups_are_reduced_formulas_or_space_groups(tmp_path):
     sodium_chloride, potassium_chloride = ((11, 1), (17, 1)), ((17, 1), (19, 1))
     assert group_keys(crystals, "formula") == [*[sodium_chloride] * 3, potassium_chloride]
     assert group_keys(crystals, "spacegroup") == [225, 221, 225, 225]
-
-
-# --- two files ------------------------------------------------------------------------------------------------------
 
 
 def test_tables_of_samples_are_paired_by_their_index(tmp_path, random_crystals):
@@ -161,9 +155,6 @@ def test_a_prepared_folder_and_a_folder_of_cifs_give_the_pairs_of_the_csv(salts,
     assert_same_crystals(found.pairs.rejected, expected.pairs.rejected)
 
 
-# --- one scored table -----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def scored(tmp_path):
     """Rows 0 to 3 are NaCl with e_above_hull 0.3, 0, nothing and 0.1 eV/atom; row 4 is KCl."""
@@ -228,9 +219,6 @@ def test_a_table_of_energies_above_the_hull_gives_pairs(tmp_path, relax_steps):
         assert rows.tolist() == [[3, 0]]
         assert pairs.chosen.G.tolist() == pairs.rejected.G.tolist() == [225]
         assert refused == dict.fromkeys([1, 2], "its e_above_hull is not a number")
-
-
-# --- mistakes -------------------------------------------------------------------------------------------------------
 
 
 def test_unequal_numbers_of_rows_are_refused(salts, scored, tmp_path):
