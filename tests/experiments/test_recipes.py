@@ -82,3 +82,12 @@ def test_flags_replace_what_a_recipe_sets(run_script):
 
 def test_the_small_recipe_of_a_gap_needs_no_hull(run_script, tmp_path):
     check_reward(run_script("rl_small.py", "gap", "--property-path", str(tmp_path)).reward)
+
+
+def test_the_small_recipe_that_distrusts_its_hull_asks_what_is_new(run_script, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("cif\n")
+    with pytest.raises(ValueError, match="--novelty-bonus needs --novelty-reference"):
+        check_reward(run_script("rl_small.py", "known", "--convex-path", str(table)).reward)
+    flags = ("--convex-path", str(table), "--novelty-reference", str(table))
+    check_reward(run_script("rl_small.py", "known", *flags).reward)
