@@ -86,8 +86,8 @@ def with_composition_penalty(reward: Reward, penalty: float) -> Reward:
 def with_unknown_penalty(reward: Reward, penalty: float) -> Reward:
     """Less by `penalty` where the hull of the reward `ehull` has no reference of all elements of a crystal.
 
-    In such chemical systems whatever is bound lies below the hull, which is what a policy soon finds out; and so it does
-    of elements, which are at zero by convention in a hull of formation energies.
+    In such chemical systems whatever is bound lies below the hull, which is what a policy soon finds out. It does so of
+    elements too, which are at zero by convention in a hull of formation energies.
     """
     _check_size("penalty", penalty)
     worst = reward.worst - penalty

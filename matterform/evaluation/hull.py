@@ -32,8 +32,8 @@ class AboveHull(NamedTuple):
 
     values: Float[np.ndarray, " b"]  # eV/atom; negative where a crystal lies below the hull of the references
     problems: list[str]  # empty where all is well
-    # Whether a reference has all elements of the crystal, which may lack a value; never for an element by itself in a hull
-    # of formation energies, where it is at zero by convention.
+    # Whether a reference has all elements of the crystal, which may lack a value. Never so for an element by itself in
+    # a hull of formation energies, where it is at zero by convention.
     known_system: Bool[np.ndarray, " b"]
 
 
