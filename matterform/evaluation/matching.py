@@ -95,6 +95,6 @@ def _make_match(config: MatcherConfig) -> Match:
     def match(first: Reducible, second: Reducible) -> bool:
         if len(first.reduced) != len(second.reduced):  # which the matcher would find after copying both
             return False
-        return matcher.fit(first.reduced, second.reduced, skip_structure_reduction=True)
+        return bool(matcher.fit(first.reduced, second.reduced, skip_structure_reduction=True))
 
     return match

@@ -12,8 +12,9 @@ import pytest
 from matterform.processes import worker_pool
 
 PARENT = """
-import os, time
+import os, signal, time
 from matterform.processes import worker_pool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background of a script lacks
 try:
     with worker_pool(1) as pool:
         pool.submit(os.getpid).result()
