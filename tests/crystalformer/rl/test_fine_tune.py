@@ -354,7 +354,6 @@ def test_failures_are_counted_and_get_the_worst_value():
         score_built(Reward("test", lambda structures: score(structures[:1]), -9.0), ["a", "b"], ["", ""])
 
 
-@pytest.mark.slow
 def test_samples_and_rewards_do_not_depend_on_the_number_of_devices(base, folder):
     """Four devices in another process draw the same crystals and end at the same weights as one."""
     config = dataclasses.replace(base, run_dir=folder / "four", epochs=2, batch_size=16)
