@@ -19,6 +19,7 @@ from atomformer.tables import iterate_arrow, iterate_parquet, write_parquet
 from matterform import formats
 from matterform.crystal_text import reason_of
 from matterform.files import existing
+from matterform.foreign import one_line
 
 if TYPE_CHECKING:
     from ase.db.row import AtomsRow
@@ -237,7 +238,7 @@ def _checked(entries: Iterable[Any], check: Callable[[Any], Row]) -> Iterator[Re
         try:
             row = check(entry)
         except ValueError as error:
-            yield ReadRow(index, None, " ".join(str(error).split()))
+            yield ReadRow(index, None, one_line(error))
         except LookupError as error:  # a part of a structure that ASE expects
             yield ReadRow(index, None, reason_of(error))
         else:

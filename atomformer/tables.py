@@ -16,6 +16,7 @@ import numpy as np
 
 from atomformer.rows import Row
 from matterform.files import write_atomically
+from matterform.foreign import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -183,7 +184,7 @@ def _damage_explained(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{path} cannot be read as a table, is it damaged or cut off? ({reason})") from error
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import tyro
 
 from matterform.config import load_config
+from matterform.foreign import one_line
 
 Run = TypeVar("Run")
 
@@ -38,7 +39,7 @@ def dispatch(
         return commands[argv[0]](argv[1:])
     except USER_ERRORS as error:
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
-        return _fail(program, " ".join(str(error).split()))
+        return _fail(program, one_line(error))
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: stopped\n")
         return 130

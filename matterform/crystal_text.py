@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matterform.files import damage_explained, existing, is_compressed, open_text
+from matterform.foreign import one_line
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -135,4 +136,4 @@ def to_cif(structure: "pymatgen.core.Structure", symprec: float | None = None) -
 
 def reason_of(error: Exception) -> str:
     """One line for a table of refused entries."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -16,6 +16,7 @@ from atomformer.converters.reading import Entry, list_files, open_stream, read_e
 from atomformer.rows import Row
 from atomformer.sources import ReadRow
 from matterform.elements import atomic_number
+from matterform.foreign import one_line
 
 # The order in which ASE and the field write a symmetric matrix: xx, yy, zz, yz, xz, xy.
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
@@ -52,7 +53,7 @@ def _iterate_entries(path: str | os.PathLike[str], energy_key: str) -> Iterator[
                         yield functools.partial(_read_frame, mp_id, frame_id, frame, energy_key)
         except ijson.JSONError as error:
             raise ValueError(
-                f"{file} is not JSON, or is cut off ({' '.join(str(error).split())[:200]}); fetch it again, or "
+                f"{file} is not JSON, or is cut off ({one_line(error)[:200]}); fetch it again, or "
                 "write null where it says NaN, which JSON does not have"
             ) from error
 

@@ -18,6 +18,7 @@ from matterform import formats
 from matterform.aselmdb import PICKLE_ADVICE
 from matterform.crystal_text import reason_of
 from matterform.files import damage_explained, existing
+from matterform.foreign import one_line
 
 if TYPE_CHECKING:
     import ase
@@ -41,7 +42,7 @@ def read_entries(path: str | os.PathLike[str], entries: Iterable[Entry]) -> Iter
             row = check_row(read())
         except (ValueError, LookupError, TypeError) as error:
             # Ours are sentences; a KeyError says nothing without its name.
-            reason = " ".join(str(error).split()) if isinstance(error, ValueError) else reason_of(error)
+            reason = one_line(error) if isinstance(error, ValueError) else reason_of(error)
             yield ReadRow(index, None, reason)
         else:
             yield ReadRow(index, row, "")

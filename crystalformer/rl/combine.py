@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from crystalformer.rl.rewards import KNOWN_SYSTEM, Reward, Scores, make_scores
 from matterform.evaluation.composition import compositional_validity
@@ -65,7 +65,7 @@ def clipped(reward: Reward, low: float, high: float) -> Reward:
 
 def with_validity_penalty(reward: Reward, penalty: float) -> Reward:
     """Less by `penalty` where atoms are too close for their covalent radii or the density is not that of a solid."""
-    return _with_penalty(reward, penalty, "valid", lambda structures: strict_validity(structures).valid)
+    return _with_penalty(reward, penalty, "valid", lambda structures, scores: strict_validity(structures).valid)
 
 
 def with_composition_penalty(reward: Reward, penalty: float) -> Reward:
@@ -74,7 +74,7 @@ def with_composition_penalty(reward: Reward, penalty: float) -> Reward:
     The penalty falls also on more than 7 elements: SMACT tries all combinations, and takes seconds from 8 on.
     """
 
-    def judge(structures: "Sequence[pymatgen.core.Structure]") -> Bool[np.ndarray, " b"]:
+    def judge(structures: "Sequence[pymatgen.core.Structure]", scores: Scores) -> Bool[np.ndarray, " b"]:
         few = [index for index, structure in enumerate(structures) if len(structure.composition) <= MAX_BALANCED]
         valid = np.zeros(len(structures), bool)
         valid[few] = compositional_validity([structures[index] for index in few])
@@ -89,15 +89,7 @@ def with_unknown_penalty(reward: Reward, penalty: float) -> Reward:
     In such chemical systems whatever is bound lies below the hull, which is what a policy soon finds out. It does so of
     elements too, which are at zero by convention in a hull of formation energies.
     """
-    _check_size("penalty", penalty)
-    worst = reward.worst - penalty
-
-    def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
-        scores = reward.score(structures)
-        values = scores.values - np.where(scores.details[KNOWN_SYSTEM] == 1, 0.0, penalty)
-        return make_scores(values, scores.problems, worst, scores.details, scores.relaxed)
-
-    return Reward(reward.name, score, worst)
+    return _with_penalty(reward, penalty, KNOWN_SYSTEM, lambda structures, scores: scores.details[KNOWN_SYSTEM])
 
 
 def with_uniqueness_bonus(reward: Reward, bonus: float, config: MatcherConfig = MATCHER) -> Reward:
@@ -126,15 +118,23 @@ def with_novelty_bonus(
     return _with_bonus(reward, bonus, "novel", judge)
 
 
-def _with_penalty(reward: Reward, penalty: float, name: str, judge: Judge) -> Reward:
-    """Where `judge` says no. The worst is lower by the penalty too, so that a crystal that failed stays below."""
+def _with_penalty(
+    reward: Reward,
+    penalty: float,
+    name: str,
+    judge: "Callable[[Sequence[pymatgen.core.Structure], Scores], Shaped[np.ndarray, ' b']]",
+) -> Reward:
+    """Where `judge` does not say 1; what it says is the detail `name`.
+
+    The worst is lower by the penalty too, so that a crystal that failed stays below.
+    """
     _check_size("penalty", penalty)
     worst = reward.worst - penalty
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
         scores = reward.score(structures)
-        good = judge(structures)
-        values = scores.values - np.where(good, 0.0, penalty)
+        good = judge(structures, scores)
+        values = scores.values - np.where(good == 1, 0.0, penalty)
         details = scores.details | {name: good.astype(np.float64)}
         return make_scores(values, scores.problems, worst, details, scores.relaxed)
 

@@ -32,7 +32,7 @@ from crystalformer.rl.ppo import Objective, advantages, make_ppo_loss
 from crystalformer.rl.preflight import PATHS, check_memory, fingerprints, refuse_if_all_failed, try_reward
 from crystalformer.rl.record import Record, epoch_row
 from crystalformer.rl.rewards import Reward
-from crystalformer.rl.rollout import Policy, Rollout, Stopwatch, gather_crystals, roll_out, take_examples
+from crystalformer.rl.rollout import Policy, Rollout, Stopwatch, gather_crystals, roll_out, share_of, take_examples
 from crystalformer.spacegroups import count_spacegroups, draw_spacegroups
 from crystalformer.train import load_crystals, make_validation, plan_batches, take_from
 from matterform.files import existing
@@ -138,10 +138,7 @@ def fine_tune(config: PpoConfig, resume: bool = False) -> TuneResult:
         FloatingPointError: a loss or gradient is not finite; the checkpoint of the epoch before is there.
     """
     check_run(config, resume, FREE)
-    if config.batch_size % jax.process_count():
-        raise ValueError(
-            f"batch_size must be a multiple of the number of processes; got {config.batch_size}, {jax.process_count()}"
-        )
+    share_of(config.batch_size)  # before anything is written
     checkpoint = load_checkpoint(existing(reference_file(config))) if resume else load_model(config.model)
     network, reference = checkpoint.config, checkpoint.params
     frequencies = spacegroup_frequencies(config, network)
@@ -177,8 +174,9 @@ def fine_tune(config: PpoConfig, resume: bool = False) -> TuneResult:
             state, extra = restore_run(config.run_dir, checkpoints, state)
             progress = Progress(**extra)
         with together("opening the run's files"):
-            details = tuple(trial.details)
-            record = Record(config.run_dir, details, progress.epoch if resume else None, config.wandb_project)
+            record = Record(
+                config.run_dir, tuple(trial.details), progress.epoch if resume else None, config.wandb_project
+            )
         stack.callback(record.close)
         return _run_epochs(tools, state, progress, checkpoints, record)
 

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 CLIP_EV_PER_ATOM = 10.0  # of energies above the hull
 SMALLEST, LARGEST = 1e-2, 1e2  # what components of forces (eV/Å) and stress (eV/Å³) count as
-KNOWN_SYSTEM = (
-    "known_system"  # detail of `ehull_reward`: 1 where the hull has a reference of all elements of the crystal
-)
+KNOWN_SYSTEM = "known_system"  # detail of `ehull_reward`: 1 where the hull has a reference of all the elements
 MAX_KINDS, MAX_NAMED, MAX_WORDS = 6, 5, 80  # of reasons in a line, of elements named in each, of its characters
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy of a 3 x 3 matrix
 

@@ -130,12 +130,22 @@ def _spread_list(values: Sequence[Any], places: list[int], rest: list[Any]) -> l
     return rest
 
 
-def _my_share(spacegroups: Int[np.ndarray, " b"]) -> tuple[int, Int[np.ndarray, " k"]]:
-    size, rest = divmod(len(spacegroups), jax.process_count())
+def share_of(batch_size: int) -> int:
+    """How many crystals of a batch each process draws.
+
+    Raises:
+        ValueError: the processes cannot share them evenly.
+    """
+    size, rest = divmod(batch_size, jax.process_count())
     if rest:
         raise ValueError(
-            f"batch_size must be a multiple of the number of processes; got {len(spacegroups)}, {jax.process_count()}"
+            f"batch_size must be a multiple of the number of processes; got {batch_size}, {jax.process_count()}"
         )
+    return size
+
+
+def _my_share(spacegroups: Int[np.ndarray, " b"]) -> tuple[int, Int[np.ndarray, " k"]]:
+    size = share_of(len(spacegroups))
     first = jax.process_index() * size
     return first, spacegroups[first : first + size]
 

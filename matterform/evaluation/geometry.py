@@ -85,8 +85,8 @@ def nearest_image_distances(cell: Float[np.ndarray, "3 3"], frac: Float[np.ndarr
 def reduced_cell(cell: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
     """A Minkowski-reduced cell of the same lattice; the cell itself where it is one already.
 
-    Reduced is a cell none of whose vectors becomes shorter by adding or subtracting shorter ones. Most crystals need no
-    step or two, which is much faster than ASE's reduction; that is asked about the others.
+    Reduced is a cell none of whose vectors becomes shorter by adding or subtracting shorter ones. Most cells need
+    two steps at most, which is much faster than ASE's reduction; that is asked about the others.
     """
     reduced = cell
     for _ in range(EASY_STEPS):

@@ -81,11 +81,11 @@ def make_hull(entries: Entries) -> Hull:
             values[index] = energy / composition.num_atoms if np.isfinite(energy) else np.nan
             problems[index] = "" if np.isfinite(energy) else "its energy is not finite"
         for system, members in groups.items():
-            indices, fractions = [index for index, _ in members], np.stack([fractions for _, fractions in members])
-            hull = system_hull(system)
-            values[indices] -= hull.energy(fractions)
+            indices, fractions = np.array([index for index, _ in members]), np.stack([part for _, part in members])
+            hull, finite = system_hull(system), np.isfinite(values[indices])
+            values[indices[finite]] -= hull.energy(fractions[finite])
             known[indices] = hull.known
-            for index in indices:
+            for index in indices.tolist():
                 problems[index] = problems[index] or hull.problem
         return AboveHull(values, problems, known)
 
