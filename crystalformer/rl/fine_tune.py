@@ -102,6 +102,13 @@ class PpoConfig:
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"max_minutes must be positive, or none; got {self.max_minutes}")
 
+    @property
+    def train(self) -> str:
+        """Where its data come from, for messages."""
+        files = (getattr(self.reward, name) for name in PATHS)
+        paths = (self.spacegroups_from, *files, self.reward.potential.mlff_path)
+        return ", ".join(str(path) for path in paths if path is not None) or str(reference_file(self))
+
 
 class TuneResult(NamedTuple):
     """The number of epochs done, and why it ended."""

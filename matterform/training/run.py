@@ -66,7 +66,8 @@ def check_data(config: Any, data: Mapping[str, Any], resume: bool) -> None:
     if resume and path.exists() and (former := json.loads(path.read_text(encoding="utf-8"))) != data:
         changed = sorted(name for name in {*former, *data} if former.get(name) != data.get(name))
         raise ValueError(
-            f"cannot resume with other data: the run has {_some(former, changed)}, given {_some(data, changed)}"
+            f"cannot resume with other data: the run has {_some(former, changed)}, "
+            f"but {config.train} gives {_some(data, changed)}"
         )
 
 

@@ -227,7 +227,7 @@ def test_resumed_run_must_find_the_same_data(base, folder, tmp_path):
         groups, [Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3])]
     )
     with pytest.raises(
-        ValueError, match=r"cannot resume with other data: the run has space groups \d+, given space gr"
+        ValueError, match=r"cannot resume with other data: the run has space groups \d+, but .*groups\.csv gives"
     ):
         fine_tune(dataclasses.replace(longer, spacegroups_from=groups, epochs=3), resume=True)
 
