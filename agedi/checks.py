@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from agedi.config import DiffusionConfig, position_noiser
-from agedi.graph import AtomsGraph
-from agedi.noisers import choose_sigma_max
-from agedi.score import ScoreModel
+from agedi.data.graph import AtomsGraph
+from agedi.network.score import ScoreModel
+from agedi.noise.noisers import choose_sigma_max
 
 logger = logging.getLogger(__name__)
 

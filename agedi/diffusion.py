@@ -19,10 +19,10 @@ from agedi.config import (
     diffuses_types,
     position_noiser,
 )
-from agedi.dataset import EXTENSIVE, Dataset, all_graphs, condition_kinds, fit_reference_energies
-from agedi.graph import AtomsGraph
-from agedi.noisers import choose_sigma_max
-from agedi.score import Params, ScoreModel, make_score_model
+from agedi.data.dataset import EXTENSIVE, Dataset, all_graphs, condition_kinds, fit_reference_energies
+from agedi.data.graph import AtomsGraph
+from agedi.network.score import Params, ScoreModel, make_score_model
+from agedi.noise.noisers import choose_sigma_max
 from matterform.config import from_dict, load_values
 from matterform.training.checkpoint import complete_steps, load_inference_params
 

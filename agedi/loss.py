@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from agedi.config import DiffusionConfig
-from agedi.distributions import LatticeSums
-from agedi.graph import AnyArray, AtomsGraph, free_atoms
-from agedi.groups import in_groups
-from agedi.noisers import Noised, make_perturb
-from agedi.score import Outputs, ScoreModel
-from agedi.search import Search
+from agedi.data.graph import AnyArray, AtomsGraph, free_atoms
+from agedi.network.groups import in_groups
+from agedi.network.score import Outputs, ScoreModel
+from agedi.network.search import Search
+from agedi.noise.kernels import LatticeSums
+from agedi.noise.noisers import Noised, make_perturb
 
 VALIDATION_DRAWS = 4  # diffusion times a structure is validated at, spread evenly
 

@@ -6,20 +6,20 @@ from typing import Any
 # Public name -> module; loaded when first used, so that importing the package stays light.
 _EXPORTS = {
     "AtomformerConfig": "config",
-    "Calculator": "calculator",
-    "Edges": "structure",
-    "Outputs": "heads",
-    "Structure": "structure",
-    "embed": "prediction",
-    "evaluate": "evaluation",
-    "from_pretrained": "weights",
-    "load_dataset": "sources",
-    "make_transformer": "transformer",
+    "Calculator": "prediction.calculator",
+    "Edges": "data.structure",
+    "Outputs": "network.heads",
+    "Structure": "data.structure",
+    "embed": "prediction.predict",
+    "evaluate": "prediction.evaluation",
+    "from_pretrained": "checkpoint.published",
+    "load_dataset": "data.sources",
+    "make_transformer": "network.transformer",
     "model_config": "config",
-    "predict": "prediction",
-    "predict_all": "prediction",
-    "save_pretrained": "weights",
-    "tokenize": "vocabulary",
+    "predict": "prediction.predict",
+    "predict_all": "prediction.predict",
+    "save_pretrained": "checkpoint.published",
+    "tokenize": "data.vocabulary",
 }
 
 __all__ = sorted(_EXPORTS)

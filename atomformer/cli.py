@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from matterform.commandline import dispatch, parse, parse_run, report_run, say
-from matterform.files import write_atomically
+from matterform.io.files import write_atomically
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
     from atomformer.config import AtomformerConfig
-    from atomformer.rows import Row
-    from atomformer.sources import ReadRow
-    from atomformer.train import TrainConfig
+    from atomformer.data.rows import Row
+    from atomformer.data.sources import ReadRow
+    from atomformer.training import TrainConfig
 
 USAGE = """usage: atomformer COMMAND [OPTIONS]
 
@@ -120,8 +120,8 @@ def main(argv: Sequence[str] | None = None, recipe: "TrainConfig | None" = None)
 
 def run_prepare(arguments: Prepare) -> int:
     """Converts a source, and lists what was refused."""
-    from atomformer.converters import iterate_raw
-    from atomformer.sources import iterate_rows, prepare_dataset
+    from atomformer.data.converters import iterate_raw
+    from atomformer.data.sources import iterate_rows, prepare_dataset
 
     if arguments.kind == "structures":
         reads = iterate_rows(arguments.source, split=arguments.split)
@@ -139,8 +139,8 @@ def run_training(command: str, argv: Sequence[str], recipe: "TrainConfig | None"
     """Trains from flags, on top of a saved config or of a `recipe`; or on from where a run was interrupted."""
     import jax
 
-    from atomformer.train import FinetuneConfig, PretrainConfig, train
-    from matterform.evaluation.curves import write_learning_curves
+    from atomformer.training import FinetuneConfig, PretrainConfig, train
+    from matterform.plots.curves import write_learning_curves
     from matterform.training.mesh import initialize_distributed
 
     kind, text = {"pretrain": (PretrainConfig, PRETRAIN), "finetune": (FinetuneConfig, FINETUNE)}[command]
@@ -160,10 +160,10 @@ def run_predict(arguments: Predict) -> int:
     """Predicts structure by structure; refused ones are named and left out."""
     import numpy as np
 
-    from atomformer.prediction import annotate, predict_all
-    from atomformer.rows import row_to_atoms
-    from atomformer.weights import from_pretrained
-    from matterform.formats import write_structures
+    from atomformer.checkpoint.published import from_pretrained
+    from atomformer.data.rows import row_to_atoms
+    from atomformer.prediction.predict import annotate, predict_all
+    from matterform.io.formats import write_structures
 
     model = from_pretrained(arguments.model)
     rows: list[Row] = []
@@ -196,8 +196,8 @@ def run_predict(arguments: Predict) -> int:
 
 def run_evaluate(arguments: Evaluate) -> int:
     """Predicts and compares; prints the errors and writes what is behind them."""
-    from atomformer.evaluation import evaluate, write_parity
-    from atomformer.weights import from_pretrained
+    from atomformer.checkpoint.published import from_pretrained
+    from atomformer.prediction.evaluation import evaluate, write_parity
 
     model = from_pretrained(arguments.model)
     rows = _usable_rows(arguments.structures, arguments.split, model.config)
@@ -224,8 +224,8 @@ def run_evaluate(arguments: Evaluate) -> int:
 
 def _usable_rows(path: pathlib.Path, split: str | None, config: "AtomformerConfig") -> "Iterator[Row]":
     """The rows of a source; those that the model cannot use are named on standard error."""
-    from atomformer.inputs import reference_energy
-    from atomformer.sources import iterate_rows
+    from atomformer.data.inputs import reference_energy
+    from atomformer.data.sources import iterate_rows
 
     for index, row, reason in _counted(iterate_rows(path, split=split), "predicting"):
         if row is not None:

@@ -25,14 +25,14 @@ from plain_agedi import find_with_ase, find_with_matscipy, make_step
 from plain_agedi import sample as plain_sample
 from timing import machine_limits, num_parameters, peak_rss_mib, report, time_calls
 
-from agedi.chunks import Room, geometry_of, room_for
 from agedi.config import DiffusionConfig, ModelConfig
-from agedi.graph import AtomsGraph, from_atoms, pad_graph, stack_graphs
-from agedi.groups import in_groups
-from agedi.noisers import make_position_noiser
-from agedi.reverse import SamplerConfig, make_plan, make_reverse
-from agedi.score import ScoreModel, make_score_model
-from agedi.search import make_search
+from agedi.data.buckets import Room, geometry_of, room_for
+from agedi.data.graph import AtomsGraph, from_atoms, pad_graph, stack_graphs
+from agedi.network.groups import in_groups
+from agedi.network.score import ScoreModel, make_score_model
+from agedi.network.search import make_search
+from agedi.noise.noisers import make_position_noiser
+from agedi.sampling.reverse import SamplerConfig, make_plan, make_reverse
 from matterform.training.mesh import DATA_AXIS, make_mesh
 
 NO_PROPERTY = jnp.zeros((), bool)

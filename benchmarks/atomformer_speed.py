@@ -25,11 +25,11 @@ import tyro
 from timing import machine_limits, num_parameters, peak_rss_mib, report, time_calls
 
 from atomformer.config import SIZES, AtomformerConfig, model_config
-from atomformer.examples import Example, bucket_lengths
-from atomformer.losses import LossConfig, make_example_loss
-from atomformer.structure import Structure
-from atomformer.transformer import make_transformer
-from matterform.formats import read_structures
+from atomformer.data.examples import Example, bucket_lengths
+from atomformer.data.structure import Structure
+from atomformer.loss import LossConfig, make_example_loss
+from atomformer.network.transformer import make_transformer
+from matterform.io.formats import read_structures
 from matterform.training.batches import make_batch_plan
 from matterform.training.mesh import make_mesh
 from matterform.training.state import init_state

@@ -17,9 +17,9 @@ import warnings
 
 import numpy as np
 
-from crystalformer.dataset import read_csv
-from crystalformer.symmetrize import crystal_from_text
-from matterform.formats import iterate_csv
+from crystalformer.data.dataset import read_csv
+from crystalformer.data.symmetrize import crystal_from_text
+from matterform.io.formats import iterate_csv
 
 SLOW_ROWS = 300
 

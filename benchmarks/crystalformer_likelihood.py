@@ -22,10 +22,10 @@ from timing import num_parameters, peak_rss_mib, report, time_calls
 
 from crystalformer import read_csv
 from crystalformer.config import TransformerConfig
-from crystalformer.crystal import Crystals
-from crystalformer.dataset import lengths, truncate
-from crystalformer.likelihood import LossConfig, bucket_lengths, make_example_loss
-from crystalformer.parameters import init_params
+from crystalformer.data.crystals import Crystals
+from crystalformer.data.dataset import lengths, truncate
+from crystalformer.loss import LossConfig, bucket_lengths, make_example_loss
+from crystalformer.network.parameters import init_params
 from matterform.training.batches import PlannedBatch, make_batch_plan
 from matterform.training.mesh import make_mesh
 from matterform.training.optimizers import OptimizerConfig, make_optimizer

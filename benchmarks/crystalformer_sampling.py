@@ -20,9 +20,9 @@ from timing import machine_limits, num_parameters, peak_rss_mib, report, time_ca
 
 import crystalformer
 from crystalformer.config import TransformerConfig
-from crystalformer.parameters import Params, final_names, init_params
-from crystalformer.sampling import CPU_GROUP, STRETCHES
-from crystalformer.spacegroups import symmetry_tables
+from crystalformer.network.parameters import Params, final_names, init_params
+from crystalformer.sampling.sample import CPU_GROUP, STRETCHES
+from crystalformer.symmetry.wyckoff import symmetry_tables
 
 # The 20 commonest space groups among 7,140 binary and ternary crystals of MP-20 (Materials Project, CC BY 4.0):
 # group -> how many crystals; two thirds of all.

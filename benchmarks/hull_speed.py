@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import timing
 
-from matterform.evaluation.hull import open_hull
-from matterform.evaluation.hull_files import index_hull
-from matterform.formats import read_structures
+from matterform.io.formats import read_structures
+from matterform.stability.hull import open_hull
+from matterform.stability.hull_files import index_hull
 
 
 def main() -> None:

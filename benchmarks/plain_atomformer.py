@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from atomformer.config import AtomformerConfig
-from atomformer.structure import Structure
-from atomformer.vocabulary import GRAPH
+from atomformer.data.structure import Structure
+from atomformer.data.vocabulary import GRAPH
 
 SYSTEM_TYPE = 3
 

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crystalformer import distributions, transformer
 from crystalformer.config import TransformerConfig
-from crystalformer.crystal import Crystals
-from crystalformer.draws import Temperature, draw_lattice, project_coordinate
-from crystalformer.likelihood import lattice_log_prob
-from crystalformer.spacegroups import symmetry_tables
+from crystalformer.data.crystals import Crystals
+from crystalformer.loss import lattice_log_prob
+from crystalformer.network import distributions, transformer
+from crystalformer.sampling.draws import Temperature, draw_lattice, project_coordinate
+from crystalformer.symmetry.wyckoff import symmetry_tables
 
 
 class MultiHeadAttention(hk.Module):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import timing
 
-from matterform.formats import read_structures
+from matterform.io.formats import read_structures
 from matterform.potentials import chgnet, mace, matgl, orb
 from matterform.potentials.torch_state import torch_threads, unchanged_process
 

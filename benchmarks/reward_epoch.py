@@ -36,20 +36,20 @@ import numpy as np
 import tyro
 from timing import peak_rss_mib, report, time_calls
 
-from crystalformer.crystal import Crystals, to_structures
-from crystalformer.pretrained import load_pretrained, training_spacegroups
-from crystalformer.primitive import build_structures
-from crystalformer.rl.rewards import ehull_reward
-from crystalformer.rl.rollout import Stopwatch, score_built
-from crystalformer.sampling import sample
-from crystalformer.spacegroups import draw_spacegroups
-from matterform.evaluation.hull import make_hull
-from matterform.evaluation.hull_entries import Entries, Entry, fractions_of, pack_entries
-from matterform.evaluation.references import fit_references
-from matterform.formats import read_structures
+from crystalformer.checkpoint.pretrained import load_pretrained, training_spacegroups
+from crystalformer.data.crystals import Crystals, to_structures
+from crystalformer.data.primitive import build_structures
+from crystalformer.rl.ppo.rollout import Stopwatch, score_built
+from crystalformer.rl.reward.base import ehull_reward
+from crystalformer.sampling.sample import sample
+from crystalformer.symmetry.wyckoff import draw_spacegroups
+from matterform.io.formats import read_structures
 from matterform.potentials.base import Potential
 from matterform.potentials.load import PotentialConfig, open_potential
 from matterform.potentials.torch_state import torch_threads
+from matterform.stability.hull import make_hull
+from matterform.stability.hull_entries import Entries, Entry, fractions_of, pack_entries
+from matterform.stability.references import fit_references
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

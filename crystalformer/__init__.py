@@ -5,19 +5,19 @@ from typing import Any
 
 # Public name -> module; loaded when first used, so that importing the package stays light.
 _EXPORTS = {
-    "Crystals": "crystal",
+    "Crystals": "data.crystals",
     "TransformerConfig": "config",
-    "from_structures": "dataset",
-    "load_checkpoint": "checkpoint",
-    "log_prob": "likelihood",
-    "make_transformer": "transformer",
-    "open_dataset": "dataset",
-    "prepare": "dataset",
-    "read_csv": "dataset",
-    "sample": "sampling",
-    "save_checkpoint": "checkpoint",
-    "to_cif": "crystal",
-    "to_structures": "crystal",
+    "from_structures": "data.dataset",
+    "load_checkpoint": "checkpoint.published",
+    "log_prob": "loss",
+    "make_transformer": "network.transformer",
+    "open_dataset": "data.dataset",
+    "prepare": "data.dataset",
+    "read_csv": "data.dataset",
+    "sample": "sampling.sample",
+    "save_checkpoint": "checkpoint.published",
+    "to_cif": "data.crystals",
+    "to_structures": "data.crystals",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from crystalformer.config import TransformerConfig
-    from crystalformer.rl.dpo import DpoConfig
-    from crystalformer.rl.fine_tune import PpoConfig
-    from crystalformer.train import TrainConfig
+    from crystalformer.rl.dpo.train import DpoConfig
+    from crystalformer.rl.ppo.train import PpoConfig
+    from crystalformer.training import TrainConfig
 
 USAGE = """usage: crystalformer COMMAND [OPTIONS]
 
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None, recipe: "TrainConfig | PpoConfig | D
 
 def run_prepare(arguments: Prepare) -> int:
     """Converts a table once, for training to open."""
-    from crystalformer.dataset import prepare
+    from crystalformer.data.dataset import prepare
 
     with progress_bar("reading crystals") as progress:
         summary = prepare(
@@ -137,7 +137,7 @@ crystalformer train --run-dir runs/mp20 --resume
 
 def run_train(argv: Sequence[str], recipe: Any = None) -> int:
     """Trains from flags, on top of a saved config or of a `recipe`; or on from where a run was interrupted."""
-    from crystalformer.train import TrainConfig, train
+    from crystalformer.training import TrainConfig, train
     from matterform.training.mesh import initialize_distributed
 
     run, resume, processes = parse_run(TrainConfig, "crystalformer train", TRAIN, argv, recipe)
@@ -150,11 +150,11 @@ def run_sample(arguments: Sample) -> int:
     """Draws crystals in chunks and writes each chunk when it is there."""
     import jax
 
-    from crystalformer.constraints import make_constraints, read_constraints
-    from crystalformer.likelihood import log_prob
-    from crystalformer.mcmc import check_moves, refine
-    from crystalformer.pretrained import load_model
-    from crystalformer.sampling import sample_chunks
+    from crystalformer.checkpoint.pretrained import load_model
+    from crystalformer.loss import log_prob
+    from crystalformer.sampling.constraints import make_constraints, read_constraints
+    from crystalformer.sampling.mcmc import check_moves, refine
+    from crystalformer.sampling.sample import sample_chunks
     from crystalformer.table import TableWriter, table_rows
 
     checkpoint = load_model(arguments.model)
@@ -230,9 +230,9 @@ def choose_spacegroups(arguments: Sample, config: "TransformerConfig") -> "np.nd
     """
     import numpy as np
 
-    from crystalformer.pretrained import training_spacegroups
-    from crystalformer.spacegroups import count_spacegroups, draw_spacegroups
-    from crystalformer.train import load_crystals
+    from crystalformer.checkpoint.pretrained import training_spacegroups
+    from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
+    from crystalformer.training import load_crystals
 
     if arguments.num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {arguments.num_samples}")
@@ -256,9 +256,9 @@ def _write_cifs(folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def run_score(arguments: Score) -> int:
     """Reads crystals of any format and writes their log-probabilities; refused ones are named."""
-    from crystalformer.dataset import read_any
-    from crystalformer.likelihood import log_prob
-    from crystalformer.pretrained import load_model
+    from crystalformer.checkpoint.pretrained import load_model
+    from crystalformer.data.dataset import read_any
+    from crystalformer.loss import log_prob
     from crystalformer.table import TableWriter, table_rows
 
     checkpoint = load_model(arguments.model)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from crystalformer.crystal import Crystals, cell_parameters, formula, iterate_crystals, to_cif
-from crystalformer.lattice import to_scaled
-from crystalformer.likelihood import LogProb
-from crystalformer.spacegroups import symmetry_tables
-from matterform.files import write_atomically
+from crystalformer.data.crystals import Crystals, cell_parameters, formula, iterate_crystals, to_cif
+from crystalformer.loss import LogProb
+from crystalformer.symmetry.lattice import to_scaled
+from crystalformer.symmetry.wyckoff import symmetry_tables
+from matterform.io.files import write_atomically
 
 COLUMNS = (
     "index",

@@ -24,9 +24,9 @@ from agedi_shared import (
 )
 
 import agedi
-from agedi.reverse import SamplerConfig
-from agedi.wanted import Wanted
-from matterform.evaluation.curves import INK, TRAINING, VALIDATION, new_figure
+from agedi.sampling.request import Wanted
+from agedi.sampling.reverse import SamplerConfig
+from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
 
 LONGEST_BOND = 1.85  # Å
 CUTOFF = 4.0  # Å, of the network; the densest crystals have 50 neighbours within

@@ -18,7 +18,7 @@ from agedi_molecules import ANGLES, BONDS, geometry, intact_share
 from agedi_shared import parse_arguments, read_atoms, save, write_report
 
 import agedi
-from matterform.evaluation.curves import INK, TRAINING, VALIDATION, new_figure
+from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
 
 REFERENCE = ("em", "uniform", 500, 1e-3)  # sampler, grid, steps, time of the last step
 SETTINGS = (

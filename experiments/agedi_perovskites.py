@@ -12,9 +12,9 @@ import numpy as np
 from agedi_shared import draw_each, parse_arguments, read_atoms, sample_once, save, train_once, write_report
 
 import agedi
-from agedi.reverse import SamplerConfig
-from agedi.wanted import Wanted
-from matterform.evaluation.curves import INK, TRAINING, VALIDATION, new_figure
+from agedi.sampling.request import Wanted
+from agedi.sampling.reverse import SamplerConfig
+from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
 
 PROPERTY = "heat_all"
 REQUESTS = (0.5, 1.4, 2.9)  # eV an atom: the 5th, 50th and 95th percentiles of the data

@@ -11,14 +11,14 @@ import ase
 import numpy as np
 
 import agedi
-from agedi.options import load_run
-from agedi.reverse import SamplerConfig
-from agedi.sampling import as_result, draw_from
-from agedi.training import read_dataset, resume, train_from_atoms
-from agedi.wanted import Wanted, make_start
-from matterform.evaluation.curves import TRAINING, VALIDATION, new_figure
-from matterform.files import write_atomically
-from matterform.formats import read_structures, to_atoms, write_structures
+from agedi.sampling.request import Wanted, make_start
+from agedi.sampling.reverse import SamplerConfig
+from agedi.sampling.sample import as_result, draw_from
+from agedi.training.config import load_run
+from agedi.training.train import read_dataset, resume, train_from_atoms
+from matterform.io.files import write_atomically
+from matterform.io.formats import read_structures, to_atoms, write_structures
+from matterform.plots.curves import TRAINING, VALIDATION, new_figure
 
 
 def parse_arguments(description: str | None, name: str) -> argparse.Namespace:

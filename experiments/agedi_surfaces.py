@@ -16,8 +16,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import agedi
-from matterform.evaluation.curves import INK, TRAINING, VALIDATION, new_figure
-from matterform.formats import read_structures, write_structures
+from matterform.io.formats import read_structures, write_structures
+from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
 
 SLAB, ADATOM, ADATOMS = "Cu", "Pt", 4
 

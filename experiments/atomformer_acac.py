@@ -13,17 +13,17 @@ import json
 import logging
 import pathlib
 
+from atomformer.checkpoint.published import from_pretrained
 from atomformer.config import AtomformerConfig
-from atomformer.dataset import write_dataset
-from atomformer.evaluation import evaluate
-from atomformer.losses import LossConfig
-from atomformer.rows import row_from_atoms
-from atomformer.sources import iterate_rows
-from atomformer.train import FinetuneConfig, PretrainConfig, TrainConfig, train
-from atomformer.weights import from_pretrained
-from matterform.evaluation.curves import new_figure
-from matterform.files import write_atomically
-from matterform.formats import read_structures, to_atoms
+from atomformer.data.dataset import write_dataset
+from atomformer.data.rows import row_from_atoms
+from atomformer.data.sources import iterate_rows
+from atomformer.loss import LossConfig
+from atomformer.prediction.evaluation import evaluate
+from atomformer.training import FinetuneConfig, PretrainConfig, TrainConfig, train
+from matterform.io.files import write_atomically
+from matterform.io.formats import read_structures, to_atoms
+from matterform.plots.curves import new_figure
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from atomformer.cli import main
-from atomformer.metrics import ATOM3D
+from atomformer.prediction.metrics import ATOM3D
 
 
 def run(argv: list[str]) -> int:

@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 from atomformer.cli import main
-from atomformer.train import PretrainConfig
+from atomformer.training import PretrainConfig
 from matterform.training.loop import LoopConfig
 
 RECIPE = PretrainConfig(

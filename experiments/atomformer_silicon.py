@@ -13,13 +13,13 @@ import json
 import logging
 import pathlib
 
+from atomformer.checkpoint.published import from_pretrained
 from atomformer.config import AtomformerConfig, EnergyScale
-from atomformer.evaluation import evaluate, write_parity
-from atomformer.losses import LossConfig
-from atomformer.sources import iterate_rows
-from atomformer.train import FinetuneConfig, train
-from atomformer.weights import from_pretrained
-from matterform.files import write_atomically
+from atomformer.data.sources import iterate_rows
+from atomformer.loss import LossConfig
+from atomformer.prediction.evaluation import evaluate, write_parity
+from atomformer.training import FinetuneConfig, train
+from matterform.io.files import write_atomically
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 

@@ -13,7 +13,7 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.train import TrainConfig
+from crystalformer.training import TrainConfig
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 

@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from crystalformer.checkpoint.pretrained import held_out_statistics, load_pretrained, model_card, training_spacegroups
 from crystalformer.cli import main as crystalformer
-from crystalformer.crystal import Crystals, to_structures
-from crystalformer.pretrained import held_out_statistics, load_pretrained, model_card, training_spacegroups
-from crystalformer.sampling import sample
+from crystalformer.data.crystals import Crystals, to_structures
+from crystalformer.sampling.sample import sample
 from crystalformer.table import read_table
-from matterform.evaluation.picture import write_picture
-from matterform.evaluation.report import ReportConfig, describe, summarize
+from matterform.evaluation.summary import ReportConfig, describe, summarize
+from matterform.plots.gallery import write_picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import sys
 
 from crystalformer.cli import main
 from crystalformer.config import TransformerConfig
-from crystalformer.train import TrainConfig
+from crystalformer.training import TrainConfig
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 

@@ -22,16 +22,16 @@ import jax
 import numpy as np
 import tyro
 
-from crystalformer.checkpoint import load_checkpoint, save_checkpoint
+from crystalformer.checkpoint.pretrained import FOLDER, NAME, load_pretrained, training_spacegroups
+from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
 from crystalformer.cli import main
 from crystalformer.config import TransformerConfig
-from crystalformer.crystal import Crystals, cell_parameters, iterate_crystals, to_structures
-from crystalformer.pretrained import FOLDER, NAME, load_pretrained, training_spacegroups
-from crystalformer.sampling import sample
+from crystalformer.data.crystals import Crystals, cell_parameters, iterate_crystals, to_structures
+from crystalformer.sampling.sample import sample
 from crystalformer.table import cell_problem
-from crystalformer.train import TrainConfig, load_split
+from crystalformer.training import TrainConfig, load_split
 from matterform.config import load_config
-from matterform.evaluation.report import ReportConfig, describe, summarize, tabulate
+from matterform.evaluation.summary import ReportConfig, describe, summarize, tabulate
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 

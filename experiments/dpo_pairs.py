@@ -17,7 +17,7 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.rl.dpo import DpoConfig, PreferenceConfig
+from crystalformer.rl.dpo.train import DpoConfig, PreferenceConfig
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 

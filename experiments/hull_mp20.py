@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from matterform.evaluation.corrections import mp2020_corrections
-from matterform.evaluation.hull import Hull, open_hull
-from matterform.evaluation.hull_files import index_hull
-from matterform.evaluation.references import fit_references, save_references
-from matterform.evaluation.stability import METASTABLE_EV, PotentialFit, fit_potential_references
-from matterform.formats import iterate_records
+from matterform.io.formats import iterate_records
 from matterform.potentials.load import PotentialConfig, open_potential
 from matterform.progress import progress_bar
+from matterform.stability.above_hull import METASTABLE_EV, PotentialFit, fit_potential_references
+from matterform.stability.corrections import mp2020_corrections
+from matterform.stability.hull import Hull, open_hull
+from matterform.stability.hull_files import index_hull
+from matterform.stability.references import fit_references, save_references
 
 SAME_EV = 1e-4  # eV/atom
 

@@ -20,8 +20,8 @@ from matgl.ext.pymatgen import Structure2Graph
 from matgl.models import MEGNet
 from torch_geometric.data import Batch, Data
 
-from matterform.crystal_text import parse_structure
-from matterform.files import write_atomically
+from matterform.io.cif import parse_structure
+from matterform.io.files import write_atomically
 from matterform.progress import progress_bar
 
 

@@ -24,21 +24,21 @@ import pandas as pd
 import tyro
 from pymatgen.core import Structure
 
+from crystalformer.checkpoint.pretrained import load_model, training_spacegroups
 from crystalformer.config import Model
-from crystalformer.pretrained import load_model, training_spacegroups
-from crystalformer.primitive import build_structures
-from crystalformer.rl.rewards import describe_problems
-from crystalformer.sampling import sample
-from crystalformer.spacegroups import count_spacegroups, draw_spacegroups
-from matterform.crystal_text import parse_structure
-from matterform.evaluation.curves import TRAINING, VALIDATION, new_figure
-from matterform.evaluation.hull import Hull, open_hull
-from matterform.evaluation.references import References, load_references
-from matterform.evaluation.report import ReportConfig, summarize
-from matterform.evaluation.stability import METASTABLE_EV, above_hull, check_references, stability_shares
-from matterform.formats import iterate_csv
+from crystalformer.data.primitive import build_structures
+from crystalformer.rl.reward.base import describe_problems
+from crystalformer.sampling.sample import sample
+from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
+from matterform.evaluation.summary import ReportConfig, summarize
+from matterform.io.cif import parse_structure
+from matterform.io.formats import iterate_csv
+from matterform.plots.curves import TRAINING, VALIDATION, new_figure
 from matterform.potentials.base import Potential, PropertyModel
 from matterform.potentials.load import PotentialConfig, PropertyConfig, load_property, open_potential
+from matterform.stability.above_hull import METASTABLE_EV, above_hull, check_references, stability_shares
+from matterform.stability.hull import Hull, open_hull
+from matterform.stability.references import References, load_references
 
 JUDGED = ("valid", "valid_strict", "space_group_kept", "unique", "novel")
 

@@ -12,9 +12,9 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.rl.fine_tune import PpoConfig
-from crystalformer.rl.options import RewardConfig
-from crystalformer.rl.ppo import Objective
+from crystalformer.rl.ppo.loss import Objective
+from crystalformer.rl.ppo.train import PpoConfig
+from crystalformer.rl.reward.load import RewardConfig
 from matterform.training.optimizers import OptimizerConfig
 
 RECIPE = PpoConfig(

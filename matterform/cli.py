@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pymatgen.core
 
-    from matterform.evaluation.stability import Stability
-    from matterform.formats import CrystalRecord
+    from matterform.io.formats import CrystalRecord
+    from matterform.stability.above_hull import Stability
 
 USAGE = """usage: matterform COMMAND [OPTIONS]
 
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read_crystals(path: pathlib.Path, limit: int | None = None) -> "Readable":
     """Those that can be read, with their places; the others are named on standard error."""
-    from matterform.formats import iterate_crystals
+    from matterform.io.formats import iterate_crystals
 
     structures, indices, refused = [], [], {}
     with progress_bar(f"reading {path.name}") as progress:
@@ -160,7 +160,7 @@ def _column(structures: "Sequence[pymatgen.core.Structure]", name: str, path: pa
 
 def run_hull(arguments: HullArguments) -> int:
     """Indexes reference entries."""
-    from matterform.evaluation.hull_files import index_hull
+    from matterform.stability.hull_files import index_hull
 
     with progress_bar("reading entries") as progress:
         entries = index_hull(arguments.source, arguments.out, progress)
@@ -171,8 +171,8 @@ def run_hull(arguments: HullArguments) -> int:
 
 def run_references(arguments: ReferencesArguments) -> int:
     """Fits a potential's references and says how well."""
-    from matterform.evaluation.references import save_references
-    from matterform.evaluation.stability import fit_potential_references
+    from matterform.stability.above_hull import fit_potential_references
+    from matterform.stability.references import save_references
 
     if arguments.out.exists():
         raise ValueError(f"{arguments.out} exists already; remove it or choose another name")
@@ -217,10 +217,10 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
     """Evaluates crystals chunk by chunk and writes each chunk when it is done."""
     import numpy as np
 
-    from matterform.evaluation.hull import open_hull
-    from matterform.evaluation.references import load_references
-    from matterform.evaluation.stability import above_hull, check_references, stability_shares
-    from matterform.formats import iterate_crystals
+    from matterform.io.formats import iterate_crystals
+    from matterform.stability.above_hull import above_hull, check_references, stability_shares
+    from matterform.stability.hull import open_hull
+    from matterform.stability.references import load_references
 
     if arguments.chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1; got {arguments.chunk_size}")
@@ -278,7 +278,7 @@ def _chunks(crystals: "Iterator[CrystalRecord]", size: int) -> "Iterator[list[Cr
 
 def _rows(chunk: "Sequence[CrystalRecord]", stability: "Stability") -> list[dict[str, Any]]:
     """Rows of `TABLE` for the crystals of a chunk; `stability` has an entry for each that could be read."""
-    from matterform.formats import to_cif
+    from matterform.io.formats import to_cif
 
     rows, place = [], itertools.count()
     for index, structure, problem in chunk:
@@ -309,8 +309,8 @@ def run_evaluate(arguments: EvaluateArguments) -> int:
     """Judges crystals without a potential."""
     import numpy as np
 
-    from matterform.evaluation.report import ReportConfig, describe, summarize
-    from matterform.files import write_atomically
+    from matterform.evaluation.summary import ReportConfig, describe, summarize
+    from matterform.io.files import write_atomically
 
     if arguments.out.exists():
         raise ValueError(f"{arguments.out} exists already; remove it or choose another name")
@@ -357,8 +357,8 @@ def _with_stability(
     import numpy as np
     import pandas as pd
 
-    from matterform.evaluation.stability import stability_shares
-    from matterform.files import existing
+    from matterform.io.files import existing
+    from matterform.stability.above_hull import stability_shares
 
     try:
         energies = pd.read_csv(existing(path))

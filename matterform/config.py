@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from matterform.files import write_atomically
+from matterform.io.files import write_atomically
 
 Config = TypeVar("Config")
 

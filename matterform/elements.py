@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-ELEMENTS_CSV = pathlib.Path(__file__).parent / "data" / "elements.csv"
+ELEMENTS_CSV = pathlib.Path(__file__).parent / "assets" / "elements.csv"
 
 # Structure files write deuterium and tritium as elements of their own; chemically they are hydrogen.
 ISOTOPES = {"D": 1, "T": 1}

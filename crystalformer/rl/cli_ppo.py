@@ -29,7 +29,7 @@ crystalformer ppo --run-dir runs/hard --resume --epochs 200
 
 def run_ppo(argv: Sequence[str], recipe: Any = None) -> int:
     """Fine-tunes from flags, on top of a saved config or of a `recipe`; or goes on with an interrupted run."""
-    from crystalformer.rl.fine_tune import PpoConfig, fine_tune
+    from crystalformer.rl.ppo.train import PpoConfig, fine_tune
     from matterform.training.mesh import initialize_distributed
 
     run, resume, processes = parse_run(PpoConfig, "crystalformer ppo", PPO, argv, recipe)

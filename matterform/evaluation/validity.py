@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from matterform.crystal_text import UnreadableStructure, parse_structure, to_cif
 from matterform.elements import element_table
 from matterform.evaluation.geometry import MIN_VOLUME_ANG3, defect, nearest_image_distances
+from matterform.io.cif import UnreadableStructure, parse_structure, to_cif
 
 if TYPE_CHECKING:
     import pymatgen.core

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from matterform.foreign import Explained, load_callable
+from matterform.external import Explained, load_callable
 from matterform.potentials.base import (
     BatchModel,
     Potential,

@@ -11,7 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from matterform.config import load_config, save_config, to_dict
-from matterform.files import write_atomically
+from matterform.io.files import write_atomically
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.metrics import MetricsWriter, check_wandb, open_metrics
 from matterform.training.state import TrainState

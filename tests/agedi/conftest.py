@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from agedi.config import ConditionConfig, DiffusionConfig, ForceFieldConfig, ModelConfig
+from agedi.data.graph import AtomsGraph, from_atoms, pad_graph
 from agedi.diffusion import Diffusion
-from agedi.graph import AtomsGraph, from_atoms, pad_graph
-from agedi.score import make_score_model
-from agedi.search import make_search
+from agedi.network.score import make_score_model
+from agedi.network.search import make_search
 from matterform.neighbors import estimate_capacity, image_counts
 
 SPECIES = (1, 6, 8, 29, 79)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from agedi.config import DiffusionConfig, ModelConfig
-from agedi.reverse import SamplerConfig
+from agedi.sampling.reverse import SamplerConfig
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])

@@ -12,7 +12,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from agedi.config import DiffusionConfig, ModelConfig
-from agedi.dataset import create_dataset
+from agedi.data.dataset import create_dataset
 from agedi.diffusion import (
     create_diffusion,
     load_diffusion,

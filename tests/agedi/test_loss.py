@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from agedi.config import DiffusionConfig, ForceFieldConfig
-from agedi.distributions import LatticeSums, lattice_sums
-from agedi.graph import AtomsGraph
+from agedi.data.graph import AtomsGraph
 from agedi.loss import Example, RegressorLoss, make_distance, make_example_loss, metric_names, types_loss
-from agedi.score import Outputs, ScoreModel
+from agedi.network.score import Outputs, ScoreModel
+from agedi.noise.kernels import LatticeSums, lattice_sums
 from matterform.neighbors import Neighbors
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -59,7 +59,7 @@ def test_the_loss_is_the_mean_square_noise_of_free_atoms():
     one = example()
 
     def small_time(key):
-        from agedi.noisers import make_perturb
+        from agedi.noise.noisers import make_perturb
 
         noised = make_perturb(CONFIG, SUMS)(key, one.graph, jnp.float32(0.2))
         return jnp.sum(noised.noise**2) / (3 * 3)
@@ -106,7 +106,7 @@ def test_gradients_stay_finite_at_the_smallest_times():
         lambda graph: jnp.sin(graph.pos), lambda graph: jnp.stack([graph.pos[:, 0], graph.pos[:, 1]], axis=-1)
     )
     from agedi import loss as module
-    from agedi.noisers import make_perturb
+    from agedi.noise.noisers import make_perturb
 
     perturb = jax.jit(make_perturb(config, SUMS))
     for t in (1e-5, 1e-3, 1.0):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from atomformer.config import AtomformerConfig
-from atomformer.parameters import init_params
-from atomformer.structure import Structure
-from atomformer.vocabulary import PAD
+from atomformer.data.structure import Structure
+from atomformer.data.vocabulary import PAD
+from atomformer.network.parameters import init_params
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +111,7 @@ def toys() -> list[ase.Atoms]:
 @pytest.fixture(scope="session")
 def toy_file(toys, tmp_path_factory) -> pathlib.Path:
     """The toys as extxyz."""
-    from matterform.formats import write_structures
+    from matterform.io.formats import write_structures
 
     path = tmp_path_factory.mktemp("toys") / "toys.xyz"
     write_structures(path, toys)

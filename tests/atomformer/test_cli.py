@@ -15,13 +15,13 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import atomformer
+from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
 from atomformer.cli import main
 from atomformer.config import AtomformerConfig, EnergyScale
-from atomformer.parameters import init_params
-from atomformer.sources import iterate_rows
-from atomformer.transformer import make_apply
-from atomformer.weights import Pretrained, from_pretrained, save_pretrained
-from matterform.formats import read_structures, write_structures
+from atomformer.data.sources import iterate_rows
+from atomformer.network.parameters import init_params
+from atomformer.network.transformer import make_apply
+from matterform.io.formats import read_structures, write_structures
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from atomformer.config import HEADS, AtomformerConfig, EnergyScale, model_config
-from atomformer.parameters import init_params
+from atomformer.network.parameters import init_params
 
 
 def count_floats(config: AtomformerConfig) -> int:

@@ -9,11 +9,11 @@ from plain_crystalformer import make_plain_loss, make_plain_network, make_plain_
 
 from crystalformer import sample
 from crystalformer.config import TransformerConfig
-from crystalformer.crystal import Crystals
-from crystalformer.likelihood import LossConfig, make_example_loss
-from crystalformer.parameters import Params, init_params
-from crystalformer.spacegroups import symmetry_tables
-from crystalformer.transformer import make_apply
+from crystalformer.data.crystals import Crystals
+from crystalformer.loss import LossConfig, make_example_loss
+from crystalformer.network.parameters import Params, init_params
+from crystalformer.network.transformer import make_apply
+from crystalformer.symmetry.wyckoff import symmetry_tables
 
 CONFIG = TransformerConfig(
     n_max=4, h0_size=16, num_layers=2, num_heads=2, key_size=8, model_size=16, embed_size=8, Nf=2, Kx=3, Kl=2

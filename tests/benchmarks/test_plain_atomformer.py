@@ -8,8 +8,8 @@ import numpy as np
 import plain_atomformer
 import pytest
 
-from atomformer.structure import Structure
-from atomformer.weights import from_pretrained, to_published
+from atomformer.checkpoint.published import from_pretrained, to_published
+from atomformer.data.structure import Structure
 
 SIZES = ("dim", "num_heads", "depth", "k", "mlp_ratio", "vocab_size")
 

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from crystalformer.checkpoint import load_checkpoint
+from crystalformer.checkpoint.published import load_checkpoint
 from crystalformer.config import TransformerConfig
-from crystalformer.crystal import Crystals
-from crystalformer.parameters import init_params
-from crystalformer.spacegroups import symmetry_tables
+from crystalformer.data.crystals import Crystals
+from crystalformer.network.parameters import init_params
+from crystalformer.symmetry.wyckoff import symmetry_tables
 
 TINY = {
     "Nf": 3,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from crystalformer.checkpoint import load_checkpoint
+from crystalformer.checkpoint.published import load_checkpoint
 from crystalformer.cli import main
-from crystalformer.likelihood import log_prob
+from crystalformer.loss import log_prob
 from crystalformer.table import read_table
 
 SIZES = ["--Nf=2", "--Kx=2", "--Kl=2", "--n-max=5", "--h0-size=8", "--num-layers=1", "--num-heads=2"]

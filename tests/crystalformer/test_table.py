@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from crystalformer.likelihood import LogProb
+from crystalformer.loss import LogProb
 from crystalformer.table import COLUMNS, TableWriter, cell_problem, read_table, table_rows
 
 

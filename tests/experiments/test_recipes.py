@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from crystalformer.rl.options import check_reward
+from crystalformer.rl.reward.load import check_reward
 from matterform.potentials.load import PotentialConfig
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
@@ -34,8 +34,8 @@ def run_script(monkeypatch):
         configs.append(config)
         return types.SimpleNamespace(outcome="interrupted", epoch=0)
 
-    monkeypatch.setattr("crystalformer.rl.fine_tune.fine_tune", train)
-    monkeypatch.setattr("crystalformer.rl.dpo.train_dpo", train)
+    monkeypatch.setattr("crystalformer.rl.ppo.train.fine_tune", train)
+    monkeypatch.setattr("crystalformer.rl.dpo.train.train_dpo", train)
 
     def run(script: str, *arguments: str):
         import runpy

@@ -9,8 +9,8 @@ from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
 
 from matterform.cli import main
-from matterform.evaluation.hull import open_hull
-from matterform.evaluation.references import load_references
+from matterform.stability.hull import open_hull
+from matterform.stability.references import load_references
 
 METALS = {"Cu": 3.7, "Ni": 3.6, "Al": 4.1, "Au": 4.2}
 CALCULATOR = ["--mlff-model=ase", "--mlff-variant=ase.calculators.emt:EMT"]

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from crystalformer.checkpoint import load_checkpoint, save_checkpoint
-from crystalformer.likelihood import LogProb
+from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
+from crystalformer.loss import LogProb
 from crystalformer.rl.cli_dpo import run_dpo
-from crystalformer.rl.dpo import DpoConfig, PreferenceConfig
+from crystalformer.rl.dpo.train import DpoConfig, PreferenceConfig
 from crystalformer.table import COLUMNS, TableWriter, table_rows
 from matterform.commandline import dispatch
 from matterform.config import load_config

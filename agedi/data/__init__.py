@@ -1,0 +1,1 @@
+"""Structures as padded graphs: conversion from ASE, data sets, buckets of equal length."""

@@ -1,0 +1,145 @@
+"""Any number of structures through compiled functions of few shapes: buckets, chunks, and room for neighbours."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+from agedi.checks import check_counts
+from agedi.data.graph import AtomsGraph
+from matterform.neighbors import estimate_capacity, image_counts
+from matterform.progress import progress_bar
+
+SMALLEST_BUCKET = 4  # atoms
+CAPACITY_STEP = 8  # slots: capacities are multiples, so that similar cells share a program
+WINDOW = 16  # chunks whose structures are sorted by size together
+
+Item = TypeVar("Item")
+
+logger = logging.getLogger(__name__)
+
+
+class Geometry(NamedTuple):
+    """What decides which compiled program a structure needs."""
+
+    num_atoms: int
+    cell: Float[np.ndarray, "3 3"]
+    pbc: Bool[np.ndarray, "3"]
+
+
+def geometry_of(graph: AtomsGraph) -> Geometry:
+    """The geometry of a graph that is not padded."""
+    return Geometry(len(graph.x), np.asarray(graph.cell), np.asarray(graph.pbc))
+
+
+class Room(NamedTuple):
+    """Sizes of a compiled program."""
+
+    length: int  # atoms, padding included
+    capacity: int  # neighbours of an atom
+    images: tuple[int, int, int]
+
+
+class HasOverflow(Protocol):
+    """A result whose leaves all have a leading axis b."""
+
+    @property
+    def overflow(self) -> Any: ...
+
+
+def bucket(num_atoms: int) -> int:
+    """The padded length of a structure: at most a quarter more than 4 atoms, and few in number."""
+    step = max(SMALLEST_BUCKET, 2 ** ((num_atoms - 1).bit_length() - 3))
+    return step * -(-num_atoms // step)
+
+
+def room_for(geometries: Sequence[Geometry], cutoff: float) -> Room:
+    """Room for the neighbours of all these structures, unless their atoms crowd together."""
+    length = bucket(max(geometry.num_atoms for geometry in geometries))
+    capacity, images = 0, np.zeros(3, int)
+    # Of a bucket, not of the number of atoms: so another formula in the same cell finds its program compiled.
+    different = {(bucket(n), cell.tobytes(), pbc.tobytes()): (bucket(n), cell, pbc) for n, cell, pbc in geometries}
+    for atoms, cell, pbc in different.values():
+        capacity = max(capacity, estimate_capacity(atoms, cell, pbc, cutoff))
+        images = np.maximum(images, image_counts(cell, pbc, cutoff))
+    first, second, third = images.tolist()
+    return Room(length, CAPACITY_STEP * -(-capacity // CAPACITY_STEP), (first, second, third))
+
+
+def run_in_chunks(
+    geometries: Sequence[Geometry],
+    row: Callable[[int, int], Any],
+    run: Callable[[Any, Room], HasOverflow],
+    *,
+    cutoff: float,
+    batch_size: int,
+) -> Iterator[Any]:
+    """Yields the result of each structure, in order, as host arrays without the batch axis.
+
+    Structures of similar size are run together. Where there was no room for all neighbours, the chunk is run again with
+    twice the room, and so are those after it.
+
+    Args:
+        row: (index, length) -> the inputs of a structure, padded to `length` atoms.
+        run: runs a batch of rows, stacked, in a program of the given sizes.
+        cutoff: Å.
+        batch_size: structures run together at most.
+    """
+    check_counts(batch_size=batch_size)
+    least: dict[tuple[int, tuple[int, int, int]], int] = {}  # capacities that have proved necessary
+    for begin in range(0, len(geometries), WINDOW * batch_size):
+        window = range(begin, min(begin + WINDOW * batch_size, len(geometries)))
+        ordered = sorted(window, key=lambda index: bucket(geometries[index].num_atoms))
+        results: dict[int, Any] = {}
+        wanted = begin
+        for first in range(0, len(ordered), batch_size):
+            indices = ordered[first : first + batch_size]
+            results |= zip(indices, _run_chunk(geometries, indices, row, run, cutoff, batch_size, least), strict=True)
+            while wanted in results:
+                yield results.pop(wanted)
+                wanted += 1
+
+
+def _run_chunk(
+    geometries: Sequence[Geometry],
+    indices: Sequence[int],
+    row: Callable[[int, int], Any],
+    run: Callable[[Any, Room], HasOverflow],
+    cutoff: float,
+    batch_size: int,
+    least: dict[tuple[int, tuple[int, int, int]], int],
+) -> list[Any]:
+    room = room_for([geometries[index] for index in indices], cutoff)
+    shape = room.length, room.images
+    room = room._replace(capacity=max(room.capacity, least.get(shape, 0)))
+    rows = [row(index, room.length) for index in indices]
+    rows += [rows[-1]] * (batch_rows(len(rows), batch_size) - len(rows))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    while True:
+        result = jax.tree.map(np.asarray, run(stacked, room))
+        crowded = int(np.sum(result.overflow[: len(indices)]))
+        if not crowded:
+            return [jax.tree.map(lambda leaf, i=i: leaf[i], result) for i in range(len(indices))]
+        logger.info(
+            "%d of %d structures have atoms with more than %d neighbours; running them again with room for %d",
+            crowded, len(indices), room.capacity, 2 * room.capacity,
+        )  # fmt: skip
+        room = room._replace(capacity=2 * room.capacity)
+        least[shape] = room.capacity
+
+
+def batch_rows(count: int, batch_size: int) -> int:
+    """Rows of a batch that holds `count` structures: a power of two or the batch size, so that shapes are few."""
+    rows, devices = min(1 << (count - 1).bit_length(), max(batch_size, count)), jax.device_count()
+    return devices * -(-rows // devices)
+
+
+def counted(results: Iterator[Item], label: str, total: int) -> Iterator[Item]:
+    """The results, with a progress bar."""
+    with progress_bar(label, total) as show:
+        for number, result in enumerate(results, 1):
+            yield result
+            show(number)

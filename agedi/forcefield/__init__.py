@@ -1,0 +1,1 @@
+"""Relaxation, energies and forces by the force field of a diffusion model."""

@@ -1,0 +1,204 @@
+"""L-BFGS with the parameters of ASE, for many structures at once."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from agedi.data.graph import AtomsGraph, free_atoms
+
+MAX_STEP_LIMIT = 1.0  # Å; a longer step leaves what any model knows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LbfgsConfig:
+    """How structures are relaxed; the defaults are those of ASE's LBFGS."""
+
+    fmax: float = 0.05  # eV/Å: a structure is done when no free atom feels more
+    steps: int = 200  # at most
+    max_step_size: float = 0.2  # Å that the atom which moves most may move in a step
+    memory: int = 100  # steps remembered
+    alpha: float = 70.0  # eV/Å²: first guess of the curvature
+    damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("fmax", "max_step_size", "alpha", "damping"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        if self.max_step_size > MAX_STEP_LIMIT:
+            raise ValueError(f"max_step_size must be at most {MAX_STEP_LIMIT} angstrom; got {self.max_step_size}")
+        if self.steps < 0:
+            raise ValueError(f"steps must be 0 or more; got {self.steps}")
+        if self.memory < 1:
+            raise ValueError(f"memory must be at least 1; got {self.memory}")
+
+
+class History(NamedTuple):
+    """What L-BFGS remembers of k steps, the latest last; entries not filled yet are 0."""
+
+    moves: Float[Array, "k n 3"]  # Å
+    changes: Float[Array, "k n 3"]  # of the gradient, eV/Å
+    inverse: Float[Array, " k"]  # 1 / (move . change); 0 switches an entry off
+    pos: Float[Array, "n 3"]  # before the latest step
+    forces: Float[Array, "n 3"]
+    started: Bool[Array, ""]
+
+
+class Minimizer(NamedTuple):
+    """L-BFGS as pure functions of one structure."""
+
+    init: Callable[[Float[Array, "n 3"]], History]
+    step: Callable[[History, Float[Array, "n 3"], Float[Array, "n 3"]], tuple[Float[Array, "n 3"], History]]
+
+
+def make_lbfgs(config: LbfgsConfig) -> Minimizer:
+    """L-BFGS: `step(history, pos, forces) -> (move in Å, history)`.
+
+    Atoms whose forces are 0 do not move. The steps are those of ASE's LBFGS without a line search.
+    """
+    memory = max(1, min(config.memory, config.steps - 1))  # the first step remembers nothing, the last is not used
+
+    def init(pos: Float[Array, "n 3"]) -> History:
+        nothing = jnp.zeros((memory, *pos.shape), pos.dtype)
+        none = jnp.zeros(memory, pos.dtype)
+        return History(nothing, nothing, none, pos, jnp.zeros_like(pos), jnp.zeros((), bool))
+
+    def remember(history: History, pos: Float[Array, "n 3"], forces: Float[Array, "n 3"]) -> History:
+        move, change = pos - history.pos, history.forces - forces
+        curvature = jnp.sum(move * change)
+        usable = history.started & (curvature != 0)
+        inverse = jnp.where(usable, 1 / jnp.where(usable, curvature, 1.0), 0.0)
+        latest = (history.moves, history.changes, history.inverse), (move, change, inverse)
+        filled = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), *latest)
+        return History(*filled, pos=pos, forces=forces, started=jnp.ones((), bool))
+
+    def step(
+        history: History, pos: Float[Array, "n 3"], forces: Float[Array, "n 3"]
+    ) -> tuple[Float[Array, "n 3"], History]:
+        history = remember(history, pos, forces)
+        move = config.damping * bounded(newton_step(history, forces, config.alpha), config.max_step_size)
+        return move, history
+
+    return Minimizer(init, step)
+
+
+def newton_step(history: History, forces: Float[Array, "n 3"], alpha: float) -> Float[Array, "n 3"]:
+    """The inverse Hessian that the history implies, times the forces (Nocedal and Wright 2006, algorithm 7.4)."""
+    entries = history.moves, history.changes, history.inverse
+
+    def backwards(direction, entry):
+        move, change, inverse = entry
+        weight = inverse * jnp.sum(move * direction)
+        return direction - weight * change, weight
+
+    def forwards(direction, entry):
+        (move, change, inverse), weight = entry
+        return direction + move * (weight - inverse * jnp.sum(change * direction)), None
+
+    direction, weights = jax.lax.scan(backwards, forces, entries, reverse=True)
+    return jax.lax.scan(forwards, direction / alpha, (entries, weights))[0]
+
+
+def bounded(move: Float[Array, "n 3"], longest: float) -> Float[Array, "n 3"]:
+    """The whole move scaled down so that no atom goes further than `longest` (Å)."""
+    length = jnp.max(jnp.linalg.norm(move, axis=-1))
+    return move * jnp.where(length >= longest, longest / jnp.where(length > 0, length, 1.0), 1.0)
+
+
+def largest_force(forces: Float[Array, "n 3"]) -> Float[Array, ""]:
+    """The largest force on an atom, eV/Å."""
+    return jnp.sqrt(jnp.max(jnp.sum(forces**2, axis=-1)))
+
+
+class Evaluated(NamedTuple):
+    """What a force field says of one structure."""
+
+    energy: Float[Array, ""]  # eV
+    forces: Float[Array, "n 3"]  # eV/Å
+    overflow: Bool[Array, ""]  # there was no room for all neighbours: the rest is wrong
+
+
+ForceFunction = Callable[[Any, AtomsGraph], Evaluated]  # (params, graph without edges), one structure
+
+
+class Relaxed(NamedTuple):
+    """One structure after its relaxation, or at a point of it."""
+
+    graph: AtomsGraph
+    energy: Float[Array, ""]  # eV
+    forces: Float[Array, "n 3"]  # eV/Å, of the model, on fixed atoms too
+    steps: Int[Array, ""]  # taken
+    converged: Bool[Array, ""]
+    overflow: Bool[Array, ""]
+
+
+class Frames(NamedTuple):
+    """The way of b structures; those that stopped repeat their last frame."""
+
+    pos: Float[Array, "f b n 3"]
+    energy: Float[Array, "f b"]
+    forces: Float[Array, "f b n 3"]
+
+
+def make_relax(
+    force: ForceFunction, config: LbfgsConfig, *, trajectory: bool = False
+) -> Callable[[Any, AtomsGraph], tuple[Relaxed, Frames | None]]:
+    """Returns `relax(params, graphs)` for a batch of structures: one call of `force` for each step and one before.
+
+    Fixed atoms do not move. A structure whose free atoms all feel less than fmax stops where it is, bit for bit, and
+    so does one with too many neighbours. With `trajectory`, frames have config.steps + 1 entries.
+    """
+    minimizer = make_lbfgs(config)
+
+    def judge(graph: AtomsGraph, evaluated: Evaluated, steps: Int[Array, ""]) -> Relaxed:
+        pull = largest_force(jnp.where(free_atoms(graph)[:, None], evaluated.forces, 0.0))
+        return Relaxed(graph, evaluated.energy, evaluated.forces, steps, pull < config.fmax, evaluated.overflow)
+
+    def begin(params: Any, graph: AtomsGraph) -> tuple[Relaxed, History]:
+        return judge(graph, force(params, graph), jnp.zeros((), jnp.int32)), minimizer.init(jnp.asarray(graph.pos))
+
+    def advance(params: Any, now: Relaxed, history: History) -> tuple[Relaxed, History]:
+        forces = jnp.where(free_atoms(now.graph)[:, None], now.forces, 0.0)
+        move, remembered = minimizer.step(history, jnp.asarray(now.graph.pos), forces)
+        graph = now.graph._replace(pos=now.graph.pos + move)
+        later = judge(graph, force(params, graph), now.steps + 1)
+        return jax.tree.map(lambda old, new: jnp.where(finished(now), old, new), (now, history), (later, remembered))
+
+    def relax(params: Any, graphs: AtomsGraph) -> tuple[Relaxed, Frames | None]:
+        now, history = jax.vmap(begin, (None, 0))(params, graphs)
+        frames = _empty_frames(now, config.steps + 1) if trajectory else None
+
+        def going_on(carry):
+            step, now, _, _ = carry
+            return (step < config.steps) & ~jnp.all(finished(now))
+
+        def body(carry):
+            step, now, history, frames = carry
+            now, history = jax.vmap(advance, (None, 0, 0))(params, now, history)
+            return step + 1, now, history, _record(frames, now, step + 1)
+
+        _, now, _, frames = jax.lax.while_loop(going_on, body, (jnp.zeros((), jnp.int32), now, history, frames))
+        return now, frames
+
+    return jax.jit(relax)
+
+
+def finished(now: Relaxed) -> Bool[Array, "*b"]:
+    """Whether a structure is to stay as it is."""
+    return now.converged | now.overflow
+
+
+def _empty_frames(now: Relaxed, count: int) -> Frames:
+    """Every frame is the first one until it is overwritten."""
+    first = Frames(jnp.asarray(now.graph.pos), now.energy, now.forces)
+    return Frames(*(jnp.broadcast_to(leaf, (count, *leaf.shape)) for leaf in first))
+
+
+def _record(frames: Frames | None, now: Relaxed, index: Int[Array, ""]) -> Frames | None:
+    if frames is None:
+        return None
+    latest = Frames(jnp.asarray(now.graph.pos), now.energy, now.forces)
+    return jax.tree.map(lambda all_, new: all_.at[index].set(new), frames, latest)

@@ -1,0 +1,1 @@
+"""The score network: PaiNN with noise levels and properties."""

@@ -1,0 +1,72 @@
+"""Noise levels and properties as one vector an atom, which modulates every block."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Shaped
+
+from agedi.config import ConditionConfig
+from agedi.network.painn import parameter, two_layers
+
+MAX_FREQUENCY = 64.0  # of levels, which span about 2: two levels 0.01 apart look different
+NUM_FREQUENCIES = 16
+VALUE_FREQUENCIES = (0.5, 1.0, 2.0)  # of standardised values
+
+Conditions = Mapping[str, Shaped[Array, "..."]]
+
+
+def conditioning(
+    levels: Float[Array, " l"],
+    conditions: Conditions,
+    known: Bool[Array, ""],
+    configs: tuple[ConditionConfig, ...],
+    *,
+    num_atoms: int,
+    size: int,
+) -> Float[Array, "n d"]:
+    """The conditioning of each atom by noise levels, and by the properties if they are `known`.
+
+    `conditions` holds a raw value for every property by name; {} is the same as `known` False.
+    """
+    vectors = jnp.broadcast_to(embed_levels(levels, size), (num_atoms, size))
+    if set(conditions) - {config.name for config in configs} or (0 < len(conditions) < len(configs)):
+        names = ", ".join(config.name for config in configs) or "none"
+        raise ValueError(f"this model is conditioned on {names}; got values of {', '.join(conditions)}")
+    if configs:
+        unknown = parameter("unknown", (size,), 1.0)[None]
+        if not conditions:
+            return vectors + unknown
+        values = sum(embed_value(jnp.where(known, conditions[c.name], 0), c, size) for c in configs)
+        vectors += jnp.where(known, values, unknown)
+    return vectors
+
+
+def clean_conditioning(num_atoms: int, size: int) -> Float[Array, "n d"]:
+    """What the force field has in place of noise levels and properties: a vector of its own."""
+    clean = parameter("clean", (size,), 1.0)
+    return jnp.broadcast_to(clean, (num_atoms, size))
+
+
+def embed_levels(levels: Float[Array, " l"], size: int) -> Float[Array, " d"]:
+    """Fourier features of every level, mixed by a network."""
+    frequencies = np.geomspace(0.5, MAX_FREQUENCY, NUM_FREQUENCIES).astype(np.float32)
+    angles = (jnp.pi * levels[:, None] * frequencies[None]).ravel()
+    features = jnp.concatenate([levels, jnp.sin(angles), jnp.cos(angles)])
+    return two_layers(features, size, size, "levels")
+
+
+def embed_value(
+    value: Shaped[Array, ""] | Shaped[Array, " n"], config: ConditionConfig, size: int
+) -> Float[Array, "rows d"]:
+    """A property as one vector (a row for all atoms, or a row each).
+
+    Sines alone would take distant values for the same, so the standardised value itself is a feature too.
+    """
+    if config.kind == "integer":
+        table = parameter(f"classes_{config.name}", (config.num_classes, size), 1.0)
+        return table[value][None]
+    standard = ((value - config.mean) / config.std).reshape(-1, 1)
+    angles = standard * np.array([VALUE_FREQUENCIES], np.float32)
+    features = jnp.concatenate([standard, jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return two_layers(features, size, size, f"value_{config.name}")

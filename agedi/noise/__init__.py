@@ -1,0 +1,1 @@
+"""Forward processes of positions and species, and their noise distributions."""

@@ -1,0 +1,1 @@
+"""Sampling by the reverse process: requests, solvers, guidance, inpainting."""

@@ -1,0 +1,1 @@
+"""Training of diffusion models: settings, data split, losses, run folders."""

@@ -1,0 +1,1 @@
+"""Models on disk in the published Hugging Face layout."""

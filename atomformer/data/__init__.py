@@ -1,0 +1,1 @@
+"""Structures from files to padded arrays: readers, data sets, training examples."""

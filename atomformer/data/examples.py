@@ -1,0 +1,167 @@
+"""From the data set to what a training step reads: padded structures with their targets."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from atomformer.config import ENERGY_HEADS, AtomformerConfig
+from atomformer.data.dataset import Dataset, elements, lengths
+from atomformer.data.periodic import image_edges, reduced_cell
+from atomformer.data.structure import AnyArray, Edges, Structure
+from atomformer.data.vocabulary import PAD
+from matterform.elements import element_table
+from matterform.training.batches import Take
+
+# Lengths of buckets grow by this factor: at most a fifth of a row is padding, a third of the pairs.
+BUCKET_GROWTH = 1.25
+PER_ATOM_TARGETS = ("forces", "relaxed_coords")
+KEPT_PERIODIC = 10_000  # structures whose edges are in memory: 0.1 MB each, at 100 atoms and a cutoff of 6 Å
+
+
+class Example(NamedTuple):
+    """One structure with what is known of it; NaN stands where a target is missing."""
+
+    structure: Structure
+    targets: dict[str, AnyArray]  # energies (eV, less the references), forces (n, 3), relaxed_coords, labels
+    fixed: Bool[AnyArray, " n"]
+    index: Int[AnyArray, ""]  # of the structure in its data set; noise in validation depends on it alone
+
+
+class Requirements(NamedTuple):
+    """What examples must carry."""
+
+    targets: tuple[str, ...] = ()  # columns of energies, forces, relaxed_coords
+    label_columns: tuple[str, ...] = ()  # properties that make up the target "labels", in this order
+
+
+def make_take(dataset: Dataset, config: AtomformerConfig, required: Requirements) -> Take:
+    """`take(indices, length)`: a batch of Examples padded to `length` atoms.
+
+    Periodic data (reduced cells, edges) are worked out when a structure is taken; those of the last KEPT_PERIODIC
+    structures are kept. Explicit images need one pass over all structures first, to know how many edges there are.
+
+    Raises:
+        ValueError: the data set lacks a required column, or has elements that the references or the network lack.
+    """
+    check_dataset(dataset, config, required)
+    counts = lengths(dataset)
+    references = np.zeros(config.vocab_size)
+    for number, energy in config.energy.references:
+        references[number] = energy
+
+    @functools.lru_cache(KEPT_PERIODIC)
+    def periodic(index: int) -> tuple[np.ndarray, Edges]:
+        rows = slice(dataset.offsets[index], dataset.offsets[index + 1])
+        cell, pbc = np.asarray(dataset.structures["cell"][index], float), dataset.structures["pbc"][index]
+        reduced = reduced_cell(cell, pbc)
+        if config.periodic != "images":
+            return reduced, NO_EDGES
+        return reduced, image_edges(np.asarray(dataset.atoms["coords"][rows], float), reduced, pbc, config.cutoff)
+
+    @functools.cache
+    def edge_counts() -> np.ndarray:
+        return np.array([len(periodic(i)[1].first) for i in range(len(counts))], np.int32)
+
+    @functools.cache
+    def capacity(length: int) -> int:
+        """Edges of the structure with most of them among those of at most `length` atoms."""
+        return int(edge_counts()[counts <= length].max())
+
+    def take(indices: Int[np.ndarray, " b"], length: int) -> Example:
+        mask = np.arange(length) < counts[indices][:, None]
+        rows = np.where(mask, dataset.offsets[indices][:, None] + np.arange(length), 0)
+        tokens = np.where(mask, dataset.atoms["input_ids"][rows], PAD).astype(np.int32)
+        positions = np.where(mask[..., None], dataset.atoms["coords"][rows], 0).astype(np.float32)
+        types = dataset.atoms.get("token_type_ids")
+        structure = Structure(tokens, positions, mask, None if types is None else types[rows].astype(np.int32))
+        if config.periodic != "none":
+            parts = [periodic(int(i)) for i in indices]
+            structure = structure._replace(
+                cell=np.stack([cell for cell, _ in parts]).astype(np.float32),
+                pbc=np.asarray(dataset.structures["pbc"][indices], bool),
+            )
+            if config.periodic == "images":
+                structure = structure._replace(edges=pad_edges([edges for _, edges in parts], capacity(length)))
+        fixed = dataset.atoms["fixed"][rows] & mask if "fixed" in dataset.atoms else np.zeros_like(mask)
+        return Example(structure, targets(indices, rows, mask), fixed, np.asarray(indices, np.int32))
+
+    def targets(indices: np.ndarray, rows: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+        found = {}
+        for name in required.targets:
+            if name in PER_ATOM_TARGETS:
+                found[name] = np.where(mask[..., None], dataset.atoms[name][rows], np.nan)
+            else:
+                baseline = np.where(mask, references[dataset.atoms["input_ids"][rows]], 0).sum(axis=1)
+                found[name] = dataset.structures[name][indices] - baseline  # in double precision
+        if required.label_columns:
+            found["labels"] = stack_labels(dataset, required.label_columns, indices)
+        return {name: value.astype(np.float32) for name, value in found.items()}
+
+    return take
+
+
+NO_EDGES = Edges(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32), np.zeros(0, bool))
+
+
+def pad_edges(edges: Sequence[Edges], capacity: int) -> Edges:
+    """Edges of several structures side by side, each padded to `capacity`."""
+
+    def padded(column: int) -> np.ndarray:
+        parts = [np.asarray(structure[column]) for structure in edges]
+        return np.stack([np.concatenate([p, np.zeros((capacity - len(p), *p.shape[1:]), p.dtype)]) for p in parts])
+
+    return Edges(*(padded(column) for column in range(len(Edges._fields))))
+
+
+def stack_labels(
+    dataset: Dataset, columns: Sequence[str], indices: Int[np.ndarray, " k"] | slice = slice(None)
+) -> Float[np.ndarray, "k labels"]:
+    """Property columns, scalars or vectors, side by side; of all structures or of some."""
+    parts = [np.asarray(dataset.structures[name][indices]) for name in columns]
+    return np.concatenate([part[:, None] if part.ndim == 1 else part for part in parts], axis=1)
+
+
+def bucket_lengths(counts: Int[np.ndarray, " m"]) -> tuple[int, ...]:
+    """Increasing lengths to pad to: each is the size of some structure, and the next is at least a quarter larger."""
+    present = np.unique(counts)
+    buckets, top = [], float(present[-1])
+    while top >= present[0]:
+        buckets.append(int(present[present <= top][-1]))
+        top = buckets[-1] / BUCKET_GROWTH
+    return tuple(reversed(buckets))
+
+
+def check_dataset(dataset: Dataset, config: AtomformerConfig, required: Requirements) -> None:
+    """Refuses data that the network or its losses cannot use, naming what is missing."""
+    for name in (*required.targets, *required.label_columns):
+        if name not in dataset.atoms and name not in dataset.structures:
+            known = ", ".join(sorted(set(dataset.structures) | set(dataset.atoms)))
+            raise ValueError(f"the data have no column {name!r}; found {known}")
+    if required.label_columns:
+        check_labels(stack_labels(dataset, required.label_columns), config, ", ".join(required.label_columns))
+    present = elements(dataset)
+    if present[-1] >= config.vocab_size:
+        raise ValueError(f"the data have the token {present[-1]}; the network knows {config.vocab_size} tokens")
+    if config.energy.references and set(required.targets) & set(ENERGY_HEADS):
+        known = {number for number, _ in config.energy.references}
+        if missing := [str(element_table().symbol[number]) for number in present if int(number) not in known]:
+            raise ValueError(f"the reference energies lack {', '.join(missing)}; give one for every element")
+
+
+def check_labels(labels: Float[np.ndarray, "m labels"], config: AtomformerConfig, columns: str) -> None:
+    """Refuses labels of another number than the network's outputs, and what is no class where it tells classes."""
+    expected = 1 if config.problem == "multiclass" else config.num_labels
+    if labels.shape[1] != expected:
+        raise ValueError(
+            f"the label columns {columns} hold {labels.shape[1]} numbers a structure; "
+            f"a network with num_labels = {config.num_labels} for a {config.problem} problem needs {expected}"
+        )
+    if config.problem == "regression":
+        return
+    # Indexing on devices clamps: a class that is not there would be learned as another.
+    classes, known = 2 if config.problem == "binary" else config.num_labels, labels[np.isfinite(labels)]
+    if len(wrong := known[(known < 0) | (known >= classes) | (known != np.round(known))]):
+        raise ValueError(f"the label columns {columns} must hold classes 0 to {classes - 1}; found {wrong[0]:g}")

@@ -1,0 +1,259 @@
+"""Losses of pre-training and fine-tuning, for one structure (spec section 3).
+
+The published losses are means over a batch: of the energies that are known, of all real atoms' components. Such a mean
+couples the structures of a batch. Here each structure's sum is divided by what an average structure of the data set
+contributes to the denominator, so that the mean over the whole set is the published loss, and a structure's share
+depends neither on its companions nor on the number of devices.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from atomformer.config import ENERGY_HEADS, FORCE_HEADS, AtomformerConfig
+from atomformer.data.dataset import Dataset, lengths, pieces
+from atomformer.data.examples import Example, Requirements, stack_labels
+from atomformer.data.structure import Structure
+from atomformer.data.vocabulary import MASK
+from atomformer.network.transformer import make_apply
+from matterform.training.step import ExampleLoss, Metrics
+
+VALIDATION_SEED = 0  # masks and noise of a structure in validation are the same in every epoch and run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the terms, 0 where a term is off, and how structures are corrupted for the last two.
+
+    `masked` and `denoising` see a corrupted copy of the structure, all other terms the structure itself.
+    """
+
+    formation_energy: float = 0.0
+    total_energy: float = 0.0
+    forces: float = 0.0
+    relaxed_coords: float = 0.0
+    labels: float = 0.0
+    masked: float = 0.0
+    denoising: float = 0.0
+    errors_per_atom: bool = False  # energy errors are divided by the number of atoms
+    error: Literal["l1", "l2"] = "l1"
+    mask_probability: float | Literal["cosine"] = 0.15  # cosine: a share cos(pi u / 2), u ~ U(0, 1), of each structure
+    noise_ang: float = 0.05  # standard deviation of the noise on every coordinate of atoms that are not fixed
+
+    def __post_init__(self) -> None:
+        for name in (*CLEAN_TERMS, *CORRUPTED_TERMS):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a weight, at least 0; got {getattr(self, name)}")
+        if not any(getattr(self, name) for name in (*CLEAN_TERMS, *CORRUPTED_TERMS)):
+            raise ValueError(f"at least one of {', '.join((*CLEAN_TERMS, *CORRUPTED_TERMS))} must be positive")
+        if self.relaxed_coords and self.denoising:
+            raise ValueError("relaxed_coords and denoising both train the coordinate head; choose one")
+        if self.mask_probability != "cosine" and not 0 < self.mask_probability <= 1:
+            raise ValueError(f"mask_probability must lie in (0, 1], or be cosine; got {self.mask_probability}")
+        if not self.noise_ang > 0:
+            raise ValueError(f"noise_ang must be positive; got {self.noise_ang}")
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The terms that are on."""
+        return tuple(name for name in (*CLEAN_TERMS, *CORRUPTED_TERMS) if getattr(self, name))
+
+
+CLEAN_TERMS = ("formation_energy", "total_energy", "forces", "relaxed_coords", "labels")
+CORRUPTED_TERMS = ("masked", "denoising")
+
+
+def required_heads(loss: LossConfig, conservative: bool) -> tuple[str, ...]:
+    """The heads that the terms train; energies too where everything else is their gradient."""
+    forces = "total_forces" if loss.total_energy else "forces"
+    by_term = {"forces": forces, "relaxed_coords": "coords", "denoising": "coords", "labels": "classification"}
+    heads = [by_term.get(name, name) for name in loss.active]
+    needs_energy = conservative and set(heads) & {"coords", *FORCE_HEADS} and not set(heads) & set(ENERGY_HEADS)
+    return (*(["total_energy"] if needs_energy else []), *heads)
+
+
+def requirements(loss: LossConfig, label_columns: tuple[str, ...] = ()) -> Requirements:
+    """The columns of the data that the terms compare with."""
+    targets = tuple(name for name in loss.active if name in CLEAN_TERMS and name != "labels")
+    return Requirements(targets, label_columns if loss.labels else ())
+
+
+def average_counts(dataset: Dataset, loss: LossConfig, label_columns: tuple[str, ...] = ()) -> dict[str, float]:
+    """What an average structure of the data set contributes to the denominator of each term.
+
+    Raises:
+        ValueError: no structure has a value that a term needs.
+    """
+    size = len(lengths(dataset))
+    counts: dict[str, float] = {}
+    for name in loss.active:
+        if name == "labels":
+            known = int(np.isfinite(stack_labels(dataset, label_columns)).sum())
+        elif name in ENERGY_HEADS:
+            known = int(np.isfinite(dataset.structures[name]).sum())
+        elif name == "forces":
+            known = sum(int(np.isfinite(part).sum()) for part in pieces(dataset.atoms[name]))
+        elif name in ("relaxed_coords", "denoising"):  # only of atoms that may move
+            known = sum(int(np.isfinite(part[~held]).sum()) for part, held in _coordinates(dataset, name))
+        else:
+            sizes, times = np.unique(lengths(dataset), return_counts=True)
+            known = float(np.dot([expected_masked(int(n), loss.mask_probability) for n in sizes], times))
+        if not known:
+            raise ValueError(f"no structure of the data has a value for {name}; leave that term out")
+        counts[name] = known / size
+    return counts
+
+
+def expected_masked(atoms: int, probability: float | Literal["cosine"]) -> float:
+    """How many of a structure's atoms `choose_masked` takes on average."""
+    if probability != "cosine":
+        return probability * atoms
+    # One, and one more for each m that the rounded cos(pi u / 2) x atoms exceeds.
+    thresholds = (np.arange(1, atoms) + 0.5) / atoms
+    return 1 + float(np.sum(np.arccos(thresholds))) * 2 / np.pi
+
+
+def _coordinates(dataset: Dataset, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The coordinates that a term compares with, and which atoms are fixed, piece by piece."""
+    column = dataset.atoms["relaxed_coords" if name == "relaxed_coords" else "coords"]
+    held = dataset.atoms.get("fixed", np.broadcast_to(np.False_, len(column)))
+    return zip(pieces(column), pieces(held), strict=True)
+
+
+def make_example_loss(config: AtomformerConfig, loss: LossConfig, counts: dict[str, float]) -> ExampleLoss:
+    """The loss of one structure, with the mean error of each term as metrics; `counts` are `average_counts`.
+
+    Metrics: `<term>` is the mean absolute error (eV, or eV an atom with `errors_per_atom`; eV/Å; Å; labels in units of
+    their scale) or the cross-entropy (nats), `<term>_accuracy` the share of right classes.
+    """
+    apply = make_apply(config)
+    clean = [name for name in loss.active if name in CLEAN_TERMS]
+    corrupted = [name for name in loss.active if name in CORRUPTED_TERMS]
+
+    def example_loss(params: Any, key: PRNGKeyArray | None, example: Example) -> tuple[Float[Array, ""], Metrics]:
+        clean_key = corrupted_key = None
+        noise_key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), example.index)
+        if key is not None:
+            clean_key, corrupted_key, noise_key = jax.random.split(key, 3)
+        errors: dict[str, Errors] = {}
+        if clean:
+            outputs = apply(params, clean_key, example.structure)
+            errors |= {name: clean_errors(name, outputs, example, config, loss) for name in clean}
+        if corrupted:
+            structure, hidden = corrupt(noise_key, example, loss)
+            outputs = apply(params, corrupted_key, structure)
+            errors |= {name: corrupted_errors(name, outputs, example, hidden) for name in corrupted}
+        total = jnp.zeros(())
+        metrics: Metrics = {}
+        for name, (values, known, right) in errors.items():
+            squared = loss.error == "l2" and right is None
+            total += getattr(loss, name) * _known_sum(values**2 if squared else values, known) / counts[name]
+            metrics[name] = _known_sum(values, known) / counts[name]
+            if right is not None:
+                metrics[f"{name}_accuracy"] = _known_sum(right.astype(values.dtype), known) / counts[name]
+        return total, metrics
+
+    return example_loss
+
+
+def _known_sum(values: Float[Array, "*s"], known: Bool[Array, "*s"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(known, values, 0.0))
+
+
+def metric_names(config: AtomformerConfig, loss: LossConfig) -> tuple[str, ...]:
+    """The metrics that `make_example_loss` reports besides the loss."""
+    names = list(loss.active)
+    if loss.masked:
+        names.append("masked_accuracy")
+    if loss.labels and config.problem != "regression":
+        names.append("labels_accuracy")
+    return tuple(names)
+
+
+def corrupt(key: PRNGKeyArray, example: Example, loss: LossConfig) -> tuple[Structure, Bool[Array, " n"]]:
+    """The structure with masked tokens and displaced atoms, and which atoms are masked (none where the term is off)."""
+    structure = example.structure
+    mask_key, noise_key = jax.random.split(key)
+    hidden = jnp.zeros_like(structure.mask)
+    if loss.masked:
+        hidden = choose_masked(mask_key, structure.mask, loss.mask_probability)
+        structure = structure._replace(tokens=jnp.where(hidden, MASK, structure.tokens))
+    if loss.denoising:
+        noise = loss.noise_ang * jax.random.normal(noise_key, structure.positions.shape)
+        moved = structure.positions + jnp.where(_movable(example)[:, None], noise, 0.0)
+        structure = structure._replace(positions=moved)
+    return structure, hidden
+
+
+def choose_masked(
+    key: PRNGKeyArray, mask: Bool[Array, " n"], probability: float | Literal["cosine"]
+) -> Bool[Array, " n"]:
+    """Which atoms to mask: each with `probability`, or a share cos(pi u / 2) of them, rounded, at least one."""
+    share_key, order_key = jax.random.split(key)
+    scores = jnp.where(mask, jax.random.uniform(order_key, mask.shape), 2.0)
+    if probability != "cosine":
+        return scores < probability
+    atoms = jnp.sum(mask)
+    share = jnp.cos(0.5 * jnp.pi * jax.random.uniform(share_key))
+    number = jnp.maximum(jnp.round(share * atoms), 1).astype(jnp.int32)
+    return mask & (jnp.argsort(jnp.argsort(scores)) < number)
+
+
+def _movable(example: Example) -> Bool[Array, " n"]:
+    return example.structure.mask & ~example.fixed
+
+
+class Errors(NamedTuple):
+    """One structure's errors in one term: absolute errors, or cross-entropies with whether the class was right."""
+
+    values: Float[Array, "*s"]
+    known: Bool[Array, "*s"]  # the others are padding, or have no target
+    right: Bool[Array, "*s"] | None = None
+
+
+def clean_errors(name: str, outputs: Any, example: Example, config: AtomformerConfig, loss: LossConfig) -> Errors:
+    """Errors of the `Outputs` for the structure as it is."""
+    target = example.targets[name]
+    known = jnp.isfinite(target)
+    target = jnp.where(known, target, 0.0)  # a NaN would come back through the gradient
+    match name:
+        case "forces" | "relaxed_coords":
+            found = outputs.forces if name == "forces" else outputs.coords
+            atoms = example.structure.mask if name == "forces" else _movable(example)
+            return Errors(jnp.abs(found - target), known & atoms[:, None])
+        case "labels":
+            return label_errors(outputs.labels, target, known, config)
+        case _:
+            error = jnp.abs(getattr(outputs, name) - target)
+            return Errors(error / jnp.sum(example.structure.mask) if loss.errors_per_atom else error, known)
+
+
+def label_errors(
+    outputs: Float[Array, " outputs"], target: Float[Array, " labels"], known: Bool[Array, " labels"], config
+) -> Errors:
+    """Scaled absolute errors, binary cross-entropies of each label, or the cross-entropy of the one class."""
+    if config.problem == "regression":
+        scale = np.asarray(config.label_scale or [1.0] * config.num_labels, np.float32)
+        return Errors(jnp.abs(outputs - target) / scale, known)
+    if config.problem == "binary":
+        return Errors(optax.sigmoid_binary_cross_entropy(outputs, target), known, (outputs > 0) == (target > 0.5))
+    index = target.astype(jnp.int32)
+    entropy = -jax.nn.log_softmax(outputs)[index]
+    return Errors(entropy, known, jnp.argmax(outputs)[None] == index)
+
+
+def corrupted_errors(name: str, outputs: Any, example: Example, hidden: Bool[Array, " n"]) -> Errors:
+    """Errors of the `Outputs` for the corrupted copy in recovering the structure."""
+    structure = example.structure
+    if name == "denoising":
+        movable = jnp.broadcast_to(_movable(example)[:, None], structure.positions.shape)
+        return Errors(jnp.abs(outputs.coords - structure.positions), movable)
+    log_probs = jax.nn.log_softmax(outputs.logits)
+    entropy = -jnp.take_along_axis(log_probs, structure.tokens[:, None], axis=-1)[:, 0]
+    return Errors(entropy, hidden, jnp.argmax(outputs.logits, axis=-1) == structure.tokens)

@@ -1,0 +1,1 @@
+"""The transformer over atoms: attention biases, heads, features of elements, parameters."""

@@ -1,0 +1,35 @@
+"""Seventeen properties of every element, scaled for the network; special tokens have none.
+
+The raw values live in data/element_features.csv, written by data/make_element_features.py, which names the sources.
+"""
+
+import csv
+import functools
+import pathlib
+
+import numpy as np
+from jaxtyping import Float
+
+from atomformer.data.vocabulary import VOCAB_SIZE
+
+FEATURES_CSV = pathlib.Path(__file__).parents[1] / "assets" / "element_features.csv"
+UNKNOWN = -1.0
+
+
+@functools.cache
+def element_features() -> Float[np.ndarray, "123 17"]:
+    """Features by token, each scaled to [0, 1] over the elements that have it; -1 where not known.
+
+    Columns: atomic number, mass, neutrons, protons, electrons, period, group, radius, electronegativity, first
+    ionisation energy, density, melting point, boiling point, isotopes, specific heat, shells, valence electrons.
+    Published weights bring their own table, of other sources; use that one with them. The array is shared, so it is
+    read-only.
+    """
+    with FEATURES_CSV.open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    raw = np.array(rows, np.float64)
+    low, high = np.nanmin(raw, axis=0), np.nanmax(raw, axis=0)
+    features = np.full((VOCAB_SIZE, raw.shape[1]), UNKNOWN, np.float32)
+    features[1 : len(raw) + 1] = np.nan_to_num((raw - low[None]) / (high - low)[None], nan=UNKNOWN)
+    features.flags.writeable = False
+    return features

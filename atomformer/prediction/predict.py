@@ -1,0 +1,264 @@
+"""What a model says of structures: energies, forces, labels and features of any number of them, in batches."""
+
+import collections
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from atomformer.checkpoint.published import Pretrained
+from atomformer.config import ENERGY_HEADS, AtomformerConfig
+from atomformer.data.examples import BUCKET_GROWTH, bucket_lengths
+from atomformer.data.inputs import AnyStructure, input_row, pad_structures, prepare_structure, reference_energy
+from atomformer.data.rows import Row
+from atomformer.data.structure import Structure
+from atomformer.network.heads import Outputs
+from atomformer.network.parameters import fold_params
+from atomformer.network.transformer import Transformer, encode
+
+if TYPE_CHECKING:
+    import ase
+
+# Pairs of atoms in a batch: `base` takes 0.1 GB for them, and with conservative forces 1 GB.
+MAX_PAIRS = 100_000
+# An atom takes the memory of so many pairs, so that batches of small structures are bounded by their atoms.
+PAIRS_PER_ATOM = 100
+# Atoms of the structures that are sorted by size together; their predictions are in memory at once.
+WINDOW_ATOMS = 30_000
+
+
+class Prediction(NamedTuple):
+    """What a model says of one structure; None where it has no such head."""
+
+    formation_energy: float | None = None  # eV, the references included, like total_energy
+    total_energy: float | None = None  # eV
+    forces: Float[np.ndarray, "n 3"] | None = None  # eV/Å
+    stress: Float[np.ndarray, "3 3"] | None = None  # eV/Å³, ASE's sign; conservative, in three periodic directions
+    logits: Float[np.ndarray, "n vocab"] | None = None  # of the atoms' tokens
+    coords: Float[np.ndarray, "n 3"] | None = None  # Å, denoised or relaxed
+    labels: Float[np.ndarray, " labels"] | None = None  # in the labels' units, or logits of classes
+    probabilities: Float[np.ndarray, " labels"] | None = None  # of each label, or of each class
+    system_features: Float[np.ndarray, " dim"] | None = None  # hidden states, where asked for
+    atom_features: Float[np.ndarray, "n dim"] | None = None
+
+    @property
+    def energy(self) -> float | None:
+        """The energy (eV) that forces belong to: the total one where the model has both."""
+        return self.formation_energy if self.total_energy is None else self.total_energy
+
+
+def predict(
+    model: Pretrained, structures: Iterable[AnyStructure]
+) -> tuple[Float[np.ndarray, " m"], list[Float[np.ndarray, "n 3"]]]:
+    """Energies (eV, the references included) and forces (eV/Å) of m structures.
+
+    Raises:
+        ValueError: a structure cannot be used, or the model gives no energies or no forces.
+    """
+    config = model.config
+    if config.energy_head is None or not gives_forces(config):
+        raise ValueError(f"the model has the heads {', '.join(config.heads)}, not energy and forces; use predict_all")
+    predictions = list(predict_all(model, structures))
+    energies = np.array([prediction.energy for prediction in predictions], np.float64)
+    return energies, [prediction.forces for prediction in predictions if prediction.forces is not None]
+
+
+def predict_all(
+    model: Pretrained, structures: Iterable[AnyStructure], *, features: bool = False, max_pairs: int = MAX_PAIRS
+) -> Iterator[Prediction]:
+    """Everything that the model's heads say of each structure, in order; memory does not grow with their number.
+
+    Args:
+        features: also the hidden states of the system token and of the atoms.
+        max_pairs: a batch has at most so many pairs of atoms (or edges, with explicit images) and a hundredth of that
+            in atoms, or one structure.
+
+    Raises:
+        ValueError: names the structure that cannot be used, by its index, and why.
+    """
+    config = model.config
+    function = _batched_outputs(model.apply, features)
+    params = fold_params(model.params, config)
+    for row, structure, outputs in _evaluate(functools.partial(function, params), config, structures, max_pairs):
+        yield _prediction(row, structure, outputs, config)
+
+
+def embed(
+    model: Pretrained, structures: Iterable[AnyStructure], *, max_pairs: int = MAX_PAIRS
+) -> tuple[Float[np.ndarray, "m dim"], list[Float[np.ndarray, "n dim"]]]:
+    """Features: the encoder's last states of the system token and of the atoms of m structures.
+
+    Raises:
+        ValueError: a structure cannot be used.
+    """
+    function = functools.partial(_batched_states(model.config), fold_params(model.params, model.config))
+    system, atoms = [], []
+    for row, _, hidden in _evaluate(function, model.config, structures, max_pairs):
+        hidden = np.asarray(hidden, np.float32)
+        system.append(hidden[0])
+        atoms.append(hidden[1 : len(row["input_ids"]) + 1])
+    return np.reshape(system, (-1, model.config.dim)), atoms
+
+
+def annotate(atoms: "ase.Atoms", prediction: Prediction, label_names: Sequence[str] = ()) -> "ase.Atoms":
+    """A copy of the atoms with energy, forces and stress in a calculator, coordinates in `arrays`, the rest in `info`.
+
+    Probabilities, or else labels, go under their names, or without names as one vector; a formation energy beside a
+    total one under its own. Logits of tokens and features are left out.
+    """
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.stress import full_3x3_to_voigt_6_stress
+
+    annotated = atoms.copy()
+    stress = None if prediction.stress is None else full_3x3_to_voigt_6_stress(prediction.stress)
+    results = {"energy": prediction.energy, "forces": prediction.forces, "stress": stress}
+    annotated.calc = SinglePointCalculator(annotated, **results)  # which leaves out what is None
+    if prediction.total_energy is not None and prediction.formation_energy is not None:
+        annotated.info["formation_energy"] = prediction.formation_energy
+    if prediction.coords is not None:
+        annotated.set_array("predicted_coords", prediction.coords)
+    name = "labels" if prediction.probabilities is None else "probabilities"
+    values = getattr(prediction, name)
+    if values is not None and label_names:
+        annotated.info.update(zip(label_names, values.tolist(), strict=True))
+    elif values is not None:
+        annotated.info[name] = values
+    return annotated
+
+
+def gives_forces(config: AtomformerConfig) -> bool:
+    """Whether the model's outputs have forces."""
+    return config.conservative or any(name in config.heads for name in ("forces", "total_forces"))
+
+
+def _prediction(row: Row, structure: Structure, outputs: Outputs, config: AtomformerConfig) -> Prediction:
+    """The outputs for one structure without padding, in the caller's frame, and with references."""
+    n = len(row["input_ids"])
+    baseline = reference_energy(row["input_ids"], config)
+    energies = {name: getattr(outputs, name) for name in ENERGY_HEADS}
+    found: dict[str, Any] = {name: float(x) + baseline for name, x in energies.items() if x is not None}
+    for name in ("forces", "logits", "coords"):
+        if (values := getattr(outputs, name)) is not None:
+            found[name] = values[:n]
+    if outputs.coords is not None and config.conservative:  # steps from the positions, which were moved
+        found["coords"] = outputs.coords[:n] + (row["coords"] - structure.positions)
+    if outputs.stress is not None and structure.pbc is not None and structure.pbc.all():
+        found["stress"] = outputs.stress
+    if outputs.labels is not None:
+        found |= {"labels": outputs.labels, "probabilities": _probabilities(outputs.labels, config)}
+    if outputs.hidden is not None:
+        hidden = outputs.hidden.astype(np.float32)
+        found |= {"system_features": hidden[0], "atom_features": hidden[1 : n + 1]}
+    return Prediction(**found)
+
+
+def _probabilities(logits: Any, config: AtomformerConfig) -> np.ndarray | None:
+    from scipy.special import expit, softmax
+
+    match config.problem:
+        case "binary":
+            return expit(logits)
+        case "multiclass":
+            return softmax(logits)
+    return None
+
+
+@functools.lru_cache(maxsize=8)
+def _batched_outputs(apply: Transformer, features: bool) -> Callable[[Any, Structure], Outputs]:
+    """The compiled network for a batch; kept, so that repeated calls with one model do not compile again."""
+
+    def outputs(params: Any, structure: Structure) -> Outputs:
+        found = apply(params, None, structure)
+        return found if features else found._replace(hidden=None)
+
+    return jax.jit(jax.vmap(outputs, in_axes=(None, 0)))
+
+
+@functools.lru_cache(maxsize=8)
+def _batched_states(config: AtomformerConfig) -> Callable[[Any, Structure], Any]:
+    """The compiled encoder for a batch, without heads and derivatives."""
+    return jax.jit(jax.vmap(lambda params, x: encode(params["encoder"], None, x, config), in_axes=(None, 0)))
+
+
+class _Group(NamedTuple):
+    """What structures must share to be in one batch."""
+
+    length: int
+    has_types: bool
+
+
+class _Shape(NamedTuple):
+    """Structures in a batch, and edges of each, of one group."""
+
+    size: int = 0
+    capacity: int = 0
+
+
+def _evaluate(
+    function: Callable[[Structure], Any], config: AtomformerConfig, structures: Iterable[Any], max_pairs: int
+) -> Iterator[tuple[Row, Structure, Any]]:
+    """Each structure's row, input and share of what `function` gives for padded batches, in order.
+
+    `function` meets one shape for each bucket of lengths, as long as later structures are like the earlier ones.
+    """
+    buckets: tuple[int, ...] = ()
+    shapes: dict[_Group, _Shape] = {}
+    for window in _windows(structures, config):
+        inputs = [structure for _, structure in window]
+        buckets = _extended(buckets, np.array([len(structure.tokens) for structure in inputs]))
+        groups: dict[_Group, list[int]] = collections.defaultdict(list)
+        for index, structure in enumerate(inputs):
+            length = next(bucket for bucket in buckets if bucket >= len(structure.tokens))
+            groups[_Group(length, structure.token_types is not None)].append(index)
+        results: dict[int, Any] = {}
+        for group, indices in groups.items():
+            members = [inputs[index] for index in indices]
+            shape = shapes[group] = _grown(shapes.get(group, _Shape()), members, group.length, max_pairs)
+            for start in range(0, len(indices), shape.size):
+                chosen = indices[start : start + shape.size]
+                filled = [inputs[index] for index in np.resize(chosen, shape.size)]
+                batch = pad_structures(filled, group.length, shape.capacity)
+                found = jax.device_get(function(batch))
+                for place, index in enumerate(chosen):
+                    results[index] = jax.tree.map(lambda x, place=place: x[place], found)
+        yield from ((*pair, results.pop(index)) for index, pair in enumerate(window))
+
+
+def _windows(structures: Iterable[Any], config: AtomformerConfig) -> Iterator[list[tuple[Row, Structure]]]:
+    """Checked rows with the network's inputs, as many at a time as have WINDOW_ATOMS atoms together."""
+    window, atoms = [], 0
+    for index, structure in enumerate(structures):
+        try:
+            row = input_row(structure, config)
+        except ValueError as error:
+            raise ValueError(f"structure {index}: {error}") from error
+        window.append((row, prepare_structure(row, config)))
+        atoms += len(row["input_ids"])
+        if atoms >= WINDOW_ATOMS:
+            yield window
+            window, atoms = [], 0
+    if window:
+        yield window
+
+
+def _extended(buckets: tuple[int, ...], counts: Int[np.ndarray, " m"]) -> tuple[int, ...]:
+    """The buckets, and those that structures need which none of them holds closely enough."""
+    new = [n for n in np.unique(counts) if not any(n <= bucket <= n * BUCKET_GROWTH for bucket in buckets)]
+    return tuple(sorted({*buckets, *bucket_lengths(np.array(new))})) if new else buckets
+
+
+def _grown(shape: _Shape, members: Sequence[Structure], length: int, max_pairs: int) -> _Shape:
+    """The shape for these members of a group: the earlier one, unless it is far too small."""
+    capacity = max((len(member.edges.first) for member in members if member.edges is not None), default=0)
+    if shape.capacity:
+        capacity = grown_capacity(shape.capacity, capacity)
+    size = min(len(members), max(1, max_pairs // max(length * max(length, PAIRS_PER_ATOM), capacity)))
+    return _Shape(size if size > 2 * shape.size or capacity > shape.capacity else shape.size, capacity)
+
+
+def grown_capacity(capacity: int, needed: int) -> int:
+    """A capacity for `needed` edges that grows in steps, because the network is compiled anew for each."""
+    return capacity if needed <= capacity else max(needed, int(capacity * BUCKET_GROWTH) + 1)

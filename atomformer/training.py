@@ -1,0 +1,369 @@
+"""Training of AtomFormer, from nothing or from published weights: one config, one run folder that describes itself.
+
+A run folder holds config.yaml, metrics.csv, TensorBoard events, checkpoints/<step>/ (to resume), best/<step>/ and
+model/ (config.json and model.safetensors, to use), which is the best model on the validation set, or else the last.
+"""
+
+import dataclasses
+import logging
+import pathlib
+import shutil
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Int64, PRNGKeyArray
+
+from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
+from atomformer.config import ENERGY_HEADS, FORCE_HEADS, SIZES, AtomformerConfig, EnergyScale
+from atomformer.data.dataset import Dataset, fingerprint, lengths, select
+from atomformer.data.examples import bucket_lengths, make_take, stack_labels
+from atomformer.data.references import fit_energy_scale, isolated_energies
+from atomformer.data.sources import load_dataset
+from atomformer.loss import (
+    LossConfig,
+    average_counts,
+    make_example_loss,
+    metric_names,
+    required_heads,
+    requirements,
+)
+from atomformer.network.parameters import Params, init_params
+from atomformer.network.transformer import make_apply
+from atomformer.prediction.metrics import ATOM3D
+from matterform.training.batches import BatchPlan, make_batch_plan
+from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
+from matterform.training.mesh import make_mesh
+from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.run import check_data, check_run, claim_run, open_run
+from matterform.training.state import TrainState, inference_params, init_state
+from matterform.training.step import make_eval_step, make_train_step
+
+logger = logging.getLogger(__name__)
+
+# A resumed run may train longer, report elsewhere, find its data elsewhere; the rest must stay.
+FREE = ("run_dir", "loop", "keep", "wandb_project", "train", "validation", "start_from")
+VALIDATION_KEY = 1  # folded into the seed where a validation set is split off
+ENCODER_SIZES = ("vocab_size", "dim", "num_heads", "depth", "mlp_ratio", "k")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole training run.
+
+    `train` and `validation` are anything that `atomformer prepare` reads, or what it wrote. Without `validation`, a
+    share `validation_fraction` of the training set is held out, drawn from `seed`.
+    """
+
+    train: pathlib.Path
+    run_dir: pathlib.Path
+    validation: pathlib.Path | None = None
+    validation_fraction: float = 0.05
+    split: str | None = None  # part of a Hugging Face folder to train on
+    validation_split: str | None = None  # part of the same folder, or of `validation`, to validate on
+    start_from: str | None = None  # folder or hub id of a model whose encoder, and heads where they fit, to start from
+    freeze: Literal["none", "encoder"] = "none"  # what is not to change
+    task: Literal["SMP", "RES", "MSP", "LEP", "PPI", "LBA", "PSR", "RSR"] | None = None  # of ATOM3D
+    label_columns: tuple[str, ...] = ()  # properties to learn; by default `labels`
+    standardize: bool = True  # labels of a regression get the training set's mean and deviation as origin and unit
+    fit_references: bool = False  # energies are learned as differences from energies per element, by least squares
+    isolated_atoms: pathlib.Path | None = None  # file of single atoms: their energies are the references, up to a shift
+    size: Literal["tiny", "mini", "small", "base", "large"] | None = None  # instead of dim, num_heads, depth and k
+    model: AtomformerConfig = AtomformerConfig()  # heads follow from the loss; with start_from sizes from there
+    loss: LossConfig = LossConfig(formation_energy=1.0, forces=1.0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig(epochs=10)
+    batch_size: int = 128  # structures a step, over all devices and processes
+    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
+    ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; used instead of them
+    seed: int = 42
+    keep: int = 2  # checkpoints to resume from
+    wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
+
+    def __post_init__(self) -> None:
+        if self.validation is None and not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie in [0, 1); got {self.validation_fraction}")
+        for name in ("batch_size", "accumulate", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.fit_references and self.isolated_atoms is not None:
+            raise ValueError("give fit_references or isolated_atoms, not both")
+        if self.task is not None and not self.loss.labels:
+            raise ValueError(f"task {self.task} needs the loss term labels; give it a weight")
+
+
+# The published recipe of pre-training.
+PUBLISHED = OptimizerConfig(
+    optimizer="adamw", learning_rate=3e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine", warmup_fraction=0.001
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Pre-training: energies and forces, masked atoms, coordinate denoising, or several at once, by their weights."""
+
+    model: AtomformerConfig = AtomformerConfig(gradient_checkpointing=True)
+    optimizer: OptimizerConfig = PUBLISHED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Fine-tuning on properties (`label_columns`, or an ATOM3D `task`), or on energies and forces by their weights."""
+
+    validation_fraction: float = 0.1
+    loss: LossConfig = LossConfig(labels=1.0)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        optimizer="adamw", learning_rate=1e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine"
+    )
+    loop: LoopConfig = LoopConfig(epochs=50)
+    batch_size: int = 16
+
+
+class Split(NamedTuple):
+    """Which structures of a data set to train on, and held-out ones (None without validation)."""
+
+    train: Dataset
+    rows: Int64[np.ndarray, " m"]
+    validation: Dataset | None
+
+
+def train(config: TrainConfig, resume: bool = False) -> FitResult:
+    """Trains until the loop ends, is interrupted or stops early; returns its result.
+
+    Raises:
+        ValueError: the run folder holds another run, nothing to resume, or the data do not fit the network.
+        FloatingPointError: the loss is not finite.
+    """
+    check_run(config, resume, FREE)
+    split = load_split(config)
+    data = {"train": fingerprint(split.train), "rows": len(split.rows)}
+    data["validation"] = None if split.validation is None else fingerprint(split.validation)
+    check_data(config, data, resume)
+    start = None if config.start_from is None else from_pretrained(config.start_from)
+    model = resolve_model(config, split.train, None if start is None else start.config)
+    columns = label_columns(config)
+    required = requirements(config.loss, columns)
+    # Before anything costly, because this refuses unusable data.
+    take_stored = make_take(split.train, model, required)
+    take_held_out = None if split.validation is None else make_take(split.validation, model, required)
+    mesh = make_mesh()
+    plan = _plan(lengths(split.train)[split.rows], config)
+    optimizer = make_model_optimizer(config, last_step(config.loop, plan))
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    params = first_params(init_key, model, start)
+    state = init_state(params, optimizer, mesh, ema=config.ema_decay is not None)
+    step = make_train_step(
+        make_example_loss(model, config.loss, average_counts(split.train, config.loss, columns)),
+        optimizer,
+        step_key,
+        mesh,
+        accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
+    )
+    validation = None
+    if split.validation is not None and take_held_out is not None:
+        held_out = split.validation
+        loss = make_example_loss(model, config.loss, average_counts(held_out, config.loss, columns))
+        evaluate = make_eval_step(loss, mesh)
+        validation = Validation(evaluate, _plan(lengths(held_out), config), take_held_out)
+    claim_run(config, data, resume)
+    metrics = metric_columns(metric_names(model, config.loss), validation is not None)
+    with open_run(config, metrics, state, resume) as run:
+        _log_sizes(split, run.state, mesh.size)
+        result = fit(
+            config.loop,
+            step,
+            run.state,
+            mesh,
+            plan,
+            lambda indices, length: take_stored(split.rows[indices], length),
+            validation=validation,
+            checkpoints=run.checkpoints,
+            best=run.best,
+            writer=run.writer,
+            resumed=run.resumed,
+        )
+        if result.outcome != "interrupted":
+            chosen = result.state
+            if run.best.latest_step() is not None:
+                chosen, _ = run.best.restore(chosen)
+            publish(config.run_dir / "model", Pretrained(inference_params(chosen), model, make_apply(model)))
+    return result
+
+
+def publish(folder: pathlib.Path, model: Pretrained) -> None:
+    """Writes the model for use, in place of an earlier one of the same run."""
+    if jax.process_index() == 0:
+        model = model._replace(params=jax.tree.map(np.asarray, model.params))
+        fresh = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        save_pretrained(fresh, model)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+
+
+def load_split(config: TrainConfig) -> Split:
+    """The training and validation structures of a run; the same whenever it is resumed.
+
+    A memory-mapped set stays where it is: origins and units are then those of all its structures, held-out ones too.
+    """
+    dataset = _load(config.train, config.split)
+    total = len(lengths(dataset))
+    if config.validation is not None or config.validation_split is not None:
+        return Split(dataset, np.arange(total), _load(config.validation or config.train, config.validation_split))
+    held_out = round(config.validation_fraction * total)
+    if held_out == 0:
+        return Split(dataset, np.arange(total), None)
+    if held_out == total:
+        raise ValueError(
+            f"validation_fraction {config.validation_fraction} leaves none of {total} structures to train on"
+        )
+    order = np.random.default_rng([config.seed, VALIDATION_KEY]).permutation(total)
+    kept, others = np.sort(order[held_out:]), np.sort(order[:held_out])
+    if isinstance(dataset.offsets, np.memmap):
+        return Split(dataset, kept, select(dataset, others))
+    return Split(select(dataset, kept), np.arange(total - held_out), select(dataset, others))
+
+
+def _load(path: pathlib.Path, split: str | None) -> Dataset:
+    dataset, refused = load_dataset(path, split=split)
+    if refused:
+        row, reason = next(iter(refused.items()))
+        logger.warning("%s: refused %d of its structures; the first is %d: %s", path, len(refused), row, reason)
+    return dataset
+
+
+def label_columns(config: TrainConfig) -> tuple[str, ...]:
+    """The properties that the term `labels` learns."""
+    return config.label_columns or ("labels",)
+
+
+def resolve_model(config: TrainConfig, dataset: Dataset, start: AtomformerConfig | None) -> AtomformerConfig:
+    """The network that the run trains: its sizes, its heads, and the origins and units that the data set gives.
+
+    Raises:
+        ValueError: the data lack what is asked for.
+    """
+    model = config.model
+    if start is not None:
+        asked = SIZES[config.size] if config.size is not None else {}
+        if differing := [name for name, value in asked.items() if getattr(start, name) != value]:
+            found = ", ".join(f"{name}={getattr(start, name)}" for name in differing)
+            raise ValueError(f"size {config.size} differs from {config.start_from}, which has {found}; leave it out")
+        if start.periodic != model.periodic:
+            logger.warning("%s has periodic=%s, this run %s", config.start_from, start.periodic, model.periodic)
+        model = _replaced(model, {name: getattr(start, name) for name in ENCODER_SIZES}, str(config.start_from))
+    elif config.size is not None:
+        model = _replaced(model, SIZES[config.size], f"size {config.size}")
+    heads = required_heads(config.loss, model.conservative)
+    changes: dict[str, Any] = {"heads": heads}
+    if (
+        start is not None
+        and model.energy == EnergyScale()
+        and set(heads) & set(start.heads) & {*ENERGY_HEADS, *FORCE_HEADS}
+    ):
+        model = dataclasses.replace(model, energy=start.energy)  # what the heads that are taken over were trained with
+    if config.loss.labels:
+        changes |= _label_settings(config, dataset)
+    energy = next((name for name in ENERGY_HEADS if getattr(config.loss, name)), None)
+    if config.fit_references or config.isolated_atoms is not None:
+        if energy is None:
+            raise ValueError(f"references need one of the loss terms {', '.join(ENERGY_HEADS)}; give it a weight")
+        isolated = None if config.isolated_atoms is None else isolated_energies(config.isolated_atoms)
+        changes["energy"] = fit_energy_scale(dataset, energy, model.energy.per_atom, isolated)
+    return _replaced(model, changes, "what the loss terms and the data ask for", free=("energy",))
+
+
+def _replaced(
+    model: AtomformerConfig, values: dict[str, Any], origin: str, free: tuple[str, ...] = ()
+) -> AtomformerConfig:
+    """The config with `values`, which must not contradict what the user chose (except `free` fields).
+
+    Raises:
+        ValueError: a field is neither at its default nor at the value that it gets.
+    """
+    default = AtomformerConfig()
+    for name, value in values.items():
+        given = getattr(model, name)
+        if name not in free and given not in (getattr(default, name), value):
+            raise ValueError(f"{name} is given as {given}, but {origin} makes it {value}; leave it out")
+    return dataclasses.replace(model, **values)
+
+
+def _label_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    columns = label_columns(config)
+    if missing := [name for name in columns if name not in dataset.structures]:
+        known = ", ".join(sorted(dataset.structures))
+        raise ValueError(f"{config.train} has no column {missing[0]!r} to learn; found {known}")
+    labels = stack_labels(dataset, columns)
+    if (unknown := np.isnan(labels).all(axis=0)).any():
+        name = _label_names(dataset, columns)[int(np.argmax(unknown))]
+        raise ValueError(f"{config.train}: no structure has a value of {name}; leave that column out")
+    problem, num_labels = config.model.problem, labels.shape[1]
+    if config.task is not None:
+        task = ATOM3D[config.task]
+        problem, num_labels = task.problem, task.num_labels
+        if problem != "multiclass" and labels.shape[1] != num_labels:
+            found = f"{', '.join(columns)} hold {labels.shape[1]}"
+            raise ValueError(f"task {config.task} learns {num_labels} labels a structure; the label columns {found}")
+    elif problem == "multiclass":
+        num_labels = max(config.model.num_labels, int(np.nanmax(labels)) + 1)
+    settings: dict[str, Any] = {"problem": problem, "num_labels": num_labels}
+    settings["label_names"] = _label_names(dataset, columns)
+    if problem == "multiclass":  # a wrong number of columns is refused with the data
+        settings["label_names"] = tuple(f"{columns[0]}[{i}]" for i in range(num_labels))
+    if problem == "regression" and config.standardize:
+        scale = np.nanstd(labels, axis=0)
+        settings["label_mean"] = tuple(np.nanmean(labels, axis=0).tolist())
+        settings["label_scale"] = tuple(np.where(scale > 0, scale, 1.0).tolist())
+    return settings
+
+
+def _label_names(dataset: Dataset, columns: tuple[str, ...]) -> tuple[str, ...]:
+    names = []
+    for column in columns:
+        shape = dataset.structures[column].shape[1:]
+        names += [f"{column}[{i}]" for i in range(shape[0])] if shape else [column]
+    return tuple(names)
+
+
+def first_params(key: PRNGKeyArray, model: AtomformerConfig, start: Pretrained | None) -> Params:
+    """Fresh parameters, replaced by those of `start` for the encoder and for the heads of the same name and shape."""
+    params = init_params(key, model)
+    if start is None:
+        return params
+    heads = dict(params["heads"])
+    for name, leaves in start.params["heads"].items():
+        if name in heads and jax.tree.map(np.shape, heads[name]) == jax.tree.map(np.shape, leaves):
+            heads[name] = leaves
+    return {"encoder": start.params["encoder"], "heads": heads}
+
+
+def make_model_optimizer(config: TrainConfig, run_steps: int | None) -> optax.GradientTransformation:
+    """The optimiser of what is to change: never the table of element features, nor what the config freezes."""
+
+    def labels(params: Params) -> Any:
+        def label(path: Any, _: Any) -> str:
+            names = [entry.key for entry in path]
+            frozen = "metadata" in names or (config.freeze == "encoder" and names[0] == "encoder")
+            return "frozen" if frozen else "trained"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.partition(
+        {"trained": make_optimizer(config.optimizer, run_steps), "frozen": optax.set_to_zero()}, labels
+    )
+
+
+def _plan(counts: Int64[np.ndarray, " m"], config: TrainConfig) -> BatchPlan:
+    return make_batch_plan(counts, config.batch_size, bucket_lengths(counts), config.seed)
+
+
+def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
+    held_out = 0 if split.validation is None else len(lengths(split.validation))
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    logger.info(
+        "%d structures to train on, %d held out, %d parameters, %d devices",
+        *(len(split.rows), held_out, num_parameters, num_devices),
+    )

@@ -1,0 +1,47 @@
+"""Weights of a run in the published layout: published/epoch_NNNNNN.pkl, and best.pkl."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+
+from crystalformer.checkpoint.published import save_checkpoint
+from crystalformer.config import TransformerConfig
+from matterform.training.checkpoint import Checkpoints
+from matterform.training.loop import FitResult
+from matterform.training.state import TrainState, inference_params
+
+
+def publish(
+    run_dir: pathlib.Path, config: TransformerConfig, state: TrainState, epoch: int, name: str | None = None
+) -> None:
+    """Writes the weights for inference (the moving average where there is one); the first process does.
+
+    `config` is kept beside them, so that the file is read without hyper-parameters.
+    """
+    if jax.process_index() == 0:
+        folder = run_dir / "published"
+        folder.mkdir(exist_ok=True)
+        path = folder / name if name else folder
+        save_checkpoint(path, inference_params(state), state.opt_state, epoch, config=config)
+
+
+def make_publisher(run_dir: pathlib.Path, config: TransformerConfig, every: int) -> Callable[[TrainState, int], None]:
+    """What `fit` calls at the end of an epoch: publishes `every` so many."""
+
+    def publish_sometimes(state: TrainState, epoch: int) -> None:
+        if epoch % every == 0:
+            publish(run_dir, config, state, epoch)
+
+    return publish_sometimes
+
+
+def publish_results(
+    run_dir: pathlib.Path, config: TransformerConfig, result: FitResult, best: Checkpoints, batches_per_epoch: int
+) -> None:
+    """Publishes the last state under its epoch, and as best.pkl that of the lowest validation loss (else the last)."""
+    state = result.state
+    publish(run_dir, config, state, int(state.step) // batches_per_epoch)
+    if best.latest_step() is not None:
+        state, _ = best.restore(state)
+    publish(run_dir, config, state, int(state.step) // batches_per_epoch, name="best.pkl")

@@ -1,0 +1,159 @@
+"""Crystals in model units, and their way out: pymatgen structures and CIF text with its symmetry."""
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from crystalformer.symmetry.lattice import from_scaled, impose_lattice
+from crystalformer.symmetry.wyckoff import LETTERS, apply_operations, symmetry_tables, wyckoff_operations
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+
+class Crystals(NamedTuple):
+    """A batch of crystals, padded to n sites; without the axis b, one crystal.
+
+    Sites are sorted by W, then x, y, z; padding (zeros) is at the end, and there is at least one padding slot.
+    """
+
+    G: Int[Any, "*b"]  # space group, 1 to 230
+    L: Float[Any, "*b 6"]  # a, b, c of the conventional cell (Å) / cbrt(its number of atoms); alpha, beta, gamma (rad)
+    XYZ: Float[Any, "*b n 3"]  # fractional coordinates in [0, 1) of the representative of each site's orbit
+    A: Int[Any, "*b n"]  # atomic number, 0 in padding
+    W: Int[Any, "*b n"]  # Wyckoff letter, a=1 ... z=26, A=27, 0 in padding
+
+
+class Site(NamedTuple):
+    """A symmetry-inequivalent site in float64, exactly on its Wyckoff position."""
+
+    number: int  # atomic number
+    letter: int
+    orbit: Float[np.ndarray, "m 3"]  # fractional, in [0, 1); the representative first
+
+
+def iterate_crystals(crystals: Crystals) -> Iterator[Crystals]:
+    """Yields the crystals of a batch one by one, as NumPy arrays."""
+    for fields in zip(*map(np.asarray, crystals), strict=True):
+        yield Crystals(*fields)
+
+
+def num_sites(crystals: Crystals) -> Int[Any, "*b"]:
+    """Number of symmetry-inequivalent sites."""
+    return (np.asarray(crystals.W) > 0).sum(-1)
+
+
+def num_atoms(crystals: Crystals) -> Int[Any, "*b"]:
+    """Number of atoms in the conventional cell."""
+    group = np.asarray(crystals.G)[..., None]
+    return symmetry_tables().multiplicity[group - 1, np.asarray(crystals.W)].sum(-1)
+
+
+def cell_parameters(crystal: Crystals) -> Float[np.ndarray, "6"]:
+    """(a, b, c) in Å and (alpha, beta, gamma) in degrees of one crystal, with its group's constraints imposed."""
+    lattice = impose_lattice(int(crystal.G), np.asarray(crystal.L, np.float64))
+    lattice = from_scaled(lattice, num_atoms(crystal))
+    return np.concatenate([lattice[:3], np.degrees(lattice[3:])])
+
+
+def wyckoff_sites(crystal: Crystals) -> list[Site]:
+    """The sites of one crystal with all their atoms.
+
+    Raises:
+        ValueError: if the crystal has no site, or a letter that its space group lacks.
+    """
+    sites = []
+    for letter, number, xyz in zip(*map(np.asarray, (crystal.W, crystal.A, crystal.XYZ)), strict=True):
+        if letter == 0:
+            break
+        operations = wyckoff_operations(int(crystal.G), int(letter))
+        # Wrapped twice, because a tiny negative number modulo 1 rounds to 1.
+        orbit = apply_operations(operations, xyz.astype(np.float64)) % 1.0 % 1.0
+        sites.append(Site(int(number), int(letter), orbit))
+    if not sites:
+        raise ValueError("W: expected at least one site, found only padding; drop the crystal")
+    return sites
+
+
+def to_structure(crystal: Crystals) -> "Structure":
+    """All atoms of the conventional cell of one crystal, site after site."""
+    from pymatgen.core import Lattice, Structure
+
+    sites = wyckoff_sites(crystal)
+    symbols = [_element_symbols()[site.number] for site in sites for _ in site.orbit]
+    lattice = Lattice.from_parameters(*cell_parameters(crystal))
+    return Structure(lattice, symbols, np.concatenate([site.orbit for site in sites]))
+
+
+def to_structures(crystals: Crystals) -> "list[Structure]":
+    """All atoms of the conventional cells of a batch of crystals, as pymatgen structures."""
+    return [to_structure(crystal) for crystal in iterate_crystals(crystals)]
+
+
+def formula(crystal: Crystals) -> str:
+    """Formula of the conventional cell in the order of its sites' elements in the periodic table, like `Na4 Cl4`."""
+    symbols = _element_symbols()
+    counts: dict[int, int] = {}
+    for site in wyckoff_sites(crystal):
+        counts[site.number] = counts.get(site.number, 0) + len(site.orbit)
+    return " ".join(f"{symbols[number]}{counts[number]}" for number in sorted(counts))
+
+
+def to_cif(crystal: Crystals) -> str:
+    """CIF text of one crystal: space group, its operations in the standard setting, and the Wyckoff sites only."""
+    symbols = _element_symbols()
+    name, hall, operations = _symmetry_text(int(crystal.G))
+    composition = formula(crystal)
+    a, b, c, alpha, beta, gamma = cell_parameters(crystal)
+    lines = [
+        f"data_{composition.replace(' ', '')}",
+        f"_chemical_formula_sum '{composition}'",
+        f"_space_group_IT_number {int(crystal.G)}",
+        f"_space_group_name_H-M_alt '{name}'",
+        f"_space_group_name_Hall '{hall}'",
+        f"_cell_length_a {a:.8f}",
+        f"_cell_length_b {b:.8f}",
+        f"_cell_length_c {c:.8f}",
+        f"_cell_angle_alpha {alpha:.8f}",
+        f"_cell_angle_beta {beta:.8f}",
+        f"_cell_angle_gamma {gamma:.8f}",
+        "loop_",
+        "_space_group_symop_id",
+        "_space_group_symop_operation_xyz",
+        *(f"{index} '{operation}'" for index, operation in enumerate(operations, start=1)),
+        "loop_",
+        "_atom_site_label",
+        "_atom_site_type_symbol",
+        "_atom_site_symmetry_multiplicity",
+        "_atom_site_Wyckoff_symbol",
+        "_atom_site_fract_x",
+        "_atom_site_fract_y",
+        "_atom_site_fract_z",
+        "_atom_site_occupancy",
+    ]
+    for index, site in enumerate(wyckoff_sites(crystal), start=1):
+        symbol, (x, y, z) = symbols[site.number], site.orbit[0]
+        lines.append(
+            f"{symbol}{index} {symbol} {len(site.orbit)} {LETTERS[site.letter]} {x:.10f} {y:.10f} {z:.10f} 1.0"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def _symmetry_text(G: int) -> tuple[str, str, tuple[str, ...]]:
+    """Hermann-Mauguin name with setting, Hall symbol, and the operations of a space group as text."""
+    import gemmi
+
+    group = gemmi.get_spacegroup_reference_setting(G)
+    return group.xhm(), group.hall, tuple(operation.triplet() for operation in group.operations())
+
+
+@functools.cache
+def _element_symbols() -> tuple[str, ...]:
+    """Symbols by atomic number; X at 0."""
+    import gemmi
+
+    return tuple(gemmi.Element(number).name for number in range(119))

@@ -1,0 +1,135 @@
+"""Primitive cells of crystals from their space group's centring: exact, without a search and its tolerance.
+
+A conventional cell holds up to four primitive ones, and a force field costs as much as there are atoms.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from crystalformer.data.crystals import Crystals, Site, cell_parameters, iterate_crystals, wyckoff_sites
+from crystalformer.symmetry.wyckoff import general_operations, symmetry_tables, wyckoff_operations
+from crystalformer.table import cell_problem
+from matterform.evaluation.geometry import MAX_EDGE_ANG
+
+if TYPE_CHECKING:
+    from pymatgen.core import Composition, Structure
+
+GRID = 24  # all translations of the operations are multiples of 1/24
+
+# Rows are primitive vectors in units of the conventional ones. R is the obverse setting, in hexagonal axes.
+PRIMITIVE_VECTORS = {
+    "P": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "A": ((1, 0, 0), (0, 1 / 2, -1 / 2), (0, 1 / 2, 1 / 2)),
+    "C": ((1 / 2, -1 / 2, 0), (1 / 2, 1 / 2, 0), (0, 0, 1)),
+    "I": ((-1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (1 / 2, 1 / 2, -1 / 2)),
+    "F": ((0, 1 / 2, 1 / 2), (1 / 2, 0, 1 / 2), (1 / 2, 1 / 2, 0)),
+    "R": ((2 / 3, 1 / 3, 1 / 3), (-1 / 3, 1 / 3, 1 / 3), (-1 / 3, -2 / 3, 1 / 3)),
+}
+
+# What the identity is combined with, in multiples of 1/24 and without 0.
+TRANSLATIONS = {
+    "P": frozenset(),
+    "A": frozenset({(0, 12, 12)}),
+    "C": frozenset({(12, 12, 0)}),
+    "I": frozenset({(12, 12, 12)}),
+    "F": frozenset({(0, 12, 12), (12, 0, 12), (12, 12, 0)}),
+    "R": frozenset({(16, 8, 8), (8, 16, 16)}),
+}
+
+
+def build_structures(crystals: Crystals) -> "tuple[list[Structure | None], list[str]]":
+    """Primitive cells of sampled crystals, None where there is none, and why; the reason is empty where there is one.
+
+    Whatever was drawn, nothing is raised: no site, no cell with such a lattice or a huge one, NaN, ...
+    """
+    structures: list[Structure | None] = []
+    problems = []
+    for crystal in iterate_crystals(crystals):
+        cell = cell_parameters(crystal)
+        problem = _problem(crystal, cell)
+        problems.append(problem)
+        structures.append(None if problem else _primitive(crystal, cell, wyckoff_sites(crystal)))
+    return structures, problems
+
+
+@functools.cache
+def centring(G: int) -> str:
+    """P, A, C, I, F or R: what the translations of a space group in its standard setting are called."""
+    rotation, translation = _in_grid(general_operations(G))
+    pure = (rotation == np.eye(3, dtype=int)).all((1, 2))
+    found = frozenset(tuple(vector) for vector in translation[pure].tolist()) - {(0, 0, 0)}
+    return next(letter for letter, translations in TRANSLATIONS.items() if translations == found)
+
+
+@functools.cache
+def first_of_translates(G: int, W: int) -> Int[np.ndarray, " p"]:
+    """Which operations of a Wyckoff position give an atom each in the primitive cell.
+
+    Two that differ by a translation of the centring do so for every point, so one of them is enough.
+    """
+    rotation, translation = _in_grid(wyckoff_operations(G, W))
+    kept, seen = [], set()
+    for index, (turn, shift) in enumerate(zip(rotation, translation, strict=True)):
+        if (turn.tobytes(), tuple(shift.tolist())) not in seen:
+            kept.append(index)
+            for extra in ((0, 0, 0), *TRANSLATIONS[centring(G)]):
+                seen.add((turn.tobytes(), tuple(((shift + extra) % GRID).tolist())))
+    found = np.array(kept)
+    found.setflags(write=False)
+    return found
+
+
+def _primitive(crystal: Crystals, cell: Float[np.ndarray, "6"], sites: Sequence[Site]) -> "Structure":
+    """All atoms, site after site, in the orientation of the conventional cell."""
+    from pymatgen.core import Lattice, Structure
+
+    group = int(crystal.G)
+    vectors, inverse = _bases(centring(group))
+    orbits = [site.orbit[first_of_translates(group, site.letter)] for site in sites]
+    species = [_species(site.number) for site, orbit in zip(sites, orbits, strict=True) for _ in orbit]
+    # Wrapped twice, because a tiny negative number modulo 1 rounds to 1.
+    frac = (np.concatenate(orbits) @ inverse) % 1.0 % 1.0
+    conventional = Lattice.from_parameters(*cell.tolist())
+    return Structure(Lattice(vectors @ conventional.matrix), species, frac)  # pyright: ignore[reportArgumentType]
+
+
+def _problem(crystal: Crystals, cell: Float[np.ndarray, "6"]) -> str:
+    real = crystal.W > 0
+    if not real[0]:
+        return "it has no site"
+    if (crystal.A[real] < 1).any():
+        return "a site has no element"
+    if crystal.W.max() > symmetry_tables().num_letters[int(crystal.G) - 1]:
+        return "a site has a letter that its space group lacks"
+    if not np.isfinite(crystal.XYZ[real]).all():
+        return "its coordinates are not finite"
+    if problem := cell_problem(cell):
+        return problem
+    # Searches for neighbours walk through the empty cell, or keep a table of it, until memory runs out.
+    huge = cell[:3].max() > MAX_EDGE_ANG
+    return f"a cell length is too large: {cell[:3].max():.3g} angstrom" if huge else ""
+
+
+@functools.cache
+def _bases(letter: str) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3 3"]]:
+    """Primitive vectors as rows, and the whole-number matrix that turns conventional coordinates into primitive."""
+    vectors = np.array(PRIMITIVE_VECTORS[letter], np.float64)
+    return vectors, np.round(np.linalg.inv(vectors))
+
+
+def _in_grid(operations: Float[np.ndarray, "m 3 4"]) -> tuple[Int[np.ndarray, "m 3 3"], Int[np.ndarray, "m 3"]]:
+    """Rotations, and translations in multiples of 1/24 modulo whole cells, as exact integers."""
+    rotation, translation = operations[:, :, :3], operations[:, :, 3]
+    return rotation.astype(np.int64), np.round(translation * GRID).astype(np.int64) % GRID
+
+
+@functools.cache
+def _species(number: int) -> "Composition":
+    """One atom of an element, shared by all sites: pymatgen would otherwise make and check a new one for each."""
+    from pymatgen.core import Composition, Element
+
+    return Composition({Element.from_Z(number): 1})

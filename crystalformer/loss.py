@@ -1,0 +1,170 @@
+"""Log-probability of crystals and the training loss (spec section 3)."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from crystalformer.config import TransformerConfig
+from crystalformer.data.crystals import Crystals
+from crystalformer.data.dataset import lengths, truncate
+from crystalformer.network import distributions
+from crystalformer.network.parameters import Network, Params, as_network
+from crystalformer.network.transformer import forward, read_coordinate, read_lattice
+from crystalformer.symmetry import lattice
+from crystalformer.symmetry.wyckoff import symmetry_tables
+from matterform.training.batches import make_batch_plan
+from matterform.training.mesh import DATA_AXIS, make_local_mesh
+
+# Batches are cut to the shortest of these that holds their longest crystal; each one is compiled once.
+BUCKETS = (3, 5, 7, 10, 14)
+
+
+class LogProb(NamedTuple):
+    """Log-probabilities of letters, coordinates (density in the angle), elements, lattice (density in model units)."""
+
+    w: Float[Any, "*b"]
+    xyz: Float[Any, "*b"]
+    a: Float[Any, "*b"]
+    l: Float[Any, "*b"]
+
+    @property
+    def total(self) -> Float[Any, "*b"]:
+        """log p of the whole crystal."""
+        return self.w + self.xyz + self.a + self.l
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the parts of the loss beside the coordinates' own 1."""
+
+    lamb_a: float = 1.0
+    lamb_w: float = 1.0
+    lamb_l: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative; got {value}")
+
+
+def crystal_log_prob(
+    network: Network, key: PRNGKeyArray | None, crystal: Crystals, config: TransformerConfig
+) -> LogProb:
+    """The four log-probabilities of one crystal, with at least one padding slot; no dropout without key."""
+    G, L, XYZ, A, W = crystal
+    tables = symmetry_tables()
+    M = jnp.asarray(tables.multiplicity)[G - 1, W]
+    h = forward(network, key, G, XYZ, A, W, M, config)
+    slots = np.arange(W.shape[0])
+    num_sites = jnp.sum(W > 0)
+    return LogProb(
+        w=jnp.sum(h[5 * slots, W]),
+        xyz=_coordinate_log_prob(h, G, XYZ, W, config),
+        a=jnp.sum(h[5 * slots + 1, A]),
+        l=lattice_log_prob(h[5 * num_sites + 1], G, L, config),
+    )
+
+
+def _coordinate_log_prob(h, G, XYZ: Float[Array, "n 3"], W, config: TransformerConfig) -> Float[Array, ""]:
+    rows = 5 * np.arange(W.shape[0])[:, None] + np.array([2, 3, 4])
+    mixture = read_coordinate(h[rows], config)
+    angle = jnp.broadcast_to((2 * np.pi * (XYZ - 0.5))[..., None], mixture.location.shape)
+    log_prob = distributions.von_mises_log_prob(angle, mixture.location, mixture.concentration)
+    log_prob = distributions.mixture_log_prob(mixture.log_weight, log_prob)
+    counted = (W > 0)[:, None] & jnp.asarray(symmetry_tables().free_coordinate)[G - 1, W]
+    return jnp.sum(jnp.where(counted, log_prob, 0))
+
+
+def lattice_log_prob(row: Float[Array, " c"], G, L: Float[Array, "6"], config: TransformerConfig) -> Float[Array, ""]:
+    """Sum over the group's free parameters of each one's own mixture (they share weights, but not the component)."""
+    mixture = read_lattice(row, config)
+    log_prob = distributions.normal_log_prob(jnp.broadcast_to(L, mixture.mean.shape), mixture.mean, mixture.width)
+    log_weight = jnp.broadcast_to(mixture.log_weight, (6, config.Kl))
+    log_prob = distributions.mixture_log_prob(log_weight, log_prob.T)
+    return jnp.sum(jnp.where(jnp.asarray(lattice.free_parameters())[G - 1], log_prob, 0))
+
+
+def make_example_loss(config: TransformerConfig, loss: LossConfig):
+    """The training loss of one crystal and its parts, as `matterform.training` takes it."""
+
+    def example_loss(params: Params, key: PRNGKeyArray | None, crystal: Crystals):
+        log_prob = crystal_log_prob(as_network(params, config), key, crystal, config)
+        weighted = log_prob.xyz + loss.lamb_a * log_prob.a + loss.lamb_w * log_prob.w + loss.lamb_l * log_prob.l
+        parts = {f"loss_{name}": -value for name, value in log_prob._asdict().items()}
+        return -weighted, parts
+
+    return example_loss
+
+
+@functools.cache
+def _batch_log_prob(config: TransformerConfig, mesh: Mesh):
+    def batch_log_prob(params, crystals):
+        network = as_network(params, config)
+        return jax.vmap(lambda crystal: crystal_log_prob(network, None, crystal, config))(crystals)
+
+    everywhere, by_rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    return jax.jit(
+        jax.shard_map(batch_log_prob, mesh=mesh, in_specs=(everywhere, by_rows), out_specs=by_rows, check_vma=False)
+    )
+
+
+def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batch_size: int = 64) -> LogProb:
+    """Log-probabilities (b,) of crystals in model units, as NumPy arrays; each device does `batch_size` at a time.
+
+    Crystals are grouped by length, so that the work follows their number of sites and not `n_max`.
+
+    Raises:
+        ValueError: if a crystal leaves no padding slot or exceeds the vocabulary of `config`.
+    """
+    crystals = Crystals(*(np.asarray(field) for field in crystals))
+    check_crystals(crystals, config)
+    mesh, width = make_local_mesh(), crystals.W.shape[1]
+    results = np.zeros((4, len(crystals.G)), np.float32)
+    if not len(crystals.G):
+        return LogProb(*results)
+    buckets = bucket_lengths(width if config.generation == "rotary" else min(width, config.n_max))
+    plan = make_batch_plan(lengths(crystals), batch_size * mesh.size, buckets, seed=0)
+    for rows, _, length in plan.epoch(0):
+        batch = jax.tree.map(lambda field, rows=rows: field[rows], crystals)
+        results[:, rows] = np.stack(_batch_log_prob(config, mesh)(params, truncate(batch, length)))
+    return LogProb(*results)
+
+
+def bucket_lengths(n: int) -> tuple[int, ...]:
+    """The lengths that batches of crystals with `n` slots are cut to."""
+    return (*(length for length in BUCKETS if length < n), n)
+
+
+def check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
+    """Checks on the host that the network can read a batch.
+
+    Raises:
+        ValueError: naming the first crystal without padding, with a gap, or beyond the vocabulary.
+    """
+    if crystals.W.ndim != 2:
+        raise ValueError(f"expected a batch, with W of two axes (crystals, sites); found shape {crystals.W.shape}")
+    real = crystals.W > 0
+    if real.all(-1).any():
+        raise ValueError(
+            f"crystal {np.argmax(real.all(-1))} fills all {real.shape[1]} slots, but one must stay padding; raise n_max"
+        )
+    if gaps := np.flatnonzero((real[:, 1:] & ~real[:, :-1]).any(-1)).tolist():
+        raise ValueError(f"crystal {gaps[0]} has a site after padding; its W is {crystals.W[gaps[0]]}")
+    longest = int(real.sum(-1).max(initial=0)) + 1
+    if config.generation == "absolute" and longest > config.n_max:
+        raise ValueError(f"a crystal needs {longest} slots, but this network has positions for n_max = {config.n_max}")
+    limits = (
+        ("G", crystals.G, 1, 231),
+        ("A", crystals.A, 0, config.atom_types),
+        ("W", crystals.W, 0, config.wyck_types),
+    )
+    for name, field, lowest, end in limits:
+        if wrong := np.argwhere((field < lowest) | (field >= end)).tolist():
+            found = field[tuple(wrong[0])]
+            raise ValueError(f"crystal {wrong[0][0]} has {name} = {found}; this network knows {lowest} to {end - 1}")

@@ -1,0 +1,1 @@
+"""The transformer, its parameters, and the distributions that it predicts."""

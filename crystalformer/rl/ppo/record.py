@@ -1,0 +1,188 @@
+"""What a fine-tuning run writes: a row of numbers an epoch, histograms, tables of samples, a picture."""
+
+import collections
+import csv
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from crystalformer.data.crystals import Crystals
+from crystalformer.rl.ppo.rollout import Rollout
+from crystalformer.rl.reward.base import describe_problems
+from crystalformer.table import COLUMNS, TableWriter, table_rows
+from matterform.elements import element_table
+from matterform.io.files import write_atomically
+from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
+from matterform.training.metrics import open_metrics
+
+logger = logging.getLogger(__name__)
+
+PHASES = ("sampling", "likelihood", "building", "reward", "update", "validation")
+QUANTILES = (10, 50, 90)  # per cent
+METRICS = (
+    "reward_mean",  # failures included, with the worst value
+    "reward_error",  # standard error of that mean
+    *(f"reward_q{percent}" for percent in QUANTILES),
+    "baseline",
+    "objective",  # mean reward - beta KL
+    "kl",  # of the policy from the reference, in nats
+    "kl_error",
+    "entropy",  # of the policy, in nats; coordinates and lattices count with their densities
+    "failed_share",
+    "distinct_share",  # crystals that differ in space group, letters or elements
+    "loss",  # from here on, means over the steps of the epoch
+    "ratio",
+    "clip_share",
+    "kl_step",
+    "grad_norm",
+    "optimizer_steps",  # since the start
+    "sft_crystals",
+    "sft_loss",
+    "sft_grad_norm",
+    "validation_loss",
+    *(f"seconds_{phase}" for phase in PHASES),
+)
+ALWAYS_LOGGED = ("reward_mean", "reward_error", "failed_share", "kl", "entropy", "clip_share", "grad_norm")
+
+
+def epoch_row(rollout: Rollout, beta: float) -> dict[str, float]:
+    """The metrics of an epoch's samples."""
+    rewards, logp = rollout.rewards, np.asarray(rollout.logp.total, np.float64)
+    divergence = logp - rollout.logp_reference
+    row = {
+        "reward_mean": rewards.mean(),
+        "reward_error": _standard_error(rewards),
+        "objective": rewards.mean() - beta * divergence.mean(),
+        "kl": divergence.mean(),
+        "kl_error": _standard_error(divergence),
+        "entropy": -logp.mean(),
+        "failed_share": rollout.failed.mean(),
+        "distinct_share": len(set(_skeletons(rollout.crystals))) / len(rewards),
+    }
+    row |= {f"reward_q{percent}": np.percentile(rewards, percent) for percent in QUANTILES}
+    for name, values in rollout.details.items():
+        known = values[np.isfinite(values)]
+        if len(known):
+            row[f"{name}_mean"] = known.mean()
+    return {name: float(value) for name, value in row.items()}
+
+
+class Record:
+    """The files of a run's folder; only the first process writes."""
+
+    def __init__(self, run_dir: pathlib.Path, details: Sequence[str], resumed: int | None, wandb: str | None) -> None:
+        self._folder, self._details = run_dir, tuple(details)
+        columns = (*METRICS, *(f"{name}_mean" for name in details))
+        self._writer = open_metrics(run_dir, columns, resumed_step=resumed, tensorboard=True, wandb_project=wandb)
+        self._epochs = run_dir / "epochs.jsonl"
+        if jax.process_index() == 0:
+            keep_lines(self._epochs, resumed or 0)
+
+    def write(self, epoch: int, row: dict[str, float], rollout: Rollout) -> None:
+        """Appends an epoch's metrics, and what is no number: histograms, and this process's failures."""
+        self._describe(epoch, rollout)
+        self._writer.write(epoch, row)
+        logger.info(
+            "epoch %d: %s", epoch, ", ".join(f"{name} {row[name]:.4g}" for name in ALWAYS_LOGGED if name in row)
+        )
+
+    def _describe(self, epoch: int, rollout: Rollout) -> None:
+        problems = describe_problems(rollout.local.problems)
+        if rollout.failed.any():
+            logger.info("epoch %d: reward: %s", epoch, problems)
+        line = {
+            "epoch": epoch,
+            "problems": problems,
+            "spacegroups": {str(group): count for group, count in _counts(rollout.crystals.G.tolist())},
+            "elements": dict(_counts(_elements(rollout.crystals))),  # in how many crystals each is
+        }
+        if jax.process_index() == 0:
+            with self._epochs.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def save_samples(self, epoch: int, rollout: Rollout) -> None:
+        """Writes samples/epoch_NNNNNN.csv: the table of `crystalformer sample`, with rewards and their details."""
+        if jax.process_index() != 0:
+            return
+        # Reasons are known of what this process built, which comes first.
+        reasons = [*rollout.local.problems, *[""] * (len(rollout.rewards) - len(rollout.local.problems))]
+        extra = ("reward", "reward_problem", *self._details)
+        table = TableWriter(self._folder / "samples" / f"epoch_{epoch:06d}.csv", (*COLUMNS, *extra))
+        for index, row in enumerate(table_rows(rollout.crystals, rollout.logp, range(len(rollout.rewards)))):
+            details = {name: values[index] for name, values in rollout.details.items()}
+            table.write([{**row, "reward": rollout.rewards[index], "reward_problem": reasons[index], **details}])
+        table.finish()
+
+    def draw(self) -> None:
+        """Writes curves.png, where there is something to draw and matplotlib to draw it."""
+        if jax.process_index() != 0:
+            return
+        try:
+            write_curves(self._folder / "metrics.csv", self._folder / "curves.png", self._details)
+        except ImportError as error:
+            logger.warning("no picture of the run: %s", error)
+
+    def close(self) -> None:
+        """Ends the files."""
+        self._writer.close()
+
+
+def write_curves(metrics: pathlib.Path, path: str | os.PathLike[str], details: Sequence[str] = ()) -> None:
+    """A picture of a run's metrics.csv against the epoch: reward with its quantiles, divergence, failures, and more."""
+    with metrics.open(newline="", encoding="utf-8") as file:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    if not rows:
+        return
+    names = [f"{name}_mean" for name in details]
+    panels = ["reward_mean", *names, "kl", "entropy", "failed_share", "distinct_share", "validation_loss"]
+    panels = [name for name in panels if any(name in row for row in rows)]
+    figure, axes = new_figure(len(panels), columns=4)
+    for axis, name in zip(axes, panels, strict=True):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axis.plot(
+            *zip(*points, strict=True), color=VALIDATION if name == "validation_loss" else TRAINING, linewidth=1.2
+        )
+        if name == "reward_mean":
+            low, high = ([row[f"reward_q{percent}"] for row in rows] for percent in (QUANTILES[0], QUANTILES[-1]))
+            axis.fill_between([row["step"] for row in rows], low, high, color=TRAINING, alpha=0.2, linewidth=0)
+            median = [row["reward_q50"] for row in rows]
+            axis.plot([row["step"] for row in rows], median, color=INK, linewidth=0.8, label="median, 10 to 90 %")
+            axis.legend(frameon=False, fontsize=8)
+        axis.set(title=name.replace("_", " "), xlabel="epoch")
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def keep_lines(path: pathlib.Path, epochs: int) -> None:
+    """Drops the lines of epochs after the first `epochs`, and one cut short; they are done again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _standard_error(values: Float[np.ndarray, " b"]) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def _skeletons(crystals: Crystals) -> list[tuple[int, ...]]:
+    """Space group, letters and elements of each crystal."""
+    return [tuple(row) for row in np.concatenate([crystals.G[:, None], crystals.A, crystals.W], axis=1).tolist()]
+
+
+def _elements(crystals: Crystals) -> list[str]:
+    symbols = element_table().symbol.tolist()
+    return [symbols[number] for numbers in crystals.A.tolist() for number in sorted(set(numbers) - {0})]
+
+
+def _counts(values: Sequence[Any]) -> list[tuple[Any, int]]:
+    return collections.Counter(values).most_common()

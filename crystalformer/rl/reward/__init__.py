@@ -1,0 +1,1 @@
+"""Rewards: functions from crystals to numbers, larger for better crystals."""

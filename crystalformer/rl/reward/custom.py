@@ -1,0 +1,129 @@
+"""Rewards by a user's function, named `module:function`, whose faults are told in one line each."""
+
+import concurrent.futures
+import contextlib
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from crystalformer.rl.reward.base import Reward, Scores, make_scores
+from matterform.external import Explained, load_callable
+from matterform.processes import death_explained, worker_pool
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+logger = logging.getLogger(__name__)
+
+WORST = -10.0
+
+
+class Workers(NamedTuple):
+    """`size` processes that share the crystals of a batch."""
+
+    pool: concurrent.futures.Executor
+    size: int
+
+
+@contextlib.contextmanager
+def open_workers(size: int) -> Iterator[Workers | None]:
+    """`size` processes for as long as the block lasts; None for 0."""
+    if not size:
+        yield None
+        return
+    with worker_pool(size) as pool:
+        yield Workers(pool, size)
+
+
+def custom_reward(target: str, worst: float = WORST, workers: Workers | None = None) -> Reward:
+    """The reward of a function of a list of pymatgen Structures that returns as many numbers, larger is better.
+
+    Args:
+        target: `module:function`; modules in the current folder are found.
+        worst: the reward of crystals that cannot be built. Lower numbers of the function count as this one, which is
+            logged the first time.
+        workers: each gets a part of the batch, so that the function must judge crystals one by one.
+
+    Raises:
+        ValueError: there is no such function; later, when it raises or returns anything but finite numbers.
+    """
+    load_function(target)
+    warned = False
+
+    def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
+        nonlocal warned
+        if not structures:  # nothing of a batch could be built, which no user's function should have to know of
+            values = np.zeros(0)
+        elif workers is None:
+            values = evaluate(target, list(structures))
+        else:
+            values = _evaluate_in_parts(target, structures, workers)
+        if (low := values < worst).any() and not warned:
+            warned = True
+            logger.warning(
+                "%d of %d values of the reward %s lie below %g, the reward of crystals that cannot be built, and count "
+                "as it (said once): lower --custom-worst to tell them apart; the lowest is %g",
+                *(low.sum(), len(values), target, worst, values.min()),
+            )
+        return make_scores(values, [""] * len(structures), worst)
+
+    return Reward(target, score, worst)
+
+
+def evaluate(target: str, structures: "list[pymatgen.core.Structure]") -> Float[np.ndarray, " b"]:
+    """What the function says of `structures`, checked: what a worker process does."""
+    function = load_function(target)
+    with Explained(f"the reward {target}"):
+        returned = np.asarray(function(structures))
+    if returned.dtype.kind not in "biuf":
+        raise ValueError(f"the reward {target} must return numbers; it returned {_shortened(returned)}")
+    if returned.shape != (len(structures),):
+        raise ValueError(
+            f"the reward {target} must return one number for each of {len(structures)} structures; "
+            f"it returned an array of shape {returned.shape}"
+        )
+    values = returned.astype(np.float64)
+    if wrong := np.flatnonzero(~np.isfinite(values)).tolist():
+        raise ValueError(
+            f"the reward {target} must return finite numbers; it returned {values[wrong[0]]} for {len(wrong)} of "
+            f"{len(values)} structures, first for {structures[wrong[0]].composition.reduced_formula}: "
+            "return its worst value instead"
+        )
+    return values
+
+
+@functools.cache
+def load_function(target: str) -> "Callable[[list[pymatgen.core.Structure]], Any]":
+    """The function that `module:function` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return load_callable(target, "the reward", "module:function, such as my_rewards:density")
+
+
+def _evaluate_in_parts(
+    target: str, structures: "Sequence[pymatgen.core.Structure]", workers: Workers
+) -> Float[np.ndarray, " b"]:
+    edges = np.linspace(0, len(structures), min(workers.size, len(structures)) + 1).astype(int).tolist()
+    parts = [list(structures[start:end]) for start, end in itertools.pairwise(edges)]
+    with death_explained(f"the reward {target} ended its worker process; memory may have run out"):
+        futures = [workers.pool.submit(_evaluate_in_worker, target, part) for part in parts]
+        return np.concatenate([future.result() for future in futures])
+
+
+def _evaluate_in_worker(target: str, structures: "list[pymatgen.core.Structure]") -> Float[np.ndarray, " b"]:
+    """`evaluate`, where Ctrl-C is not seen, so that an interrupt is the function's own and must not end the run."""
+    try:
+        return evaluate(target, structures)
+    except KeyboardInterrupt as error:
+        raise ValueError(f"the reward {target} raised KeyboardInterrupt in its worker process") from error
+
+
+def _shortened(returned: np.ndarray) -> str:
+    return " ".join(repr(returned.tolist()).split())[:80]

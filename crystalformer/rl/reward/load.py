@@ -1,0 +1,250 @@
+"""From a command line's flags to a reward; what is missing is said in one line before anything is loaded."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from crystalformer.rl.reward import base as rewards
+from crystalformer.rl.reward import combine
+from crystalformer.rl.reward.base import Reward
+from crystalformer.rl.reward.custom import WORST, Workers, custom_reward, load_function, open_workers
+from crystalformer.rl.reward.pairwise import pair_reward
+from matterform.evaluation.composition import compositional_validity
+from matterform.io.files import existing
+from matterform.potentials.base import Potential, PropertyModel
+from matterform.potentials.load import PotentialConfig, PropertyConfig, load_property, open_potential
+from matterform.potentials.torch_state import torch_threads
+from matterform.stability.hull import open_hull
+from matterform.stability.references import load_references
+
+OWN = "module:function"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """What to reward, larger is better, and with which models. Several rewards are added with their weights."""
+
+    reward: tuple[str, ...] = ("ehull",)  # ehull, force, property, dielectric, pair, or module:function of your own
+    weights: tuple[float, ...] = ()  # one a reward; by default 1 each
+    convex_path: pathlib.Path | None = None  # ehull: the reference hull, as a file of entries or a folder made of it
+    references: pathlib.Path | None = None  # ehull: energies of the elements (JSON), for a hull of formation energies
+    relax_steps: int = 0  # ehull: steps of relaxation before; 0 takes crystals as they are
+    stress_weight: float = 1.0  # force: of the stress (eV/angstrom^3) beside the forces (eV/angstrom)
+    property_path: pathlib.Path | None = None  # property: folder of the model; dielectric: that of the band gap
+    fidelity: int | None = None  # of a multi-fidelity property model: 0 PBE, 1 GLLB-SC, 2 HSE, 3 SCAN
+    property_batch_size: int = 64  # structures that a property model evaluates together
+    target: float | None = None  # property: what to aim at, in the model's unit
+    property_form: Literal["absolute", "squared"] = "absolute"  # property: of the error
+    dielectric_path: pathlib.Path | None = None  # dielectric: folder of the model of the dielectric tensor
+    reward_clip: float = 10.0  # ehull: eV/atom, to both sides; property: the largest error that counts
+    custom_worst: float = WORST  # module:function: of crystals that cannot be built; lower values count as this one
+    reward_workers: int = 0  # module:function: processes among which a batch is divided; a potential has its own
+    reward_low: float | None = None  # least and largest value of the whole, before penalties and bonuses
+    reward_high: float | None = None
+    validity_penalty: float = 0.0  # for atoms too close for their radii, and densities that solids do not have
+    composition_penalty: float = 0.0  # for oxidation states that cannot balance (SMACT)
+    unknown_penalty: float = 0.0  # ehull: for chemical systems of which the hull has no compound with all elements
+    uniqueness_bonus: float = 0.0  # for the first of its kind in a batch
+    novelty_bonus: float = 0.0  # for crystals that match none of the reference
+    novelty_reference: pathlib.Path | None = None  # crystals in any format, usually the training set
+    potential: PotentialConfig = PotentialConfig()
+
+    def __post_init__(self) -> None:
+        if not self.reward:
+            raise ValueError(f"reward: expected at least one of {', '.join(KINDS)}, found none")
+        for name in self.reward:
+            if name not in KINDS and ":" not in name:
+                raise ValueError(f"reward: expected one of {', '.join(KINDS)}, found {name!r}")
+        if len(set(self.reward)) < len(self.reward):
+            raise ValueError(f"reward: each may be there once; found {', '.join(self.reward)}")
+        if self.weights and len(self.weights) != len(self.reward):
+            raise ValueError(f"weights: expected one for each of {len(self.reward)} rewards, found {len(self.weights)}")
+        if not all(0 < weight < np.inf for weight in self.weights):
+            raise ValueError(f"weights must be positive; found {self.weights}")
+        if not 0 < self.reward_clip < np.inf:
+            raise ValueError(f"reward_clip must be positive; found {self.reward_clip:g}")
+        if self.reward_low is not None and self.reward_high is not None and not self.reward_low < self.reward_high:
+            raise ValueError(f"reward_low must be below reward_high; found {self.reward_low} and {self.reward_high}")
+        if not np.isfinite(self.custom_worst):
+            raise ValueError(f"custom_worst must be finite; found {self.custom_worst}")
+        if self.target is not None and not np.isfinite(self.target):
+            raise ValueError(f"target must be finite; found {self.target}")
+        if self.property_batch_size < 1:
+            raise ValueError(f"property_batch_size must be at least 1; found {self.property_batch_size}")
+        sizes = ("relax_steps", "stress_weight", "reward_workers", "validity_penalty", "composition_penalty")
+        for name in (*sizes, "unknown_penalty", "uniqueness_bonus", "novelty_bonus"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
+
+
+class Tools(NamedTuple):
+    """What rewards share; it is opened when the first of them asks for it."""
+
+    potential: Callable[[], Potential]
+    workers: Callable[[], Workers | None]  # processes for functions of the user's; None for none
+
+
+class Kind(NamedTuple):
+    """How a reward is made from its name and the settings, and which of them matter to it."""
+
+    make: Callable[[str, RewardConfig, Tools], Reward]
+    needs: tuple[tuple[str, str], ...] = ()  # settings that must be given, and what they are
+    uses: tuple[str, ...] = ()  # other settings of the reward or of the force field
+
+
+def _ehull(name: str, config: RewardConfig, tools: Tools) -> Reward:
+    assert config.convex_path is not None
+    potential, hull = tools.potential(), open_hull(config.convex_path)
+    references = None if config.references is None else load_references(config.references)
+    if hull.kind == "formation" and references is None:
+        raise ValueError(
+            f"{config.convex_path} holds energies of formation, so the reward {name} needs {_flag('references')}, "
+            f"energies of the elements in {potential.name}; `matterform references` fits them"
+        )
+    return rewards.ehull_reward(potential, hull, references, config.relax_steps, config.reward_clip)
+
+
+def _property(name: str, config: RewardConfig, tools: Tools) -> Reward:
+    assert config.target is not None
+    model = _property_model(config.property_path, config.fidelity, config)
+    return rewards.property_reward(model, config.target, config.property_form, config.reward_clip)
+
+
+def _dielectric(name: str, config: RewardConfig, tools: Tools) -> Reward:
+    gap_model = _property_model(config.property_path, config.fidelity, config)
+    return rewards.dielectric_reward(_property_model(config.dielectric_path, None, config), gap_model)
+
+
+def _property_model(path: pathlib.Path | None, fidelity: int | None, config: RewardConfig) -> PropertyModel:
+    return load_property(
+        PropertyConfig(
+            property_path=path,
+            fidelity=fidelity,
+            device=config.potential.device,
+            property_batch_size=config.property_batch_size,
+        )
+    )
+
+
+# Threads are everyone's: a function of the user's may compute with PyTorch as well.
+OF_POTENTIAL = tuple(field.name for field in dataclasses.fields(PotentialConfig) if field.name != "threads")
+OF_PROPERTY = ("fidelity", "property_batch_size", "device")
+KINDS = {
+    "ehull": Kind(
+        _ehull,
+        needs=(("convex_path", "the reference hull"),),
+        uses=("references", "relax_steps", "unknown_penalty", "reward_clip", *OF_POTENTIAL),
+    ),
+    "force": Kind(
+        lambda name, config, tools: rewards.force_reward(tools.potential(), config.stress_weight),
+        uses=("stress_weight", *OF_POTENTIAL),
+    ),
+    "property": Kind(
+        _property,
+        needs=(("property_path", "the folder of the property model"), ("target", "what to aim at")),
+        uses=("property_form", "reward_clip", *OF_PROPERTY),
+    ),
+    "dielectric": Kind(
+        _dielectric,
+        needs=(("dielectric_path", "the dielectric tensor's model"), ("property_path", "the band gap's model")),
+        uses=OF_PROPERTY,
+    ),
+    "pair": Kind(lambda name, config, tools: pair_reward()),
+    OWN: Kind(
+        lambda name, config, tools: custom_reward(name, config.custom_worst, tools.workers()),
+        uses=("custom_worst", "reward_workers"),
+    ),
+}
+
+
+@contextlib.contextmanager
+def open_reward(config: RewardConfig) -> Iterator[Reward]:
+    """The reward that the flags ask for; models and worker processes that it needs end with the block.
+
+    Raises:
+        ValueError: a flag that this reward needs is missing, or a file holds something else.
+        FileNotFoundError: nothing lies at a path.
+        ImportError: a package is not installed; names the extra.
+    """
+    check_reward(config)
+    with contextlib.ExitStack() as stack:
+        tools = Tools(
+            functools.cache(lambda: stack.enter_context(open_potential(config.potential))),
+            functools.cache(lambda: stack.enter_context(open_workers(config.reward_workers))),
+        )
+        parts = [_kind(name).make(name, config, tools) for name in config.reward]
+        # Only now, since PyTorch comes with the models.
+        stack.enter_context(torch_threads(config.potential.threads))
+        weights = config.weights or (1.0,) * len(parts)
+        alone = len(parts) == 1 and weights == (1.0,)
+        reward = parts[0] if alone else combine.weighted_sum(list(zip(weights, parts, strict=True)))
+        yield _with_extras(reward, config)
+
+
+def check_reward(config: RewardConfig) -> None:
+    """What can be said before anything is loaded: flags that are missing or would do nothing, files that do not exist.
+
+    Raises:
+        ValueError: a flag is missing or unused, or a function of the user's is missing.
+        FileNotFoundError: nothing lies at a path.
+    """
+    for name in config.reward:
+        for field, meaning in _kind(name).needs:
+            if getattr(config, field) is None:
+                raise ValueError(f"the reward {name} needs {_flag(field)}, {meaning}")
+        if ":" in name:
+            load_function(name)
+    _refuse_unused(config)
+    if config.novelty_bonus and config.novelty_reference is None:
+        raise ValueError(f"{_flag('novelty_bonus')} needs {_flag('novelty_reference')}, the crystals that are known")
+    for field in ("convex_path", "references", "property_path", "dielectric_path", "novelty_reference"):
+        if getattr(config, field) is not None:
+            existing(getattr(config, field))
+    if config.composition_penalty:
+        compositional_validity([])  # without SMACT an ImportError
+
+
+def _refuse_unused(config: RewardConfig) -> None:
+    """ValueError for a setting, other than its default, that none of the chosen rewards looks at."""
+    chosen = {name if name in KINDS else OWN for name in config.reward}
+    for settings in (config, config.potential):
+        for field in dataclasses.fields(settings):
+            users = [name for name, kind in KINDS.items() if field.name in (*dict(kind.needs), *kind.uses)]
+            if users and not chosen & set(users) and getattr(settings, field.name) != field.default:
+                raise ValueError(
+                    f"{_flag(field.name)} does nothing with the reward {' + '.join(config.reward)}; "
+                    f"it is for {' and '.join(users)}"
+                )
+    if config.novelty_reference is not None and not config.novelty_bonus:
+        raise ValueError(f"{_flag('novelty_reference')} does nothing without {_flag('novelty_bonus')}")
+
+
+def _with_extras(reward: Reward, config: RewardConfig) -> Reward:
+    if config.reward_low is not None or config.reward_high is not None:
+        low = -np.inf if config.reward_low is None else config.reward_low
+        reward = combine.clipped(reward, low, np.inf if config.reward_high is None else config.reward_high)
+    if config.validity_penalty:
+        reward = combine.with_validity_penalty(reward, config.validity_penalty)
+    if config.composition_penalty:
+        reward = combine.with_composition_penalty(reward, config.composition_penalty)
+    if config.unknown_penalty:
+        reward = combine.with_unknown_penalty(reward, config.unknown_penalty)
+    if config.uniqueness_bonus:
+        reward = combine.with_uniqueness_bonus(reward, config.uniqueness_bonus)
+    if config.novelty_bonus:
+        assert config.novelty_reference is not None
+        reward = combine.with_novelty_bonus(reward, config.novelty_bonus, config.novelty_reference)
+    return reward
+
+
+def _kind(name: str) -> Kind:
+    return KINDS.get(name, KINDS[OWN])
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"

@@ -1,0 +1,1 @@
+"""Sampling of crystals, with constraints and refinement by Markov chain Monte Carlo."""

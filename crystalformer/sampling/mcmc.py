@@ -1,0 +1,219 @@
+"""Refining sampled crystals within their template by Markov chain Monte Carlo (spec section 5).
+
+Space group and letters stay. A move takes one site, or the sites tied to it, proposes an allowed element and shifted
+coordinates, and is accepted by the Metropolis rule for logp_w + logp_xyz + logp_a. Lattices are redrawn at the end.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from crystalformer.config import TransformerConfig
+from crystalformer.data.crystals import Crystals
+from crystalformer.data.dataset import lengths, truncate
+from crystalformer.loss import bucket_lengths, check_crystals, crystal_log_prob
+from crystalformer.network import distributions
+from crystalformer.network.parameters import Network, Params, as_network
+from crystalformer.network.transformer import forward, read_lattice
+from crystalformer.sampling.constraints import Constraints, make_constraints
+from crystalformer.sampling.draws import Temperature, check_temperature, draw_lattice, project_coordinate
+from crystalformer.symmetry.wyckoff import symmetry_tables
+
+SMALLEST_WIDTH = 1e-6
+
+
+class Refined(NamedTuple):
+    """Crystals after the last sweep, and how many moves of real sites were accepted and proposed."""
+
+    crystals: Crystals
+    accepted: int
+    proposed: int
+
+    @property
+    def acceptance(self) -> float:
+        """The share of moves that were accepted."""
+        return self.accepted / self.proposed
+
+
+def refine(
+    params: Params,
+    config: TransformerConfig,
+    key: PRNGKeyArray,
+    crystals: Crystals,
+    *,
+    sweeps: int,
+    width: float = 0.1,
+    temperature: float = 1.0,
+    constraints: Constraints | None = None,
+    batch_size: int = 64,
+    first_index: int = 0,
+) -> Refined:
+    """Refines crystals in model units by `sweeps` moves of every site.
+
+    Crystal i uses `fold_in(key, first_index + i)` alone, so a long list may be refined part by part.
+
+    Elements follow the constraints after the first sweep, whatever the templates came with.
+
+    Args:
+        width: of a shift in the angle 2 pi x (rad); the shift is von Mises with concentration 1 / width^2.
+        temperature: divides log-probabilities in the Metropolis rule, and heats the lattice draw.
+
+    Raises:
+        ValueError: for crystals that the network cannot read, or a count, width or temperature out of range.
+    """
+    crystals = Crystals(*(np.asarray(field) for field in crystals))
+    _check_templates(crystals, config)
+    check_moves(sweeps, width, temperature)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    constraints = make_constraints(config) if constraints is None else constraints
+    longest = lengths(crystals).max()
+    templates = truncate(crystals, min(n for n in bucket_lengths(config.n_max) if n >= longest))
+    settings = np.int32(sweeps), np.float32(width), np.float32(temperature)
+    batches, moves = [], np.zeros(2)
+    for start in range(0, len(crystals.G), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(crystals.G)))
+        filled = np.resize(rows, batch_size)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first_index + filled)
+        batch = jax.tree.map(lambda x, filled=filled: x[filled], templates)
+        refined, counts = _compiled(config)(params, keys, batch, constraints, *settings)
+        batches.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[: len(rows)], refined))
+        moves += np.asarray(counts)[: len(rows)].sum(0)
+    whole = Crystals(*(np.concatenate(fields) for fields in zip(*batches, strict=True)))
+    return Refined(_with_first_slots(crystals, whole), *map(int, moves))
+
+
+def _check_templates(crystals: Crystals, config: TransformerConfig) -> None:
+    check_crystals(crystals, config)
+    longest = int(lengths(crystals).max(initial=0))
+    if longest < 2:
+        raise ValueError("crystals: expected sites to move; found none")
+    if longest > config.n_max:
+        raise ValueError(f"crystals: n_max is {config.n_max} in this network; the longest needs {longest} slots")
+
+
+def check_moves(sweeps: int, width: float, temperature: float) -> None:
+    """Raises ValueError for settings of `refine` that are out of range."""
+    if not sweeps >= 1:
+        raise ValueError(f"sweeps must be at least 1; got {sweeps}")
+    if not width >= SMALLEST_WIDTH:
+        raise ValueError(f"width must be at least {SMALLEST_WIDTH} rad, which float32 can resolve; got {width}")
+    check_temperature("temperature", temperature)
+
+
+def _with_first_slots(crystals: Crystals, refined: Crystals) -> Crystals:
+    """`crystals` with what refinement changed; the slots beyond are padding."""
+    n = refined.W.shape[1]
+    XYZ, A = np.array(crystals.XYZ), np.array(crystals.A)
+    XYZ[:, :n], A[:, :n] = refined.XYZ, refined.A
+    return crystals._replace(L=refined.L, XYZ=XYZ, A=A)
+
+
+@functools.cache
+def _compiled(config: TransformerConfig):
+    def refine_batch(params, keys, crystals, constraints, sweeps, width, temperature):
+        network = as_network(params, config)
+        return jax.vmap(
+            lambda key, crystal: refine_crystal(network, key, crystal, constraints, sweeps, width, temperature, config)
+        )(keys, crystals)
+
+    return jax.jit(refine_batch)
+
+
+def refine_crystal(
+    network: Network,
+    key: PRNGKeyArray,
+    crystal: Crystals,
+    constraints: Constraints,
+    sweeps: Int[Array, ""],
+    width: Float[Array, ""],
+    temperature: Float[Array, ""],
+    config: TransformerConfig,
+) -> tuple[Crystals, Float[Array, "2"]]:
+    """One crystal after `sweeps` moves of each slot; how many moves of real sites were accepted, and proposed."""
+    move_key, lattice_key = jax.random.split(key)
+    slots = crystal.W.shape[0] - 1  # the last one is padding
+
+    def energy(crystal: Crystals) -> Float[Array, ""]:
+        log_prob = crystal_log_prob(network, None, crystal, config)
+        return -(log_prob.w + log_prob.xyz + log_prob.a)
+
+    def move(number: Int[Array, ""], state):
+        crystal, current, counts = state
+        sweep, site = number // slots, number % slots
+        # By sweep and site, not by number: the padding that a crystal came with must not change its chain.
+        propose_key, accept_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(move_key, sweep), site))
+        proposed = propose(propose_key, crystal, site, constraints, width, config)
+        new = energy(proposed)
+        real = crystal.W[site] > 0
+        likely = jnp.log(jax.random.uniform(accept_key)) * temperature < current - new
+        accepted = real & (likely | ~_keeps_constraints(crystal, site, constraints))
+        crystal, current = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), (proposed, new), (crystal, current))
+        return crystal, current, counts + jnp.stack([accepted, real]).astype(counts.dtype)
+
+    start = crystal, energy(crystal), jnp.zeros(2)
+    crystal, _, counts = jax.lax.fori_loop(0, sweeps * slots, move, start)
+    return redraw_lattice(network, lattice_key, crystal, temperature, config), counts
+
+
+def propose(
+    key: PRNGKeyArray,
+    crystal: Crystals,
+    site: Int[Array, ""],
+    constraints: Constraints,
+    width: Float[Array, ""],
+    config: TransformerConfig,
+) -> Crystals:
+    """Moves `site` and the sites tied to it: one element for all, uniform among the allowed; each its own shift.
+
+    The proposal is symmetric: a shift and its opposite are equally likely, and projecting onto the Wyckoff position,
+    an affine map that leaves its points in place, keeps that.
+    """
+    element_key, *shift_keys = jax.random.split(key, 4)
+    n = crystal.W.shape[0]
+    moved = _tied_to(site, constraints, n) & (crystal.W > 0)
+    allowed = jnp.where(constraints.elements[site], 0.0, -jnp.inf)
+    element = jax.random.categorical(element_key, allowed).astype(crystal.A.dtype)
+    xyz = crystal.XYZ
+    for axis in range(3):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(shift_keys[axis], jnp.arange(n))
+        angle = jax.vmap(lambda key: distributions.sample_von_mises(key, jnp.zeros(()), width**-2))(keys)
+        xyz = xyz.at[:, axis].add(angle / (2 * np.pi))
+    xyz = jax.vmap(lambda W, point: _project(crystal.G, W, point))(crystal.W, xyz)
+    return crystal._replace(
+        A=jnp.where(moved, element, crystal.A),
+        XYZ=jnp.where(jnp.broadcast_to(moved[:, None], xyz.shape), xyz, crystal.XYZ),
+    )
+
+
+def _tied_to(site: Int[Array, ""], constraints: Constraints, n: int) -> Bool[Array, " n"]:
+    """The sites that share their element with `site`, itself included."""
+    sites = jnp.arange(n)
+    root = jnp.where(constraints.ties[:n] >= 0, constraints.ties[:n], sites)
+    return root == root[site]
+
+
+def _keeps_constraints(crystal: Crystals, site: Int[Array, ""], constraints: Constraints) -> Bool[Array, ""]:
+    """Whether the sites that move with `site` have one element, an allowed one."""
+    A, n = crystal.A, crystal.W.shape[0]
+    moved = _tied_to(site, constraints, n) & (crystal.W > 0)
+    return jnp.all(~moved | ((A[site] == A) & constraints.elements[site][A]))
+
+
+def _project(G: Int[Array, ""], W: Int[Array, ""], point: Float[Array, "3"]) -> Float[Array, "3"]:
+    return jnp.stack([project_coordinate(G, W, point, axis) for axis in range(3)])
+
+
+def redraw_lattice(
+    network: Network, key: PRNGKeyArray, crystal: Crystals, temperature: Float[Array, ""], config: TransformerConfig
+) -> Crystals:
+    """The crystal with a lattice drawn from the network, given all its sites."""
+    M = jnp.asarray(symmetry_tables().multiplicity)[crystal.G - 1, crystal.W]
+    h = forward(network, None, crystal.G, crystal.XYZ, crystal.A, crystal.W, M, config)
+    mixture = read_lattice(h[5 * jnp.sum(crystal.W > 0) + 1], config)
+    heat = Temperature(temperature, temperature, jnp.ones(()))
+    return crystal._replace(L=draw_lattice(key, crystal.G, mixture, heat))

@@ -1,0 +1,1 @@
+"""Figures: learning curves, crystals in projection, galleries of samples."""

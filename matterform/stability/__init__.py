@@ -1,0 +1,1 @@
+"""Energies above the convex hull: reference entries, corrections, reference energies of the elements."""

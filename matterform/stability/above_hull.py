@@ -1,0 +1,195 @@
+"""Stability of crystals: a potential's energies, corrected once, against a hull of reference entries."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from matterform.stability.corrections import check_corrected, corrected_energies
+from matterform.stability.hull import Hull
+from matterform.stability.references import FormationEnergies, References, Residual, fit_references
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+    from matterform.potentials.base import Potential
+    from matterform.potentials.relax import Relaxed
+
+METASTABLE_EV = 0.1  # eV/atom above the hull, at most
+STABLE_EV = 0.0
+CHUNK = 256  # crystals between two reports of progress
+
+
+class Stability(NamedTuple):
+    """One entry per crystal; values are NaN where `problems` says why there are none."""
+
+    e_above_hull: Float[np.ndarray, " b"]  # eV/atom; negative below the hull of the references
+    energy_per_atom: Float[np.ndarray, " b"]  # eV/atom, of the potential, with corrections
+    formation_energy_per_atom: Float[np.ndarray, " b"]  # eV/atom; NaN without references
+    problems: list[str]  # empty where all is well
+    relaxed: "Relaxed | None"  # where relaxation was asked for; what it says of crystals that did not converge
+    # Whether the hull has a reference of all the crystal's elements. Where it has none, all that is bound seems stable.
+    known_system: Bool[np.ndarray, " b"]
+
+
+class Shares(NamedTuple):
+    """Shares of all crystals that were generated, whatever became of them; NaN where not asked for."""
+
+    stable: float  # on or below the hull
+    metastable: float  # at most 0.1 eV/atom above it
+    sun: float  # stable, unique and novel
+    metastable_sun: float  # metastable, unique and novel
+
+
+def above_hull(
+    structures: "Sequence[pymatgen.core.Structure]",
+    potential: "Potential",
+    hull: Hull,
+    references: References | None = None,
+    relax_steps: int = 0,
+) -> Stability:
+    """Energies above the hull, of the crystals as they are or after at most `relax_steps` steps of relaxation.
+
+    Args:
+        references: energies of the elements by which the potential's energies become those of formation; for a hull of
+            formation energies, and only for such a one.
+
+    Raises:
+        ValueError: references are missing, or given though the hull is one of total energies, or of another potential;
+            or it is not known whether the potential's energies contain the corrections.
+    """
+    check_references(hull, references, potential)
+    structures, energies, problems, relaxed = _energies(structures, potential, relax_steps)
+    compositions = [structure.composition for structure in structures]
+    corrected = corrected_energies(potential.corrected, energies, structures)
+    if references is None:
+        formation = FormationEnergies(np.full(len(structures), np.nan), [""] * len(structures))
+        above = hull.energy_above_hull(compositions, corrected.values)
+    else:
+        formation = references.formation_energies(compositions, corrected.values)
+        above = hull.energy_above_hull(compositions, formation.values)
+    num_atoms = np.array([max(len(structure), 1) for structure in structures])
+    reasons = zip(problems, corrected.problems, formation.problems, above.problems, strict=True)
+    return Stability(
+        above.values,
+        corrected.values / num_atoms,
+        formation.values / num_atoms,
+        [next(filter(None, reason), "") for reason in reasons],  # the first is the cause of the others
+        relaxed,
+        above.known_system,
+    )
+
+
+def check_references(hull: Hull, references: References | None, potential: "Potential | None" = None) -> None:
+    """Whether a hull has the references that it needs, and the potential's energies can be compared with it.
+
+    Args:
+        potential: where it is known already.
+
+    Raises:
+        ValueError: they are missing, needless or of another potential; or what `check_corrected` raises.
+    """
+    if hull.kind == "formation" and references is None:
+        raise ValueError(
+            "the hull is one of formation energies, and a potential's energies need references to be compared with it: "
+            "fit them with `matterform references TABLE.csv --out references.json` (in Python: fit_references)"
+        )
+    if hull.kind == "total" and references is not None:
+        raise ValueError("the hull is one of total energies, which need no references; leave them out")
+    if potential is None:
+        return
+    check_corrected(potential.corrected)
+    if references is not None and references.potential not in ("", potential.name):
+        raise ValueError(
+            f"the references are of {references.potential}, and the energies of {potential.name}: fit references to it "
+            'with `matterform references` (or, if it only has another name, change "potential" in their file)'
+        )
+    if references is not None and references.corrected not in (None, potential.corrected):
+        raise ValueError(
+            f"the references were fitted with corrections {_told(references.corrected)} the energies of "
+            f"{potential.name}, now {_told(potential.corrected)}: give --mlff-corrected (in Python: corrected) as then"
+        )
+
+
+def _told(corrected: bool | None) -> str:
+    return "already in" if corrected else "added to"
+
+
+class _Energies(NamedTuple):
+    structures: "Sequence[pymatgen.core.Structure]"
+    energies: Float[np.ndarray, " b"]
+    problems: list[str]
+    relaxed: "Relaxed | None"
+
+
+def _energies(structures: "Sequence[pymatgen.core.Structure]", potential: "Potential", relax_steps: int) -> _Energies:
+    if relax_steps < 0:
+        raise ValueError(f"relax_steps must be a number of steps, 0 for none; got {relax_steps}")
+    if relax_steps == 0:
+        energies, _, _, problems = potential.predict(structures, "energy")
+        return _Energies(structures, energies, problems, None)
+    from matterform.potentials.relax import relax
+
+    relaxed = relax(potential, structures, relax_steps)
+    # A crystal that stopped half-way has an energy all the same.
+    known = np.isfinite(relaxed.energy)
+    problems = ["" if fine else problem for fine, problem in zip(known, relaxed.problems, strict=True)]
+    return _Energies(relaxed.structures, relaxed.energy, problems, relaxed)
+
+
+class PotentialFit(NamedTuple):
+    """References of a potential, and what they leave of the energies of the crystals they were fitted to."""
+
+    references: References
+    residual: Residual
+    used: Int[np.ndarray, " m"]  # indices of the crystals that were used; those with a problem are left out
+    energy_per_atom: Float[np.ndarray, " b"]  # eV/atom, of the potential, with corrections; NaN where there is none
+    problems: list[str]
+
+
+def fit_potential_references(
+    potential: "Potential",
+    structures: "Sequence[pymatgen.core.Structure]",
+    formation_energies_per_atom: Float[np.ndarray, " b"],
+    progress: Callable[[int], None] = lambda done: None,
+) -> PotentialFit:
+    """Fits the energies of the elements by which a potential agrees best with known energies of formation (eV/atom).
+
+    Raises:
+        ValueError: no crystal has both energies, or it is not known whether the potential's contain the corrections.
+    """
+    check_corrected(potential.corrected)
+    energy_per_atom, problems = np.full(len(structures), np.nan), []
+    for start in range(0, len(structures), CHUNK):
+        chunk = structures[start : start + CHUNK]
+        energies, _, _, found = potential.predict(chunk, "energy")
+        corrected = corrected_energies(potential.corrected, energies, chunk)
+        energy_per_atom[start : start + CHUNK] = corrected.values / [max(len(structure), 1) for structure in chunk]
+        problems += [next(filter(None, reason), "") for reason in zip(found, corrected.problems, strict=True)]
+        progress(len(problems))
+    used = np.flatnonzero(np.isfinite(energy_per_atom) & np.isfinite(formation_energies_per_atom))
+    compositions = [structures[index].composition for index in used.tolist()]
+    references, residual = fit_references(
+        compositions, energy_per_atom[used], np.asarray(formation_energies_per_atom)[used]
+    )
+    references = references._replace(potential=potential.name, corrected=potential.corrected)
+    return PotentialFit(references, residual, used, energy_per_atom, problems)
+
+
+def stability_shares(
+    e_above_hull: Float[np.ndarray, " b"],
+    unique: Bool[np.ndarray, " b"] | None = None,
+    novel: Bool[np.ndarray, " b"] | None = None,
+) -> Shares:
+    """Shares over all crystals; one without a value (NaN) counts as unstable.
+
+    S.U.N. needs `unique` and `novel`, an entry for each crystal that was generated.
+    """
+    if not len(e_above_hull):
+        raise ValueError("expected at least one crystal, found none")
+    stable, metastable = e_above_hull <= STABLE_EV, e_above_hull <= METASTABLE_EV
+    if unique is None or novel is None:
+        return Shares(float(stable.mean()), float(metastable.mean()), np.nan, np.nan)
+    new = np.asarray(unique, bool) & np.asarray(novel, bool)
+    return Shares(*(float(share.mean()) for share in (stable, metastable, stable & new, metastable & new)))

@@ -1,0 +1,311 @@
+"""Files of reference entries, read in bounded memory: computed entries as JSON, and tables of formation energies.
+
+Computed entries are the dictionaries that pymatgen writes, in a list or under "entries", as Alexandria and the
+Materials Project publish them; their energies are read as `ComputedEntry.from_dict(entry).energy` would give them.
+"""
+
+import bz2
+import contextlib
+import functools
+import gzip
+import io
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matterform.io.files import damage_explained, existing
+from matterform.stability.hull_entries import Entries, Entry, Fractions, fractions_of, pack_entries, save_entries
+
+if TYPE_CHECKING:
+    import pymatgen.core
+
+FORMATION_COLUMN = "formation_energy_per_atom"
+FORMULA_COLUMNS = ("pretty_formula", "formula")
+CHUNK = 2**20  # characters
+MAX_ENTRY = 2**26  # characters; what is longer without an end is damaged
+PROGRESS_EVERY = 1000
+FORMULA_SUM = re.compile(r"^_chemical_formula_sum\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+))", re.MULTILINE)
+
+
+def index_hull(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], progress: Callable[[int], None] = lambda done: None
+) -> Entries:
+    """Reads a file of entries once and writes a folder that `open_hull` opens instantly, whole or not at all.
+
+    Args:
+        progress: called with the number of entries read so far.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or holds something else, or `out` is a folder that holds something.
+    """
+    if pathlib.Path(out).is_dir() and any(pathlib.Path(out).iterdir()):
+        raise ValueError(f"{out} is a folder that already holds something; remove it or choose another name")
+    entries = read_entries(source, progress)
+    save_entries(entries, out, pathlib.Path(source).name)
+    return entries
+
+
+def read_entries(path: str | os.PathLike[str], progress: Callable[[int], None] = lambda done: None) -> Entries:
+    """All entries of a JSON file (or a folder of them) of total energies, or of a CSV of formation energies.
+
+    Raises:
+        ValueError: no entries, a damaged file, another layout; named with the place.
+    """
+    path = existing(path)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if ".csv" in suffixes:
+        kind, entries = "formation", iterate_formation_table(path)
+    elif path.is_dir():
+        files = sorted(file for file in path.iterdir() if ".json" in file.suffixes)
+        kind, entries = "total", itertools.chain.from_iterable(map(iterate_computed_entries, files))
+    elif ".json" in suffixes:
+        kind, entries = "total", iterate_computed_entries(path)
+    else:
+        raise ValueError(f"{path}: expected a .csv or .json file (.gz, .bz2 or plain) or a folder of an indexed hull")
+    packed = pack_entries(kind, _counted(entries, progress))
+    if not packed.count:
+        raise ValueError(f"{path} holds no entries")
+    return packed
+
+
+def _counted(entries: Iterator[Entry], progress: Callable[[int], None]) -> Iterator[Entry]:
+    count = 0
+    for count, entry in enumerate(entries, 1):
+        yield entry
+        if count % PROGRESS_EVERY == 0:
+            progress(count)
+    progress(count)
+
+
+@contextlib.contextmanager
+def _open_text(path: pathlib.Path) -> Iterator[io.TextIOWrapper]:
+    """Text of a plain, gzip or bzip2 file; damage becomes a ValueError."""
+    openers = {".gz": gzip.open, ".bz2": bz2.open}
+    try:
+        with damage_explained(path), openers.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8") as file:
+            yield file  # pyright: ignore[reportReturnType]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged or no text ({error})") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error  # what bz2 raises
+
+
+def iterate_formation_table(path: pathlib.Path) -> Iterator[Entry]:
+    """Rows of a CSV with `formation_energy_per_atom` and a formula, or CIFs, as entries.
+
+    Raises:
+        ValueError: these columns are missing, or a row cannot be read; the row is named, counted from 0.
+    """
+    for row, (formula, energy) in enumerate(iterate_formation_rows(path)):
+        try:
+            yield Entry(fractions_of_formula(formula), energy)
+        except ValueError as error:
+            raise ValueError(f"{path}, row {row}: {error}") from error
+
+
+def iterate_formation_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, float]]:
+    """Formula and formation energy (eV/atom) of every row."""
+    import pandas as pd
+
+    path, row = existing(path), 0
+    options = {"chunksize": PROGRESS_EVERY, "keep_default_na": False, "dtype": str}  # NaN is sodium nitride
+    try:
+        with _open_text(path) as file, pd.read_csv(file, **options) as chunks:
+            for chunk in chunks:
+                columns = list(chunk.columns)
+                if FORMATION_COLUMN not in columns:
+                    raise ValueError(f"{path} has no column {FORMATION_COLUMN!r}; it has {', '.join(columns)}")
+                for formula, text in zip(_formulas(path, chunk, row), chunk[FORMATION_COLUMN], strict=True):
+                    yield formula, _finite(text, f"{path}, row {row}: {FORMATION_COLUMN}")
+                    row += 1
+    except pd.errors.EmptyDataError as error:
+        raise ValueError(f"{path} is empty: expected a header line and rows") from error
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path} is no table from row {row} on: {error}") from error
+
+
+def _formulas(path: pathlib.Path, chunk: Any, first_row: int) -> Sequence[str]:
+    for name in FORMULA_COLUMNS:
+        if name in chunk:
+            return list(chunk[name])
+    if "cif" not in chunk:
+        raise ValueError(
+            f"{path} needs a column {', '.join(FORMULA_COLUMNS)} or cif; it has {', '.join(chunk.columns)}"
+        )
+    formulas = []
+    for row, text in enumerate(chunk["cif"], first_row):
+        match = FORMULA_SUM.search(text)
+        if match is None:
+            raise ValueError(f"{path}, row {row}: its CIF has no _chemical_formula_sum")
+        formulas.append(next(group for group in match.groups() if group is not None))
+    return formulas
+
+
+@functools.lru_cache(maxsize=2**14)
+def fractions_of_formula(formula: str) -> Fractions:
+    """Atomic fractions of a formula such as Ca(OH)2 or 'Tm1 Mg1 Hg2'."""
+    from pymatgen.core import Composition
+
+    try:
+        return fractions_of(Composition(formula))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{formula!r} is no formula ({error})") from error
+
+
+def iterate_computed_entries(path: pathlib.Path) -> Iterator[Entry]:
+    """The entries of a JSON file, one at a time.
+
+    Raises:
+        ValueError: the file is damaged or cut off, has another layout, or an entry cannot be read; with its number.
+    """
+    with _open_text(path) as file:
+        for index, record in enumerate(_iterate_list(_Json(file, path))):
+            try:
+                yield computed_entry(record)
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"{path}, entry {index} is no computed entry: {reason}") from error
+
+
+def computed_entry(record: Any) -> Entry:
+    """The composition and corrected energy of the dictionary of a ComputedEntry or ComputedStructureEntry.
+
+    As in pymatgen, a list of adjustments stands before the single number `correction` of older files.
+    """
+    _check_dictionary(record, "entry")
+    composition = _composition(record)
+    adjustments = record.get("energy_adjustments") or []
+    correction = sum(map(_adjustment, adjustments)) if adjustments else (record.get("correction") or 0.0)
+    energy = _finite(record["energy"], "energy") + _finite(correction, "correction")
+    return Entry(fractions_of(composition), energy / composition.num_atoms)
+
+
+def _composition(record: Mapping[str, Any]) -> "pymatgen.core.Composition":
+    from pymatgen.core import Composition
+
+    if composition := record.get("composition"):
+        if isinstance(composition, str):
+            return Composition(composition)
+        _check_dictionary(composition, "composition")
+        return Composition({name: float(n) for name, n in composition.items() if not name.startswith("@")})
+    amounts: dict[str, float] = {}
+    for site in record["structure"]["sites"]:
+        for species in site["species"]:
+            amounts[species["element"]] = amounts.get(species["element"], 0.0) + float(species["occu"])
+    return Composition(amounts)
+
+
+def _adjustment(adjustment: Any) -> float:
+    """The value (eV) of one of pymatgen's kinds of energy adjustments."""
+    _check_dictionary(adjustment, "energy adjustment")
+    for names in (("value",), ("adj_per_atom", "n_atoms"), ("adj_per_deg", "temp", "n_atoms")):
+        if all(name in adjustment for name in names):
+            return math.prod(float(adjustment[name]) for name in names)
+    raise ValueError(f"an energy adjustment of an unknown kind, {adjustment.get('@class', list(adjustment))}")
+
+
+def _check_dictionary(value: Any, name: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a dictionary, found {type(value).__name__}")
+
+
+def _finite(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}, which is no finite number")
+    return number
+
+
+class _Json:
+    """Reads values one after the other from a file too large for memory."""
+
+    def __init__(self, file: io.TextIOWrapper, path: pathlib.Path) -> None:
+        self._file, self._path = file, path
+        self._buffer, self._place, self._ended = "", 0, False
+        self._decoder = json.JSONDecoder()
+        self.count = 0  # members of the list read so far
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            while self._place < len(self._buffer):
+                if not self._buffer[self._place].isspace():
+                    return self._buffer[self._place]
+                self._place += 1
+            if not self._read():
+                return ""
+
+    def take(self, expected: str) -> str:
+        """The next character, which must be one of `expected`."""
+        found = self.peek()
+        if not found or found not in expected:
+            raise self.unexpected(f"expected {' or '.join(expected)}")
+        self._place += 1
+        return found
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._buffer, self._place)
+            except json.JSONDecodeError as error:
+                if len(self._buffer) - self._place > MAX_ENTRY or not self._read():
+                    raise self.unexpected(error.msg) from error
+                continue
+            # A number may go on in the next part of the file.
+            if end < len(self._buffer) or not self._read():
+                self._place = end
+                return value
+
+    def unexpected(self, reason: str) -> ValueError:
+        found = repr(self._buffer[self._place : self._place + 20]) if self.peek() else "its end"
+        return ValueError(
+            f"{self._path} is damaged, cut off or of another layout after {self.count} entries, at {found}: {reason}"
+        )
+
+    def _read(self) -> bool:
+        """Reads on, forgetting what was taken; False at the end of the file."""
+        more = self._file.read(max(CHUNK, len(self._buffer) - self._place))  # doubles, so that long values cost little
+        self._buffer, self._place = self._buffer[self._place :] + more, 0
+        return bool(more)
+
+
+def _iterate_list(text: _Json) -> Iterator[Any]:
+    """The members of a list, or of the list under the key "entries"."""
+    if text.peek() == "{":
+        _find_entries(text)
+    text.take("[")
+    if text.peek() == "]":
+        return
+    while True:
+        value = text.value()
+        text.count += 1
+        yield value
+        if text.take(",]") == "]":
+            return
+
+
+def _find_entries(text: _Json) -> None:
+    """Goes to the value of the key "entries"."""
+    text.take("{")
+    while text.peek() != "}":
+        key = text.value()
+        text.take(":")
+        if key == "entries":
+            return
+        text.value()
+        if text.take(",}") == "}":
+            break
+    raise text.unexpected('there is no key "entries"')

@@ -1,0 +1,75 @@
+"""Shares of the loss, and the running means that they are shares of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agedi.loss import Example
+from agedi.training.loss_balance import (
+    LossBalance,
+    RunningMeans,
+    make_balanced_loss,
+    parse_loss_balance,
+    start_means,
+    update_means,
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "shares"),
+    [
+        ("80:20", (0.8, 0.2)),
+        ("80/20", (0.8, 0.2)),
+        ("0.8-0.2", (0.8, 0.2)),
+        ("50%:50%", (0.5, 0.5)),
+        ("30%", (0.7, 0.3)),
+        ("0.25", (0.75, 0.25)),
+        (0.25, (0.75, 0.25)),
+        ((3, 1), (0.75, 0.25)),
+        ({"regressor": 1, "diffusion": 4}, (0.8, 0.2)),
+    ],
+)
+def test_shares_may_be_written_in_many_ways(given, shares):
+    assert parse_loss_balance(given) == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("given", ["80:20:10", "a:b", "", "80 20", {"energy": 1, "forces": 2}, (1, 2, 3)])
+def test_what_is_no_pair_of_shares_is_refused(given):
+    with pytest.raises(ValueError, match="loss_balance must be shares of diffusion and regressor"):
+        parse_loss_balance(given)
+
+
+@pytest.mark.parametrize("given", ["-1:2", "0:0", 1.5, 4820])
+def test_negative_shares_are_refused(given):
+    with pytest.raises(ValueError, match="at least 0 and not both 0"):
+        parse_loss_balance(given)
+
+
+def test_no_balance_is_none():
+    assert parse_loss_balance(None) is None
+
+
+def test_running_means_begin_with_the_first_batch():
+    means = start_means()
+    for diffusion, regressor in ((2.0, 0.5), (4.0, 0.0)):
+        means = update_means(means, {"diffusion": jnp.float32(diffusion), "regressor": jnp.float32(regressor)})
+    # 2 and 0.5, then 1 % of the way to 4 and 0.
+    np.testing.assert_allclose(means, (1.0, 2.02, 0.495), rtol=1e-6)
+
+
+def test_each_part_counts_its_share_in_units_of_its_mean():
+    def example_loss(params, key, example):
+        parts = {"diffusion": 3 * params, "regressor": params**2}
+        return sum(parts.values()), parts
+
+    balanced = make_balanced_loss(example_loss, LossBalance(0.8, 0.2))
+
+    def loss(params, means):
+        return balanced(params, None, Example(*[None] * 6), means)[0]
+
+    means = RunningMeans(*map(jnp.float32, (1.0, 6.0, 0.1)))
+    # At 2: 0.8 x 6 / 6 + 0.2 x 4 / 0.1, of slope 0.8 x 3 / 6 + 0.2 x 4 / 0.1.
+    np.testing.assert_allclose(jax.value_and_grad(loss)(jnp.float32(2), means), (8.8, 8.4), rtol=1e-6)
+    # Before the first step each is its own unit: 0.8 + 0.2, of slope 0.8 x 3 / 6 + 0.2 x 4 / 4.
+    np.testing.assert_allclose(jax.value_and_grad(loss)(jnp.float32(2), start_means()), (1.0, 0.6), rtol=1e-6)

@@ -1,0 +1,90 @@
+"""Learning curves: which panels and lines a run's metrics make."""
+
+import builtins
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from matterform.plots.curves import new_figure, write_learning_curves
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, in order."""
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+
+    def remember(figure, *arguments, **options):
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", remember)
+    return figures
+
+
+def draw(folder, text):
+    (folder / "metrics.csv").write_text(text)
+    write_learning_curves(folder, folder / "curves.png", title="a run")
+    return folder / "curves.png"
+
+
+def lines(axis):
+    return {line.get_label(): np.column_stack(line.get_data()).tolist() for line in axis.lines}
+
+
+def test_each_metric_with_validation_has_a_panel_with_both_lines(tmp_path, drawn):
+    text = "step,epoch,loss,forces,grad_norm,validation_loss,validation_forces\n"
+    text += "2,0.5,4.0,2.0,9.0,,\n4,1.0,3.0,1.5,8.0,3.5,1.75\n8,2.0,2.0,1.0,7.0,2.5,1.25\n"
+    path = draw(tmp_path, text)
+    assert path.read_bytes().startswith(PNG)
+    loss, forces = drawn[0].axes
+    assert (loss.get_title(), forces.get_title()) == ("loss", "forces")
+    assert lines(loss) == {"training": [[0.5, 4], [1, 3], [2, 2]], "validation": [[1, 3.5], [2, 2.5]]}
+    assert lines(forces) == {"training": [[0.5, 2], [1, 1.5], [2, 1]], "validation": [[1, 1.75], [2, 1.25]]}
+    assert (loss.get_yscale(), loss.get_xlabel()) == ("log", "epoch")
+
+
+def test_without_validation_the_loss_is_drawn_alone(tmp_path, drawn):
+    draw(tmp_path, "step,epoch,loss,forces,grad_norm\n2,0.5,4.0,2.0,9.0\n4,1.0,3.0,1.5,8.0\n")
+    (axis,) = drawn[0].axes
+    assert lines(axis) == {"training": [[0.5, 4], [1, 3]]}
+
+
+@pytest.mark.parametrize("value", ["0.0", "-1.0", "nan"])
+def test_what_has_no_logarithm_is_drawn_on_a_linear_scale(tmp_path, drawn, value):
+    draw(tmp_path, f"step,epoch,loss\n2,0.5,4.0\n4,1.0,{value}\n")
+    assert drawn[0].axes[0].get_yscale() == "linear"
+
+
+def test_a_run_without_a_row_gets_no_picture(tmp_path):
+    assert not draw(tmp_path, "step,epoch,loss\n").exists()
+
+
+def test_a_new_picture_replaces_the_old_one_and_leaves_nothing_else(tmp_path):
+    (tmp_path / "curves.png").write_text("old")
+    draw(tmp_path, "step,epoch,loss\n2,0.5,4.0\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "curves.png"}
+    assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
+
+
+def test_panels_stand_side_by_side():
+    figure, axes = new_figure(3, "title")
+    assert len(axes) == 3
+    assert len({axis.get_position().y0 for axis in axes}) == 1
+    assert figure.get_size_inches()[0] > 2 * figure.get_size_inches()[1]
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'matterform\[viz\]'"):
+        new_figure(1)
