@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from matterform.commandline import dispatch, parse, parse_run, report_run, say
+from matterform.commandline_old import dispatch, parse, parse_run, report_run, say
 from matterform.io.files import write_atomically
 from matterform.progress import progress_bar
 

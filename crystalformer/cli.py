@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from crystalformer.config import Model
-from matterform.commandline import dispatch, parse, parse_run, report_run, say
+from matterform.commandline_old import dispatch, parse, parse_run, report_run, say
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:

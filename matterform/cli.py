@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
 
-from matterform.commandline import dispatch, parse, say
+from matterform.commandline_old import dispatch, parse, say
 from matterform.potentials.load import PotentialConfig, open_potential
 from matterform.progress import progress_bar
 

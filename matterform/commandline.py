@@ -1,120 +1,378 @@
-"""What the families' command lines share: dispatch, parsing, one-line errors, and runs that resume."""
+"""Command lines of all families: sub-commands, aliases, settings from files, one-line errors, interrupts.
 
-import argparse
+A command is a frozen dataclass, whose fields are its flags (tyro reads types, defaults and help off it), and a function
+that runs it. Published names of flags are aliases: those in a field's metadata (`matterform.config.setting`) and those
+that a command lists.
+"""
+
 import contextlib
+import contextvars
 import dataclasses
-import io
+import difflib
+import importlib.metadata
 import logging
+import os
 import pathlib
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import tyro
+from tyro import _errors as parse_errors  # the only way to a structured parse error; documented there for applications
 
 from matterform.config import load_config
 from matterform.external import one_line
 
-Run = TypeVar("Run")
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # the user can act on these
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+COMPLETION = "--print-completion"
 
-USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # what the user can mend
+_command_line: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("command_line", default=())
 
 
-def dispatch(
-    program: str, usage: str, commands: Mapping[str, Callable[[Sequence[str]], int]], argv: Sequence[str] | None
+class UsageError(ValueError):
+    """A flag or a value that a command does not understand."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a block that knows what is safe and how to go on."""
+
+
+class Command(NamedTuple):
+    """A sub-command."""
+
+    name: str
+    arguments: type[Any]  # a frozen dataclass; its docstring is the help
+    run: Callable[..., int]  # takes an instance of `arguments`, or for training commands a `TrainingRun`
+    aliases: Mapping[str, str] = types.MappingProxyType({})  # published flag -> our flag, besides the fields' own
+    answers: Mapping[str, str] = types.MappingProxyType(
+        {}
+    )  # published flag without a counterpart -> what to do instead
+    positional: tuple[str, ...] = ()  # flags that words directly after the command stand for, in order
+    training: bool = False  # has --resume and the flags of `Processes`
+    load: Callable[[pathlib.Path], Any] | None = None  # reads --config; by default a YAML file of `arguments`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Training by several processes, each with its own devices."""
+
+    distributed: bool = False  # one of several processes that JAX finds by itself (SLURM, GKE and similar)
+    coordinator: str | None = None  # address of the first process as host:port, where JAX does not find it by itself
+    num_processes: int | None = None  # number of processes; goes with --coordinator
+    process_id: int | None = None  # index of this process, from 0; goes with --coordinator
+
+    def initialize(self) -> None:
+        """Connects the processes, if there are to be several."""
+        if self.distributed or self.coordinator is not None:
+            from matterform.training.mesh import initialize_distributed
+
+            initialize_distributed(self.coordinator, self.num_processes, self.process_id)
+
+
+class TrainingRun(NamedTuple):
+    """Arguments of a training command."""
+
+    config: Any
+    resume: bool
+    processes: Processes
+
+
+class Flag(NamedTuple):
+    """A flag of a command as its dataclass declares it."""
+
+    name: str  # such as --learning-rate
+    shown: tuple[str, ...]  # aliases in the help, such as -n
+    silent: tuple[str, ...]  # published names that are understood
+    owner: type[Any]
+    field: dataclasses.Field[Any]
+
+
+def main(
+    program: str,
+    description: str,
+    commands: Sequence[Command],
+    argv: Sequence[str] | None = None,
+    recipes: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> int:
-    """Runs the command that `argv` (default: the process's arguments) names first, with the rest of it.
+    """Runs the command that `argv` (default: the process's arguments) names.
 
-    Returns what the command returns, 2 after one line on standard error where the user can mend what went wrong, or 130
-    where it was stopped.
+    Args:
+        recipes: by command, settings that replace the defaults of its dataclass.
+
+    Returns:
+        What the command returns; 0 after --help and --version; 2 after one line on standard error if the user can
+        correct the cause; 130 after Ctrl-C.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(usage)
-        return 0 if argv else 2
-    if argv[0] not in commands:
-        return _fail(program, f"unknown command {argv[0]!r}; the commands are {', '.join(commands)}")
-    _configure_logging(program)
+    argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    token = _command_line.set((program, *argv))
     try:
-        return commands[argv[0]](argv[1:])
+        status = _run(program, description, commands, argv, recipes)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of a pipe has enough, as in `--help | head -1`
+        _discard_output()
+        return 0
     except USER_ERRORS as error:
-        logging.getLogger(__name__).debug("where it happened", exc_info=True)
+        logging.getLogger(__name__).debug("traceback of the error", exc_info=True)
         return _fail(program, one_line(error))
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: stopped\n")
-        return 130
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{program}: stopped{f'; {one_line(stop)}' if str(stop) else ''}\n")
+        return INTERRUPTED
+    finally:
+        _command_line.reset(token)
 
 
 def say(message: str) -> None:
-    """One line to the user."""
+    """Writes one line to standard output."""
     sys.stdout.write(f"{message}\n")
 
 
-def parse(arguments: type[Run], prog: str, argv: Sequence[str], default: Any = tyro.MISSING) -> Run:
-    """The arguments of a command as a dataclass; a mistake becomes a ValueError with what tyro says, in one line."""
-    given = {} if default is tyro.MISSING else {"default": default}
-    complaint = io.StringIO()
+@contextlib.contextmanager
+def on_interrupt(describe: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C inside the block ends the command with what `describe` returns: what is safe, where, how to go on."""
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(arguments, prog=prog, args=argv, config=(tyro.conf.OmitArgPrefixes,), **given)
-    except SystemExit as stop:
-        if not stop.code:
-            raise  # --help
-        _, _, text = complaint.getvalue().translate(str.maketrans("", "", "│╭╮╰╯─")).strip().partition("\n")  # no title
-        words = text.split()
-        raise ValueError(" ".join(word for word in words if word.strip("-"))) from stop
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as stop:
+        raise Interrupted(describe()) from stop
 
 
-class RunArguments(NamedTuple):
-    """What a training command was asked for."""
-
-    run: Any  # the run's config
-    resume: bool
-    processes: tuple[str | None, int | None, int | None] | None  # for `initialize_distributed`; None: alone
-
-
-def parse_run(
-    config_class: type[Any], prog: str, explanation: str, argv: Sequence[str], recipe: Any = None
-) -> RunArguments:
-    """Arguments of a training command: fields of `config_class` as flags, over a saved config, over a `recipe`.
-
-    --resume without --config takes the config of the run folder.
-    """
-
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Arguments:
-        config: pathlib.Path | None = None  # YAML of an earlier run; flags override it
-        resume: bool = False  # go on with the run in --run-dir
-        distributed: bool = False  # one of several processes, found by JAX (SLURM, GKE, ...)
-        coordinator: str | None = None  # host:port, where JAX does not find the other processes itself
-        num_processes: int | None = None  # with --coordinator
-        process_id: int | None = None  # with --coordinator: 0, 1, ...
-        run: config_class
-
-    Arguments.__doc__ = explanation
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", type=pathlib.Path, nargs="?")  # without a value it is for tyro to complain
-    early.add_argument("--run-dir", "--run_dir", type=pathlib.Path, nargs="?")
-    early.add_argument("--resume", action="store_true")
-    known, _ = early.parse_known_args(argv)
-    run_dir = recipe.run_dir if known.run_dir is None and recipe is not None else known.run_dir
-    if known.config is None and known.resume and run_dir is not None and run_dir.is_dir():
-        known.config = run_dir / "config.yaml"
-    run = recipe if known.config is None else load_config(config_class, known.config)
-    arguments = parse(Arguments, prog, argv, tyro.MISSING if run is None else Arguments(run=run))
-    together = arguments.distributed or arguments.coordinator is not None
-    processes = (arguments.coordinator, arguments.num_processes, arguments.process_id) if together else None
-    return RunArguments(arguments.run, arguments.resume, processes)
+def this_command(*more: str) -> str:
+    """The running command as a user can type it again, with `more` words unless they are there already."""
+    words = list(_command_line.get())
+    return shlex.join([*words, *(word for word in more if word not in words)])
 
 
 def report_run(program: str, command: str, run_dir: pathlib.Path, result: Any, product: str) -> int:
-    """Says how a run ended and where its `product` lies; returns the exit status."""
+    """Prints how a training run ended and where its `product` is; returns the exit status."""
     if result.outcome == "interrupted":
-        say(f"stopped and saved; go on with: {program} {command} --run-dir {run_dir} --resume")
-        return 130
+        raise Interrupted(
+            f"the run is saved in {run_dir}; go on with: {program} {command} --run-dir {run_dir} --resume"
+        )
     best = "" if result.best_loss is None else f"; lowest validation loss {result.best_loss:.4f}"
     say(f"{result.outcome} after step {int(result.state.step)}{best}; weights in {run_dir / product}")
     return 0
+
+
+def parse(command: Command, program: str, argv: Sequence[str], recipe: Any = None) -> Any:
+    """Arguments of one command from the words after its name.
+
+    Flags override a file given by --config, which overrides the `recipe`, which overrides the dataclass's defaults. A
+    training command with --resume and without --config takes the settings of the run folder.
+
+    Returns:
+        An instance of `command.arguments`, or for training commands a `TrainingRun`.
+
+    Raises:
+        UsageError: with one line on the first mistake.
+    """
+    return _parse(f"{program} {command.name}", _wrapped(command), command, translate(command, argv), recipe)
+
+
+def translate(command: Command, argv: Sequence[str]) -> list[str]:
+    """The words of a command line with published names of flags replaced by ours.
+
+    Raises:
+        UsageError: a published flag that has no counterpart here, with what to do instead.
+    """
+    known = {flag.name for flag in flags_of(command.arguments)}
+    names: dict[str, str] = {}
+    for flag in flags_of(command.arguments):
+        for alias in flag.silent:
+            names[alias] = flag.name
+            names[f"--no-{alias.removeprefix('--')}"] = f"--no-{flag.name.removeprefix('--')}"
+    names |= {_dashed(alias): flag for alias, flag in command.aliases.items()}
+    answers = {_dashed(flag): answer for flag, answer in command.answers.items()}
+    words, leading = [], list(command.positional)
+    for place, word in enumerate(argv):
+        if leading and not word.startswith("-") and place == len(command.positional) - len(leading):
+            words += [leading.pop(0), word]
+            continue
+        name, equals, value = word.partition("=")
+        name = _dashed(name)
+        if name in answers and name not in known:
+            raise UsageError(f"{name}: {answers[name]}")
+        words.append(names[name] + equals + value if name in names and name not in known else word)
+    return words
+
+
+def flags_of(arguments: type[Any]) -> list[Flag]:
+    """The flags that a dataclass and the dataclasses nested in it declare."""
+    found = []
+    hints = typing.get_type_hints(arguments, include_extras=True)
+    for field in dataclasses.fields(arguments):
+        annotation = hints[field.name]
+        extras = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is Annotated else ()
+        bare = typing.get_args(annotation)[0] if extras else annotation
+        if dataclasses.is_dataclass(bare):
+            found += flags_of(typing.cast(type, bare))
+        elif tyro.conf.Positional[int].__metadata__[0] not in extras and field.init:  # pyright: ignore
+            shown = tuple(alias for extra in extras for alias in getattr(extra, "aliases", None) or ())
+            silent = tuple(_dashed(f"--{alias}") for alias in field.metadata.get("aliases", ()))
+            found.append(Flag(_dashed(f"--{field.name}"), shown, silent, arguments, field))
+    return found
+
+
+def _run(
+    program: str, description: str, commands: Sequence[Command], argv: Sequence[str], recipes: Mapping[str, Any]
+) -> int:
+    by_name = {command.name: command for command in commands}
+    if argv and argv[0] == "--version":
+        say(f"{program} {importlib.metadata.version('matterform')}")
+        return 0
+    if argv and argv[0] == COMPLETION:
+        argv = [f"--tyro{COMPLETION[1:]}", *(argv[1:] or ["bash"])]
+    if not argv or argv[0] not in by_name:
+        return _parse_program(program, description, commands, argv or ["--help"], status=0 if argv else 2)
+    command = by_name[argv[0]]
+    arguments = parse(command, program, argv[1:], recipes.get(command.name))
+    if arguments is None:  # --help
+        return 0
+    _configure_logging(program)
+    return command.run(arguments)
+
+
+def _parse_program(
+    program: str, description: str, commands: Sequence[Command], argv: Sequence[str], status: int
+) -> int:
+    """Help, completion, and complaints about what is no command."""
+    names = [command.name for command in commands]
+    if not argv[0].startswith("-"):
+        suggestion = _nearest(argv[0], names, f"the commands are {', '.join(names)}")
+        raise UsageError(f"unknown command {argv[0]!r}; {suggestion}")
+    members = tuple(
+        Annotated[_wrapped(command), tyro.conf.subcommand(name=command.name, description=_summary(command))]  # pyright: ignore
+        for command in commands
+    )
+    with _usage_errors():
+        try:
+            tyro.cli(typing.Union[members], prog=program, description=description, args=argv, config=_CONFIG)  # noqa: UP007
+        except SystemExit as stop:
+            if stop.code:
+                raise
+            return status
+    raise UsageError(f"a command must come first: {', '.join(names)}")
+
+
+def _summary(command: Command) -> str:
+    """The first sentence of a command's help."""
+    return " ".join((command.arguments.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+_CONFIG = (tyro.conf.OmitArgPrefixes,)
+
+
+def _wrapped(command: Command) -> type[Any]:
+    """The command's dataclass, with the flags that every command has and those of training."""
+    config = tyro.conf.arg(help="YAML file with settings of this command; flags override it.")
+    fields: list[Any] = [("config", Annotated[pathlib.Path | None, config], dataclasses.field(default=None))]
+    if command.training:
+        help_text = "Go on with the run in --run-dir, to the same result as without the interruption."
+        fields.append(("resume", Annotated[bool, tyro.conf.arg(help=help_text)], dataclasses.field(default=False)))
+        fields.append(("processes", Processes, dataclasses.field(default=Processes())))
+    # Its docstring stands above all flags and need not be repeated as the heading of its own.
+    fields.append(("settings", Annotated[command.arguments, tyro.conf.arg(name="", help="")]))
+    wrapped = dataclasses.make_dataclass(command.arguments.__name__, fields, frozen=True, kw_only=True)
+    wrapped.__doc__ = command.arguments.__doc__
+    return wrapped
+
+
+def _parse(prog: str, wrapped: type[Any], command: Command, argv: Sequence[str], recipe: Any) -> Any:
+    settings = _saved_settings(command, argv, recipe)
+    given = {} if settings is None else {"default": wrapped(settings=settings)}
+    with _usage_errors(flags_of(wrapped)):
+        try:
+            arguments = tyro.cli(wrapped, prog=prog, args=argv, config=_CONFIG, **given)
+        except SystemExit as stop:
+            if stop.code:
+                raise
+            return None
+    if command.training:
+        return TrainingRun(arguments.settings, arguments.resume, arguments.processes)
+    return arguments.settings
+
+
+def _saved_settings(command: Command, argv: Sequence[str], recipe: Any) -> Any:
+    """Settings from --config, or from the folder of a run that is resumed; else the recipe."""
+    path = _value_of("--config", argv)
+    if path is None and command.training and "--resume" in argv:
+        run_dir = _value_of("--run-dir", argv) or (None if recipe is None else recipe.run_dir)
+        if run_dir is not None and pathlib.Path(run_dir).is_dir():
+            path = pathlib.Path(run_dir) / "config.yaml"
+    if path is None:
+        return recipe
+    return command.load(pathlib.Path(path)) if command.load else load_config(command.arguments, path)
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The last value of a flag, as in `--flag value` or `--flag=value`."""
+    value = None
+    for word, after in zip(argv, [*argv[1:], ""], strict=False):
+        name, equals, joined = word.partition("=")
+        if _dashed(name) == flag:
+            value = joined if equals else after
+    return value or None
+
+
+@contextlib.contextmanager
+def _usage_errors(flags: Sequence[Flag] = ()) -> Iterator[None]:
+    """Turns tyro's complaints into a `UsageError` of one line."""
+
+    def complain(event: Any) -> None:
+        raise UsageError(_explained(event, flags))
+
+    with parse_errors.on_parse_error(complain):
+        yield
+
+
+def _explained(event: Any, flags: Sequence[Flag]) -> str:
+    """One line on a parse error of tyro."""
+    unknown = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
+    if unknown:
+        name = next((token for token in unknown if token.startswith("-")), None)
+        if name is None:
+            return f"unexpected {unknown[0]!r}; `{event.prog} --help` lists the flags"
+        flag = _dashed(name.partition("=")[0])
+        names = [name for known in flags for name in (known.name, *known.shown, *known.silent)]
+        return f"unknown flag {flag}; {_nearest(flag, names, f'`{event.prog} --help` lists the flags')}"
+    if isinstance(event, parse_errors.MissingArgs):
+        missing = [_name_of(context.arg) for context in event.missing_arguments]
+        return f"{' and '.join(missing)} must be given; see `{event.prog} --help`"
+    if isinstance(event, parse_errors.MissingSubcommand):
+        return f"a command must come first: {', '.join(event.subcommand_spec.parser_from_name)}"
+    if isinstance(event, parse_errors.InvalidChoice):
+        choices = [choice for choice in event.choices]
+        found = f"{_name_of(event.argument)} must be one of {', '.join(choices)}; got {event.value!r}"
+        close = difflib.get_close_matches(event.value, choices, n=1)
+        return f"{found}; did you mean {close[0]}?" if close else found
+    if isinstance(event, parse_errors.BadValue):
+        return f"{_name_of(event.argument)} needs a value; see `{event.prog} --help`"
+    if isinstance(event, parse_errors.InstantiationFailure):
+        where = "" if event.argument is None else f"{_name_of(event.argument)}: "
+        return one_line(ValueError(f"{where}{event.message}"))
+    title, _ = parse_errors._render(event)
+    return f"{title}; see `{event.prog} --help`"
+
+
+def _name_of(argument: Any) -> str:
+    if argument.is_positional() or not argument.lowered.name_or_flags:
+        return str(argument.lowered.metavar)
+    return argument.lowered.name_or_flags[-1]
+
+
+def _nearest(name: str, known: Sequence[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+def _dashed(flag: str) -> str:
+    """A flag with dashes for underscores."""
+    return flag.replace("_", "-") if flag.startswith("--") else flag
 
 
 def _fail(program: str, message: str) -> int:
@@ -122,8 +380,14 @@ def _fail(program: str, message: str) -> int:
     return 2
 
 
+def _discard_output() -> None:
+    """Nothing more can be written: what is buffered goes nowhere instead of failing once more at exit."""
+    with contextlib.suppress(OSError, ValueError):  # a standard output that is no file needs nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _configure_logging(program: str) -> None:
-    """Our own messages, but of other libraries only warnings: orbax reports every file it touches."""
+    """Shows our own messages, but of other libraries only warnings: orbax reports every file it touches."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING)
     for name in (program, "matterform"):

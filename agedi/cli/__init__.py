@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 
-from matterform.commandline import dispatch
+from matterform.commandline_old import dispatch
 
 USAGE = """usage: agedi COMMAND [OPTIONS]
 

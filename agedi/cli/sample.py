@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from matterform.commandline import parse, say
+from matterform.commandline_old import parse, say
 
 if TYPE_CHECKING:
     import ase

@@ -12,7 +12,7 @@ import tyro
 
 from agedi.diffusion import BEST, HPARAMS, LAST, load_hparams, split_checkpoint
 from agedi.training.config import FitConfig, TrainConfig, load_run, train_config
-from matterform.commandline import parse, say
+from matterform.commandline_old import parse, say
 from matterform.config import load_values, to_dict
 from matterform.io.files import existing
 from matterform.training.checkpoint import complete_steps

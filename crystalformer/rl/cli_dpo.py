@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from matterform.commandline import parse_run, report_run
+from matterform.commandline_old import parse_run, report_run
 
 DPO = """Fine-tunes weights on preferences: towards the chosen crystal of each pair, away from the rejected one.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from matterform.commandline import parse_run, say
+from matterform.commandline_old import parse_run, say
 
 PPO = """Fine-tunes weights towards a reward: samples crystals, scores them, follows the gradient; again and again.
 

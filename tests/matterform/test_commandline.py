@@ -1,12 +1,29 @@
-"""What both families' command lines do with arguments, mistakes, saved configs and recipes."""
+"""What all command lines do with arguments, published names, mistakes, saved settings, recipes and interrupts."""
 
 import dataclasses
+import os
 import pathlib
-from typing import Any, NamedTuple
+import signal
+import subprocess
+import sys
+import time
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pytest
+import tyro
 
-from matterform.commandline import dispatch, parse, parse_run, report_run
+from matterform.commandline import (
+    Command,
+    Interrupted,
+    UsageError,
+    flags_of,
+    main,
+    on_interrupt,
+    parse,
+    report_run,
+    this_command,
+    translate,
+)
 from matterform.config import save_config
 
 
@@ -14,15 +31,24 @@ from matterform.config import save_config
 class Optimizer:
     """What learns."""
 
-    rate: float = 0.1
+    learning_rate: float = dataclasses.field(default=0.1, metadata={"aliases": ("lr",)})  # step size
+    kind: Literal["adam", "adamw"] = "adam"  # algorithm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run."""
+    """Trains something.
 
-    run_dir: pathlib.Path
-    epochs: int = 5
+    prog train --run-dir x
+    """
+
+    run_dir: pathlib.Path  # folder of the run
+    epochs: int = 5  # passes over the data
+    radioactive: bool = True  # whether to allow radioactive elements
+    num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = dataclasses.field(
+        default=3, metadata={"aliases": ("n_samples",)}
+    )  # how many
+    model: pathlib.Path | None = None  # weights
     optimizer: Optimizer = Optimizer()
 
     def __post_init__(self) -> None:
@@ -30,78 +56,127 @@ class Config:
             raise ValueError(f"epochs must be at least 1; got {self.epochs}")
 
 
+def command(run: Any = lambda arguments: 0, *, training: bool = False, name: str = "do") -> Command:
+    return Command(
+        name,
+        Config,
+        run,
+        aliases={"--restore_path": "--model", "--remove_radioactive": "--no-radioactive"},
+        answers={"--n_workers": "not needed here: one process uses all devices"},
+        positional=("--model",),
+        training=training,
+    )
+
+
 def parsed(*argv: str, recipe: Config | None = None) -> Any:
-    return parse_run(Config, "prog train", "Trains.", argv, recipe)
+    return parse(command(training=True), "prog", argv, recipe)
+
+
+def status(run: Any, *argv: str) -> int:
+    return main("prog", "What it does.", [command(run), command(run, name="undo")], ["do", "--run-dir", "x", *argv])
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("bad\n  value"), FileNotFoundError("bad value"), ImportError("bad value")], ids=repr
 )
-def test_what_the_user_can_mend_is_one_line_and_status_2(error, capsys):
-    def fail(rest):
+def test_what_the_user_can_correct_is_one_line_and_status_2(error, capsys):
+    def fail(arguments):
         raise error
 
-    assert dispatch("prog", "usage", {"do": fail}, ["do"]) == 2
+    assert status(fail) == 2
     assert capsys.readouterr() == ("", "prog: bad value\n")
 
 
 def test_a_fault_of_ours_is_no_mistake_of_the_user():
-    def fail(rest):
+    def fail(arguments):
         raise KeyError("forgotten")
 
     with pytest.raises(KeyError, match="forgotten"):
-        dispatch("prog", "usage", {"do": fail}, ["do"])
+        status(fail)
 
 
-def test_commands_get_the_rest_and_their_status_is_returned(capsys):
-    assert dispatch("prog", "usage", {"do": len}, ["do", "a", "b", "c"]) == 3
-    assert dispatch("prog", "usage", {"do": lambda rest: 7}, ["do"]) == 7
-
-    def stop(rest):
-        raise KeyboardInterrupt
-
-    assert dispatch("prog", "usage", {"do": stop}, ["do"]) == 130
-    assert capsys.readouterr().err == "prog: stopped\n"
+def test_commands_get_their_settings_and_their_status_is_returned():
+    assert status(lambda config: config.num_samples + 4) == 7
+    assert status(lambda config: config.num_samples, "-n", "9") == 9
 
 
-def test_without_a_command_the_usage_is_shown(capsys):
-    assert dispatch("prog", "usage", {}, ["--help"]) == 0
-    assert dispatch("prog", "usage", {}, []) == 2
-    assert capsys.readouterr().out == "usage" * 2
-    assert dispatch("prog", "usage", {"do": len, "undo": len}, ["redo"]) == 2
-    assert capsys.readouterr().err == "prog: unknown command 'redo'; the commands are do, undo\n"
+def test_help_version_and_completion_go_to_standard_output(capsys):
+    commands = [command(), command(name="undo")]
+    assert main("prog", "What it does.", commands, ["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "What it does." in text
+    assert "undo Trains something." in " ".join(text.split())
+    assert main("prog", "What it does.", commands, []) == 2
+    assert capsys.readouterr().out == text
+    assert main("prog", "What it does.", commands, ["do", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("Trains something.") == 1
+    assert "passes over the data (default: 5)" in " ".join(text.replace("│", " ").split())
+    assert "--config" in text
+    assert main("prog", "What it does.", commands, ["--version"]) == 0
+    assert capsys.readouterr().out.startswith("prog ")
+    assert main("prog", "What it does.", commands, ["--print-completion", "bash"]) == 0
+    assert "undo" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "line"),
     [
-        (["--run-dir", "x", "--epoch-s", "3"], "--epoch-s"),
-        (["--epochs", "3"], "--run-dir"),
-        (["--run-dir", "x", "--epochs", "three"], "--epochs"),
-        (["--run-dir"], "--run-dir"),
+        (["redo"], "unknown command 'redo'; did you mean do?"),
+        (["xyz"], "unknown command 'xyz'; the commands are do, undo"),
+        (["do", "--run-dir", "x", "--epoch-s", "3"], "unknown flag --epoch-s; did you mean --epochs?"),
+        (["do", "--epochs", "3"], "--run-dir must be given; see `prog do --help`"),
+        (["do", "--run-dir", "x", "--epochs", "three"], "--epochs: invalid literal for int() with base 10: 'three'"),
+        (["do", "--run-dir"], "--run-dir needs a value; see `prog do --help`"),
+        (["do", "--run-dir", "x", "--epochs", "0"], "epochs must be at least 1; got 0"),
+        (
+            ["do", "--run-dir", "x", "--kind", "adamww"],
+            "--kind must be one of adam, adamw; got 'adamww'; did you mean adamw?",
+        ),
+        (["do", "--run-dir", "x", "y"], "unexpected 'y'; `prog do --help` lists the flags"),
+        (["do", "--n-workers", "4"], "--n-workers: not needed here: one process uses all devices"),
     ],
 )
-def test_wrong_flags_are_named_in_one_line(argv, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        parse(Config, "prog", argv)
-    assert "\n" not in str(caught.value)
-    assert not set(str(caught.value)) & set("│╭╮╰╯")
+def test_mistakes_are_one_readable_line(argv, line, capsys):
+    assert main("prog", "What it does.", [command(), command(name="undo")], argv) == 2
+    assert capsys.readouterr() == ("", f"prog: {line}\n")
 
 
-def test_nested_fields_are_flags_of_their_own_name():
-    found = parse(Config, "prog", ["--run-dir", "x", "--rate", "0.5"])
-    assert found == Config(run_dir=pathlib.Path("x"), optimizer=Optimizer(rate=0.5))
+def test_published_names_are_silent_aliases(capsys):
+    argv = ["--run_dir", "x", "--lr=0.5", "--n_samples", "7", "--restore_path", "w", "--remove_radioactive"]
+    run = parse(command(), "prog", argv)
+    assert run == Config(
+        run_dir=pathlib.Path("x"),
+        num_samples=7,
+        model=pathlib.Path("w"),
+        radioactive=False,
+        optimizer=Optimizer(learning_rate=0.5),
+    )
+    assert capsys.readouterr() == ("", "")
+
+
+def test_words_after_the_command_stand_for_flags():
+    assert translate(command(), ["weights", "--run-dir", "x"]) == ["--model", "weights", "--run-dir", "x"]
+    assert translate(command(), ["--run-dir", "x", "weights"]) == ["--run-dir", "x", "weights"]
+
+
+def test_flags_are_listed_with_their_aliases():
+    found = {flag.name: (flag.shown, flag.silent) for flag in flags_of(Config)}
+    assert found["--num-samples"] == (("-n",), ("--n-samples",))
+    assert found["--learning-rate"] == ((), ("--lr",))
+    assert len(found) == 7
 
 
 def test_flags_override_a_saved_config_which_overrides_a_recipe(tmp_path):
-    recipe = Config(run_dir=tmp_path / "recipe", epochs=7, optimizer=Optimizer(rate=0.7))
-    assert parsed(recipe=recipe).run == recipe
-    assert parsed("--epochs", "8", recipe=recipe).run == dataclasses.replace(recipe, epochs=8)
-    saved = Config(run_dir=tmp_path / "saved", epochs=3, optimizer=Optimizer(rate=0.3))
+    recipe = Config(run_dir=tmp_path / "recipe", epochs=7, optimizer=Optimizer(learning_rate=0.7))
+    assert parsed(recipe=recipe).config == recipe
+    assert parsed("--epochs", "8", recipe=recipe).config == dataclasses.replace(recipe, epochs=8)
+    saved = Config(run_dir=tmp_path / "saved", epochs=3, optimizer=Optimizer(learning_rate=0.3))
     save_config(saved, tmp_path / "config.yaml")
-    flags = ["--config", str(tmp_path / "config.yaml"), "--rate", "0.9"]
-    expected = dataclasses.replace(saved, optimizer=Optimizer(rate=0.9))
-    assert parsed(*flags).run == parsed(*flags, recipe=recipe).run == expected
+    flags = ["--config", str(tmp_path / "config.yaml"), "--lr", "0.9"]
+    expected = dataclasses.replace(saved, optimizer=Optimizer(learning_rate=0.9))
+    assert parsed(*flags).config == parsed(*flags, recipe=recipe).config == expected
+    assert parse(command(), "prog", flags) == expected  # a command that trains nothing has --config as well
 
 
 @pytest.mark.parametrize("flag", ["--run-dir", "--run_dir"])
@@ -109,17 +184,17 @@ def test_resuming_needs_only_the_run_folder(tmp_path, flag):
     saved = Config(run_dir=tmp_path, epochs=3)
     save_config(saved, tmp_path / "config.yaml")
     found = parsed(flag, str(tmp_path), "--resume", "--epochs", "9")
-    assert (found.run, found.resume, found.processes) == (dataclasses.replace(saved, epochs=9), True, None)
+    assert (found.config, found.resume) == (dataclasses.replace(saved, epochs=9), True)
     recipe = Config(run_dir=tmp_path, epochs=7)
-    assert parsed("--resume", recipe=recipe).run.epochs == 3
-    assert parsed("--run-dir", str(tmp_path)).run.epochs == 5  # a new run does not look there
+    assert parsed("--resume", recipe=recipe).config.epochs == 3
+    assert parsed("--run-dir", str(tmp_path)).config.epochs == 5  # a new run does not look there
 
 
 def test_a_folder_without_a_run_is_named_where_it_is_to_be_resumed(tmp_path):
     with pytest.raises((ValueError, OSError), match=str(tmp_path)):
         parsed("--run-dir", str(tmp_path), "--resume")
-    # A folder that is not there at all is for the run to complain about.
-    assert parsed("--run-dir", str(tmp_path / "new"), "--resume").run.epochs == 5
+    # A folder that does not exist at all is for the run to report.
+    assert parsed("--run-dir", str(tmp_path / "new"), "--resume").config.epochs == 5
 
 
 def test_a_wrong_saved_config_is_named(tmp_path):
@@ -129,15 +204,79 @@ def test_a_wrong_saved_config_is_named(tmp_path):
         parsed("--config", str(path))
 
 
-def test_impossible_values_are_refused_like_wrong_flags():
-    with pytest.raises(ValueError, match="epochs must be at least 1; got 0"):
-        parsed("--run-dir", "x", "--epochs", "0")
-
-
 def test_processes_are_asked_for_by_a_flag_or_a_coordinator():
-    assert parsed("--run-dir", "x", "--distributed").processes == (None, None, None)
+    assert parsed("--run-dir", "x", "--distributed").processes.distributed
     flags = ["--coordinator", "host:1", "--num-processes", "2", "--process-id", "1"]
-    assert parsed("--run-dir", "x", *flags).processes == ("host:1", 2, 1)
+    processes = parsed("--run-dir", "x", *flags).processes
+    assert (processes.coordinator, processes.num_processes, processes.process_id) == ("host:1", 2, 1)
+
+
+def test_an_interrupt_says_what_is_safe_and_how_to_go_on(capsys):
+    def stop(config):
+        with on_interrupt(lambda: f"3 rows are in {config.run_dir}; go on with: {this_command('--resume')}"):
+            raise KeyboardInterrupt
+
+    assert status(stop) == 130
+    expected = "prog: stopped; 3 rows are in x; go on with: prog do --run-dir x --resume\n"
+    assert capsys.readouterr() == ("", expected)
+
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    assert status(interrupt) == 130
+    assert capsys.readouterr().err == "prog: stopped\n"
+
+
+def test_what_is_nested_in_an_interruptible_block_may_know_better():
+    with pytest.raises(Interrupted, match="inner"), on_interrupt(lambda: "outer"), on_interrupt(lambda: "inner"):
+        raise KeyboardInterrupt
+
+
+PROGRAM = """
+import dataclasses, sys, time
+from matterform.commandline import Command, main, on_interrupt, say
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nothing:
+    '''Does nothing.'''
+def run(arguments):
+    with on_interrupt(lambda: 'all is in x'):
+        say('begun')
+        sys.stdout.flush()
+        for _ in range(600):
+            time.sleep(0.1)
+def fill(arguments):
+    for _ in range(100_000):
+        say('a line')
+    return 0
+sys.exit(main('prog', 'd', [Command('run', Nothing, run), Command('fill', Nothing, fill)]))
+"""
+
+
+def test_a_real_interrupt_ends_with_130():
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A process that a shell starts in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "prog: stopped; all is in x\n")
+
+
+def test_a_closed_pipe_ends_quietly():
+    read, write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, "fill"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert os.read(read, 7) == b"a line\n"
+    os.close(read)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
 
 
 class State(NamedTuple):
@@ -157,5 +296,10 @@ def test_the_end_of_a_run_says_what_comes_next(capsys):
     assert capsys.readouterr().out == expected
     assert report_run("prog", "train", folder, Result(State(12), "early_stop", None), "model") == 0
     assert capsys.readouterr().out == "early_stop after step 12; weights in runs/one/model\n"
-    assert report_run("prog", "train", folder, Result(State(5), "interrupted", None), "model") == 130
-    assert "prog train --run-dir runs/one --resume" in capsys.readouterr().out
+    with pytest.raises(Interrupted, match="prog train --run-dir runs/one --resume"):
+        report_run("prog", "train", folder, Result(State(5), "interrupted", None), "model")
+
+
+def test_a_usage_error_is_a_value_error():
+    with pytest.raises(UsageError):
+        parsed("--nothing")
