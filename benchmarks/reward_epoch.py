@@ -40,7 +40,7 @@ from crystalformer.checkpoint.pretrained import load_pretrained, training_spaceg
 from crystalformer.data.crystals import Crystals, to_structures
 from crystalformer.data.primitive import build_structures
 from crystalformer.rl.ppo.rollout import Stopwatch, score_built
-from crystalformer.rl.reward.base import ehull_reward
+from crystalformer.rl.reward.energy import ehull_reward
 from crystalformer.sampling.sample import sample
 from crystalformer.symmetry.wyckoff import draw_spacegroups
 from matterform.io.formats import read_structures

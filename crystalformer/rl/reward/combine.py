@@ -1,4 +1,4 @@
-"""Rewards made of rewards: weighted sums, clips, penalties for what is not valid, bonuses for what is new."""
+"""Rewards built from other rewards: weighted sums, clipping, penalties for invalid and bonuses for new crystals."""
 
 import os
 from collections import Counter
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     import pymatgen.core
 
 MATCHER = MatcherConfig()
-MAX_BALANCED = 7  # elements of a composition whose oxidation states are tried
+MAX_SMACT_ELEMENTS = 7  # SMACT tries all combinations of oxidation states: seconds per composition from 8 elements on
 
-Judge = Callable[["Sequence[pymatgen.core.Structure]"], Bool[np.ndarray, " b"]]
+Test = Callable[["Sequence[pymatgen.core.Structure]"], Bool[np.ndarray, " b"]]  # True where a structure passes
 
 
 def weighted_sum(parts: Sequence[tuple[float, Reward]]) -> Reward:
-    """The sum of weight x reward; a crystal at which any of them fails gets the worst of the sum.
+    """The sum of weight x reward; a crystal for which any reward fails gets the worst value of the sum.
 
-    Details keep their names, but for those that two rewards have in common, which are put behind the reward's name.
+    Details keep their names; a name that occurs in two rewards is prefixed with the name of the reward.
 
     Raises:
-        ValueError: no parts, a weight that is not positive, or two rewards of one name.
+        ValueError: there are no rewards, a weight is not positive, or two rewards have the same name.
     """
     names = [reward.name for _, reward in parts]
     if not parts or len(set(names)) < len(names):
@@ -51,7 +51,11 @@ def weighted_sum(parts: Sequence[tuple[float, Reward]]) -> Reward:
 
 
 def clipped(reward: Reward, low: float, high: float) -> Reward:
-    """The reward within [low, high], its worst as well."""
+    """The reward, and its worst value, clipped to [low, high].
+
+    Raises:
+        ValueError: `low` is not below `high`.
+    """
     if not low < high:
         raise ValueError(f"clips must be ordered; got low = {low:g}, high = {high:g}")
     worst = float(np.clip(reward.worst, low, high))
@@ -64,36 +68,52 @@ def clipped(reward: Reward, low: float, high: float) -> Reward:
 
 
 def with_validity_penalty(reward: Reward, penalty: float) -> Reward:
-    """Less by `penalty` where atoms are too close for their covalent radii or the density is not that of a solid."""
+    """The reward minus `penalty` if atoms are closer than their covalent radii allow or the density is not a solid's.
+
+    Raises:
+        ValueError: the penalty is negative or not finite.
+    """
     return _with_penalty(reward, penalty, "valid", lambda structures, scores: strict_validity(structures).valid)
 
 
 def with_composition_penalty(reward: Reward, penalty: float) -> Reward:
-    """Less by `penalty` where oxidation states cannot balance (SMACT; real crystals pass at 90 %).
+    """The reward minus `penalty` if no combination of oxidation states is neutral (SMACT; 90 % of real crystals pass).
 
-    The penalty falls also on more than 7 elements: SMACT tries all combinations, and takes seconds from 8 on.
+    Crystals of more than 7 elements, which SMACT would take seconds for, get the penalty as well.
+
+    Raises:
+        ValueError: the penalty is negative or not finite.
     """
 
-    def judge(structures: "Sequence[pymatgen.core.Structure]", scores: Scores) -> Bool[np.ndarray, " b"]:
-        few = [index for index, structure in enumerate(structures) if len(structure.composition) <= MAX_BALANCED]
+    def passes(structures: "Sequence[pymatgen.core.Structure]", scores: Scores) -> Bool[np.ndarray, " b"]:
+        few = [index for index, structure in enumerate(structures) if len(structure.composition) <= MAX_SMACT_ELEMENTS]
         valid = np.zeros(len(structures), bool)
         valid[few] = compositional_validity([structures[index] for index in few])
         return valid
 
-    return _with_penalty(reward, penalty, "valid_composition", judge)
+    return _with_penalty(reward, penalty, "valid_composition", passes)
 
 
 def with_unknown_penalty(reward: Reward, penalty: float) -> Reward:
-    """Less by `penalty` where the hull of the reward `ehull` has no reference of all elements of a crystal.
+    """The reward minus `penalty` if the hull of the reward `ehull` has no entry with all elements of a crystal.
 
-    In such chemical systems whatever is bound lies below the hull, which is what a policy soon finds out. It does so of
-    elements too, which are at zero by convention in a hull of formation energies.
+    In such a chemical system almost any bound crystal lies below the hull, and a policy learns to exploit that. So it
+    does with pure elements in a hull of formation energies, where they are zero by convention.
+
+    Raises:
+        ValueError: the penalty is negative or not finite.
     """
     return _with_penalty(reward, penalty, KNOWN_SYSTEM, lambda structures, scores: scores.details[KNOWN_SYSTEM])
 
 
 def with_uniqueness_bonus(reward: Reward, bonus: float, config: MatcherConfig = MATCHER) -> Reward:
-    """More by `bonus` for the first of its kind among the crystals scored together, relaxed where the reward did so."""
+    """The reward plus `bonus` for the first of each group of matching crystals that are scored together.
+
+    Relaxed structures are compared where the reward relaxes.
+
+    Raises:
+        ValueError: the bonus is negative or not finite.
+    """
     return _with_bonus(reward, bonus, "unique", lambda structures: is_unique(structures, config))
 
 
@@ -103,46 +123,49 @@ def with_novelty_bonus(
     reference: "str | os.PathLike[str] | Iterable[pymatgen.core.Structure]",
     config: MatcherConfig = MATCHER,
 ) -> Reward:
-    """More by `bonus` for crystals that match none of `reference`, relaxed where the reward did so.
+    """The reward plus `bonus` for crystals that match none of `reference`, after relaxation where the reward relaxes.
 
     Args:
-        reference: crystals, or a file of them in any format of `matterform.io.formats`; read now, once, and sorted by
-            formula. Those of a CSV or CIF are parsed only when a crystal of the formula that they state comes up.
+        reference: crystals, or a file of crystals in any format of `matterform.io.formats`. It is read once, now, and
+            indexed by formula; entries of a CSV or CIF are parsed when a crystal of their formula is scored.
+
+    Raises:
+        ValueError: the bonus is negative or not finite, or the file cannot be read.
     """
     known = read_known(reference) if isinstance(reference, (str, os.PathLike)) else index_known(reference)
 
-    def judge(structures: "Sequence[pymatgen.core.Structure]") -> Bool[np.ndarray, " b"]:
+    def passes(structures: "Sequence[pymatgen.core.Structure]") -> Bool[np.ndarray, " b"]:
         formulas = {structure.composition.reduced_formula for structure in structures}
         return is_novel(structures, [other for formula in formulas for other in known.find(formula)], config)
 
-    return _with_bonus(reward, bonus, "novel", judge)
+    return _with_bonus(reward, bonus, "novel", passes)
 
 
 def _with_penalty(
     reward: Reward,
     penalty: float,
     name: str,
-    judge: "Callable[[Sequence[pymatgen.core.Structure], Scores], Shaped[np.ndarray, ' b']]",
+    passes: "Callable[[Sequence[pymatgen.core.Structure], Scores], Shaped[np.ndarray, ' b']]",
 ) -> Reward:
-    """Where `judge` does not say 1; what it says is the detail `name`.
+    """Subtracts `penalty` where `passes` does not return 1; its result becomes the detail `name`.
 
-    The worst is lower by the penalty too, so that a crystal that failed stays below.
+    The worst value is lowered as well, so that a crystal without a value never ranks above one with a penalty.
     """
     _check_size("penalty", penalty)
     worst = reward.worst - penalty
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
         scores = reward.score(structures)
-        good = judge(structures, scores)
-        values = scores.values - np.where(good == 1, 0.0, penalty)
-        details = scores.details | {name: good.astype(np.float64)}
+        passed = passes(structures, scores)
+        values = scores.values - np.where(passed == 1, 0.0, penalty)
+        details = scores.details | {name: passed.astype(np.float64)}
         return make_scores(values, scores.problems, worst, details, scores.relaxed)
 
     return Reward(reward.name, score, worst)
 
 
-def _with_bonus(reward: Reward, bonus: float, name: str, judge: Judge) -> Reward:
-    """Where `judge` says yes; it sees only the crystals that the reward could evaluate, as they are after it."""
+def _with_bonus(reward: Reward, bonus: float, name: str, passes: Test) -> Reward:
+    """Adds `bonus` where `passes` is True; it gets the crystals that have a value, relaxed if the reward relaxes."""
     _check_size("bonus", bonus)
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
@@ -151,10 +174,10 @@ def _with_bonus(reward: Reward, bonus: float, name: str, judge: Judge) -> Reward
         for index, relaxed in enumerate(scores.relaxed or []):
             final[index] = final[index] if relaxed is None else relaxed
         evaluated = [index for index, problem in enumerate(scores.problems) if not problem]
-        good = np.full(len(final), np.nan)
-        good[evaluated] = judge([final[index] for index in evaluated])
-        values = scores.values + bonus * np.nan_to_num(good)
-        return make_scores(values, scores.problems, reward.worst, scores.details | {name: good}, scores.relaxed)
+        passed = np.full(len(final), np.nan)
+        passed[evaluated] = passes([final[index] for index in evaluated])
+        values = scores.values + bonus * np.nan_to_num(passed)
+        return make_scores(values, scores.problems, reward.worst, scores.details | {name: passed}, scores.relaxed)
 
     return Reward(reward.name, score, reward.worst)
 
@@ -165,7 +188,7 @@ def _check_size(name: str, size: float) -> None:
 
 
 def _merged_details(names: Sequence[str], scores: Sequence[Scores]) -> dict[str, Float[np.ndarray, " b"]]:
-    """The details of all, and the value of each as `reward_NAME`."""
+    """The details of all rewards, and the value of each reward as the detail `reward_NAME`."""
     times = Counter(key for scored in scores for key in scored.details)
     merged = {f"reward_{name}": scored.values for name, scored in zip(names, scores, strict=True)}
     for name, scored in zip(names, scores, strict=True):

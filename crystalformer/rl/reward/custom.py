@@ -1,4 +1,4 @@
-"""Rewards by a user's function, named `module:function`, whose faults are told in one line each."""
+"""Rewards computed by a user's function, `module:function`; its errors are reported in one line each."""
 
 import concurrent.futures
 import contextlib
@@ -24,7 +24,7 @@ WORST = -10.0
 
 
 class Workers(NamedTuple):
-    """`size` processes that share the crystals of a batch."""
+    """Worker processes among which a batch of structures is split."""
 
     pool: concurrent.futures.Executor
     size: int
@@ -32,7 +32,7 @@ class Workers(NamedTuple):
 
 @contextlib.contextmanager
 def open_workers(size: int) -> Iterator[Workers | None]:
-    """`size` processes for as long as the block lasts; None for 0."""
+    """Starts `size` worker processes for the duration of the block; None if `size` is 0."""
     if not size:
         yield None
         return
@@ -41,23 +41,24 @@ def open_workers(size: int) -> Iterator[Workers | None]:
 
 
 def custom_reward(target: str, worst: float = WORST, workers: Workers | None = None) -> Reward:
-    """The reward of a function of a list of pymatgen Structures that returns as many numbers, larger is better.
+    """The reward computed by a function: list of pymatgen Structures -> one number per structure, larger is better.
 
     Args:
         target: `module:function`; modules in the current folder are found.
-        worst: the reward of crystals that cannot be built. Lower numbers of the function count as this one, which is
-            logged the first time.
-        workers: each gets a part of the batch, so that the function must judge crystals one by one.
+        worst: reward of crystals that cannot be built. Lower values of the function are raised to it, with a warning
+            the first time.
+        workers: processes among which a batch is split; the function must then score each crystal independently.
 
     Raises:
-        ValueError: there is no such function; later, when it raises or returns anything but finite numbers.
+        ValueError: there is no such function. `Reward.score` raises it when the function raises, or returns anything
+            but finite numbers.
     """
     load_function(target)
     warned = False
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
         nonlocal warned
-        if not structures:  # nothing of a batch could be built, which no user's function should have to know of
+        if not structures:  # no crystal of a batch could be built; a user's function need not handle empty lists
             values = np.zeros(0)
         elif workers is None:
             values = evaluate(target, list(structures))
@@ -66,8 +67,8 @@ def custom_reward(target: str, worst: float = WORST, workers: Workers | None = N
         if (low := values < worst).any() and not warned:
             warned = True
             logger.warning(
-                "%d of %d values of the reward %s lie below %g, the reward of crystals that cannot be built, and count "
-                "as it (said once): lower --custom-worst to tell them apart; the lowest is %g",
+                "%d of %d values of the reward %s lie below %g, the reward of crystals that cannot be built, and are "
+                "raised to it (logged once): lower --custom-worst to keep them apart; the lowest value is %g",
                 *(low.sum(), len(values), target, worst, values.min()),
             )
         return make_scores(values, [""] * len(structures), worst)
@@ -76,7 +77,11 @@ def custom_reward(target: str, worst: float = WORST, workers: Workers | None = N
 
 
 def evaluate(target: str, structures: "list[pymatgen.core.Structure]") -> Float[np.ndarray, " b"]:
-    """What the function says of `structures`, checked: what a worker process does."""
+    """Calls the function on `structures` and checks what it returns.
+
+    Raises:
+        ValueError: the function raises, or does not return one finite number per structure.
+    """
     function = load_function(target)
     with Explained(f"the reward {target}"):
         returned = np.asarray(function(structures))
@@ -99,10 +104,10 @@ def evaluate(target: str, structures: "list[pymatgen.core.Structure]") -> Float[
 
 @functools.cache
 def load_function(target: str) -> "Callable[[list[pymatgen.core.Structure]], Any]":
-    """The function that `module:function` names.
+    """The function `module:function`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the module cannot be imported, or has no such function.
     """
     return load_callable(target, "the reward", "module:function, such as my_rewards:density")
 
@@ -118,7 +123,7 @@ def _evaluate_in_parts(
 
 
 def _evaluate_in_worker(target: str, structures: "list[pymatgen.core.Structure]") -> Float[np.ndarray, " b"]:
-    """`evaluate`, where Ctrl-C is not seen, so that an interrupt is the function's own and must not end the run."""
+    """`evaluate` in a worker, which ignores Ctrl-C: a KeyboardInterrupt is then an error of the function itself."""
     try:
         return evaluate(target, structures)
     except KeyboardInterrupt as error:

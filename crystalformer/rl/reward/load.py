@@ -1,4 +1,4 @@
-"""From a command line's flags to a reward; what is missing is said in one line before anything is loaded."""
+"""Builds the reward that a `RewardConfig` describes; missing settings are reported before anything is loaded."""
 
 import contextlib
 import dataclasses
@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from crystalformer.rl.reward import base as rewards
 from crystalformer.rl.reward import combine
 from crystalformer.rl.reward.base import Reward
 from crystalformer.rl.reward.custom import WORST, Workers, custom_reward, load_function, open_workers
+from crystalformer.rl.reward.energy import ehull_reward, force_reward
 from crystalformer.rl.reward.pairwise import pair_reward
+from crystalformer.rl.reward.property import dielectric_reward, property_reward
 from matterform.evaluation.composition import compositional_validity
 from matterform.io.files import existing
 from matterform.potentials.base import Potential, PropertyModel
@@ -22,7 +23,7 @@ from matterform.potentials.torch_state import torch_threads
 from matterform.stability.hull import open_hull
 from matterform.stability.references import load_references
 
-OWN = "module:function"
+CUSTOM = "module:function"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,45 +83,45 @@ class RewardConfig:
                 raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
 
 
-class Tools(NamedTuple):
-    """What rewards share; it is opened when the first of them asks for it."""
+class RewardContext(NamedTuple):
+    """Resources shared by the rewards of a run; each is opened on first use."""
 
     potential: Callable[[], Potential]
-    workers: Callable[[], Workers | None]  # processes for functions of the user's; None for none
+    workers: Callable[[], Workers | None]  # processes for a user's function; None: computed in this process
 
 
-class Kind(NamedTuple):
-    """How a reward is made from its name and the settings, and which of them matter to it."""
+class RewardKind(NamedTuple):
+    """How to make a reward from its name and the config, and the config fields that it uses."""
 
-    make: Callable[[str, RewardConfig, Tools], Reward]
-    needs: tuple[tuple[str, str], ...] = ()  # settings that must be given, and what they are
-    uses: tuple[str, ...] = ()  # other settings of the reward or of the force field
+    make: Callable[[str, RewardConfig, RewardContext], Reward]
+    needs: tuple[tuple[str, str], ...] = ()  # required fields, each with its meaning
+    uses: tuple[str, ...] = ()  # optional fields, of the reward or of the potential
 
 
-def _ehull(name: str, config: RewardConfig, tools: Tools) -> Reward:
+def _make_ehull(name: str, config: RewardConfig, context: RewardContext) -> Reward:
     assert config.convex_path is not None
-    potential, hull = tools.potential(), open_hull(config.convex_path)
+    potential, hull = context.potential(), open_hull(config.convex_path)
     references = None if config.references is None else load_references(config.references)
     if hull.kind == "formation" and references is None:
         raise ValueError(
             f"{config.convex_path} holds energies of formation, so the reward {name} needs {_flag('references')}, "
             f"energies of the elements in {potential.name}; `matterform references` fits them"
         )
-    return rewards.ehull_reward(potential, hull, references, config.relax_steps, config.reward_clip)
+    return ehull_reward(potential, hull, references, config.relax_steps, config.reward_clip)
 
 
-def _property(name: str, config: RewardConfig, tools: Tools) -> Reward:
+def _make_property(name: str, config: RewardConfig, context: RewardContext) -> Reward:
     assert config.target is not None
-    model = _property_model(config.property_path, config.fidelity, config)
-    return rewards.property_reward(model, config.target, config.property_form, config.reward_clip)
+    model = _load_property_model(config.property_path, config.fidelity, config)
+    return property_reward(model, config.target, config.property_form, config.reward_clip)
 
 
-def _dielectric(name: str, config: RewardConfig, tools: Tools) -> Reward:
-    gap_model = _property_model(config.property_path, config.fidelity, config)
-    return rewards.dielectric_reward(_property_model(config.dielectric_path, None, config), gap_model)
+def _make_dielectric(name: str, config: RewardConfig, context: RewardContext) -> Reward:
+    gap_model = _load_property_model(config.property_path, config.fidelity, config)
+    return dielectric_reward(_load_property_model(config.dielectric_path, None, config), gap_model)
 
 
-def _property_model(path: pathlib.Path | None, fidelity: int | None, config: RewardConfig) -> PropertyModel:
+def _load_property_model(path: pathlib.Path | None, fidelity: int | None, config: RewardConfig) -> PropertyModel:
     return load_property(
         PropertyConfig(
             property_path=path,
@@ -131,32 +132,32 @@ def _property_model(path: pathlib.Path | None, fidelity: int | None, config: Rew
     )
 
 
-# Threads are everyone's: a function of the user's may compute with PyTorch as well.
-OF_POTENTIAL = tuple(field.name for field in dataclasses.fields(PotentialConfig) if field.name != "threads")
-OF_PROPERTY = ("fidelity", "property_batch_size", "device")
+# `threads` is allowed with every reward, because a user's function may compute with PyTorch as well.
+POTENTIAL_FIELDS = tuple(field.name for field in dataclasses.fields(PotentialConfig) if field.name != "threads")
+PROPERTY_FIELDS = ("fidelity", "property_batch_size", "device")
 KINDS = {
-    "ehull": Kind(
-        _ehull,
+    "ehull": RewardKind(
+        _make_ehull,
         needs=(("convex_path", "the reference hull"),),
-        uses=("references", "relax_steps", "unknown_penalty", "reward_clip", *OF_POTENTIAL),
+        uses=("references", "relax_steps", "unknown_penalty", "reward_clip", *POTENTIAL_FIELDS),
     ),
-    "force": Kind(
-        lambda name, config, tools: rewards.force_reward(tools.potential(), config.stress_weight),
-        uses=("stress_weight", *OF_POTENTIAL),
+    "force": RewardKind(
+        lambda name, config, context: force_reward(context.potential(), config.stress_weight),
+        uses=("stress_weight", *POTENTIAL_FIELDS),
     ),
-    "property": Kind(
-        _property,
-        needs=(("property_path", "the folder of the property model"), ("target", "what to aim at")),
-        uses=("property_form", "reward_clip", *OF_PROPERTY),
+    "property": RewardKind(
+        _make_property,
+        needs=(("property_path", "the folder of the property model"), ("target", "the value to reach")),
+        uses=("property_form", "reward_clip", *PROPERTY_FIELDS),
     ),
-    "dielectric": Kind(
-        _dielectric,
+    "dielectric": RewardKind(
+        _make_dielectric,
         needs=(("dielectric_path", "the dielectric tensor's model"), ("property_path", "the band gap's model")),
-        uses=OF_PROPERTY,
+        uses=PROPERTY_FIELDS,
     ),
-    "pair": Kind(lambda name, config, tools: pair_reward()),
-    OWN: Kind(
-        lambda name, config, tools: custom_reward(name, config.custom_worst, tools.workers()),
+    "pair": RewardKind(lambda name, config, context: pair_reward()),
+    CUSTOM: RewardKind(
+        lambda name, config, context: custom_reward(name, config.custom_worst, context.workers()),
         uses=("custom_worst", "reward_workers"),
     ),
 }
@@ -164,21 +165,21 @@ KINDS = {
 
 @contextlib.contextmanager
 def open_reward(config: RewardConfig) -> Iterator[Reward]:
-    """The reward that the flags ask for; models and worker processes that it needs end with the block.
+    """Opens the reward that `config` describes; its models and worker processes are closed at the end of the block.
 
     Raises:
-        ValueError: a flag that this reward needs is missing, or a file holds something else.
-        FileNotFoundError: nothing lies at a path.
-        ImportError: a package is not installed; names the extra.
+        ValueError: a required setting is missing, or a file has the wrong content.
+        FileNotFoundError: a file does not exist.
+        ImportError: a package is not installed; the message names the extra to install.
     """
     check_reward(config)
     with contextlib.ExitStack() as stack:
-        tools = Tools(
+        context = RewardContext(
             functools.cache(lambda: stack.enter_context(open_potential(config.potential))),
             functools.cache(lambda: stack.enter_context(open_workers(config.reward_workers))),
         )
-        parts = [_kind(name).make(name, config, tools) for name in config.reward]
-        # Only now, since PyTorch comes with the models.
+        parts = [_kind(name).make(name, config, context) for name in config.reward]
+        # After the models, which import PyTorch.
         stack.enter_context(torch_threads(config.potential.threads))
         weights = config.weights or (1.0,) * len(parts)
         alone = len(parts) == 1 and weights == (1.0,)
@@ -187,11 +188,12 @@ def open_reward(config: RewardConfig) -> Iterator[Reward]:
 
 
 def check_reward(config: RewardConfig) -> None:
-    """What can be said before anything is loaded: flags that are missing or would do nothing, files that do not exist.
+    """Checks everything that can be checked before anything is loaded.
 
     Raises:
-        ValueError: a flag is missing or unused, or a function of the user's is missing.
-        FileNotFoundError: nothing lies at a path.
+        ValueError: a required setting is missing, a setting has no effect, or a user's function does not exist.
+        FileNotFoundError: a file does not exist.
+        ImportError: a package is not installed; the message names the extra to install.
     """
     for name in config.reward:
         for field, meaning in _kind(name).needs:
@@ -199,9 +201,9 @@ def check_reward(config: RewardConfig) -> None:
                 raise ValueError(f"the reward {name} needs {_flag(field)}, {meaning}")
         if ":" in name:
             load_function(name)
-    _refuse_unused(config)
+    _check_unused(config)
     if config.novelty_bonus and config.novelty_reference is None:
-        raise ValueError(f"{_flag('novelty_bonus')} needs {_flag('novelty_reference')}, the crystals that are known")
+        raise ValueError(f"{_flag('novelty_bonus')} needs {_flag('novelty_reference')}, a file of known crystals")
     for field in ("convex_path", "references", "property_path", "dielectric_path", "novelty_reference"):
         if getattr(config, field) is not None:
             existing(getattr(config, field))
@@ -209,9 +211,9 @@ def check_reward(config: RewardConfig) -> None:
         compositional_validity([])  # without SMACT an ImportError
 
 
-def _refuse_unused(config: RewardConfig) -> None:
-    """ValueError for a setting, other than its default, that none of the chosen rewards looks at."""
-    chosen = {name if name in KINDS else OWN for name in config.reward}
+def _check_unused(config: RewardConfig) -> None:
+    """Raises ValueError if a setting differs from its default and none of the chosen rewards uses it."""
+    chosen = {name if name in KINDS else CUSTOM for name in config.reward}
     for settings in (config, config.potential):
         for field in dataclasses.fields(settings):
             users = [name for name, kind in KINDS.items() if field.name in (*dict(kind.needs), *kind.uses)]
@@ -225,6 +227,7 @@ def _refuse_unused(config: RewardConfig) -> None:
 
 
 def _with_extras(reward: Reward, config: RewardConfig) -> Reward:
+    """The reward clipped, then with its penalties and bonuses."""
     if config.reward_low is not None or config.reward_high is not None:
         low = -np.inf if config.reward_low is None else config.reward_low
         reward = combine.clipped(reward, low, np.inf if config.reward_high is None else config.reward_high)
@@ -242,8 +245,8 @@ def _with_extras(reward: Reward, config: RewardConfig) -> Reward:
     return reward
 
 
-def _kind(name: str) -> Kind:
-    return KINDS.get(name, KINDS[OWN])
+def _kind(name: str) -> RewardKind:
+    return KINDS.get(name, KINDS[CUSTOM])
 
 
 def _flag(field: str) -> str:

@@ -1,4 +1,4 @@
-"""Rewards in JAX: a function of one padded crystal, compiled for whole batches, once for each of a few sizes."""
+"""Rewards in JAX: a function of one padded crystal, vmapped, and compiled once per padded size."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from matterform.neighbors import image_counts, image_grid
 if TYPE_CHECKING:
     import pymatgen.core
 
-SMALLEST_SIZE = 8  # atoms; the sizes are this times powers of two
-IMAGE_LEVELS = (2, 3, 5, 8, 12)  # cells searched to each side
+SMALLEST_SIZE = 8  # atoms; padded sizes are this times powers of two
+IMAGE_LEVELS = (2, 3, 5, 8, 12)  # periodic images searched in each direction
 MAX_BATCH_SIZE = 32
-MAX_PAIRS = 2**20  # in a batch, images aside: crystals of more atoms come in smaller batches
+MAX_PAIRS = 2**20  # atom pairs in a batch, not counting images; larger crystals get smaller batches
 
 PAIR_CUTOFF_ANG = 8.0
 PAIR_WORST = -10.0
@@ -30,7 +30,7 @@ Images = tuple[int, int, int]
 
 
 class Padded(NamedTuple):
-    """A crystal in n slots; those where `mask` is False hold zeros."""
+    """A crystal padded to n atoms; entries where `mask` is False are zero."""
 
     numbers: Int[Any, "*b n"]
     positions: Float[Any, "*b n 3"]  # Å
@@ -38,19 +38,22 @@ class Padded(NamedTuple):
     mask: Bool[Any, "*b n"]
 
 
-# What a reward computes of one crystal. The second argument says how many cells to each side are in reach.
+# Reward of one crystal; the second argument is the number of periodic images in each direction within the cutoff.
 CrystalFunction = Callable[[Padded, Images], Float[Array, ""]]
-# Distances (Å) of all pairs -> their energies, inf where two atoms coincide.
+# Distances (Å) of all pairs -> pair energies; infinite where two atoms coincide.
 PairEnergy = Callable[[Float[Array, "n n"], Padded], Float[Array, "n n"]]
 
 
 def jitted_reward(name: str, function: CrystalFunction, worst: float, cutoff: float) -> Reward:
-    """The reward `function(crystal, images)`, larger is better, in float32; crystals of alike size go together.
+    """The reward `function(crystal, images)`, computed in float32 on batches of crystals of similar size.
 
-    Crystals without a usable cell or with partly occupied sites get `worst`, as do values that are lower or not finite.
+    Crystals without a usable cell or with partly occupied sites get `worst`, and so do lower or non-finite values.
 
     Args:
-        cutoff: how far (Å) the function looks. It may be shown another cell of the same lattice than the given one.
+        cutoff: range (Å) of the function. A crystal may be passed in a more compact cell of the same lattice.
+
+    Raises:
+        ValueError: the cutoff is not positive.
     """
     if not cutoff > 0:
         raise ValueError(f"cutoff must be positive; got {cutoff:g} Å")
@@ -60,14 +63,16 @@ def jitted_reward(name: str, function: CrystalFunction, worst: float, cutoff: fl
         return jax.jit(jax.vmap(lambda crystal: function(crystal, images)))
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
-        values, problems = np.full(len(structures), np.nan), [_refusal(structure) for structure in structures]
+        values, problems = np.full(len(structures), np.nan), [_problem(structure) for structure in structures]
         groups: dict[tuple[int, Images], list[tuple[int, Padded]]] = {}
         for index, structure in enumerate(structures):
             if problems[index]:
                 continue
             cell, level = _compact_cell(structure.lattice.matrix, cutoff)
             if level is None:
-                problems[index] = f"its cell is so thin that more than {IMAGE_LEVELS[-1]} lie within {cutoff:g} Å"
+                problems[index] = (
+                    f"its cell is so thin that more than {IMAGE_LEVELS[-1]} images lie within {cutoff:g} Å"
+                )
                 continue
             padded = _padded(structure, cell)
             groups.setdefault((len(padded.numbers), (level, level, level)), []).append((index, padded))
@@ -84,10 +89,10 @@ def jitted_reward(name: str, function: CrystalFunction, worst: float, cutoff: fl
 
 
 def pair_reward(cutoff: float = PAIR_CUTOFF_ANG, worst: float = PAIR_WORST) -> Reward:
-    """Minus the energy per atom of a Lennard-Jones potential whose well, of depth 1, is where two atoms touch.
+    """Minus the energy per atom of a Lennard-Jones potential with depth 1 and its minimum where two atoms touch.
 
-    Atoms touch at the sum of their covalent radii. The reward counts contacts (8.6 in a close-packed crystal of one
-    element, with what is beyond the first neighbours) and forbids overlaps: cheap, and no chemistry.
+    Atoms touch at the sum of their covalent radii. The reward counts contacts (8.6 in a close-packed elemental crystal,
+    including further neighbors) and penalizes overlaps; it is cheap and contains no chemistry.
     """
     pair_energy = lennard_jones(_touching, cutoff)
 
@@ -98,7 +103,7 @@ def pair_reward(cutoff: float = PAIR_CUTOFF_ANG, worst: float = PAIR_WORST) -> R
 
 
 def total_pair_energy(crystal: Padded, images: Images, pair_energy: PairEnergy, cutoff: float) -> Float[Array, ""]:
-    """Energy of all pairs nearer than `cutoff` (Å) in a cell, with periodic images, exact for every cell."""
+    """Energy per cell of all pairs closer than `cutoff` (Å), with periodic images; in the unit of `pair_energy`."""
     numbers = crystal.mask.shape[0]
     frac = jnp.matmul(crystal.positions, inverse(crystal.cell), precision="highest")
     apart = frac[None] - frac[:, None]
@@ -119,7 +124,7 @@ def total_pair_energy(crystal: Padded, images: Images, pair_energy: PairEnergy, 
 
 
 def lennard_jones(minimum: Callable[[Padded], Float[Array, "n n"]], cutoff: float) -> PairEnergy:
-    """(m/r)^12 - 2 (m/r)^6, less its value at the cutoff: a well of depth 1 at the distance m of each pair."""
+    """(m/r)^12 - 2 (m/r)^6 minus its value at the cutoff: a well of depth 1 at the distance m (Å) of each pair."""
 
     def well(ratio: Float[Array, "n n"]) -> Float[Array, "n n"]:
         return ratio**12 - 2 * ratio**6
@@ -136,8 +141,8 @@ def _touching(crystal: Padded) -> Float[Array, "n n"]:
     return radii[:, None] + radii[None]
 
 
-def _refusal(structure: "pymatgen.core.Structure") -> str:
-    """Why a structure cannot be padded; empty where it can."""
+def _problem(structure: "pymatgen.core.Structure") -> str:
+    """Reason why a structure cannot be padded; empty if it can."""
     from pymatgen.core import DummySpecies
 
     if problem := defect(structure):
@@ -149,7 +154,7 @@ def _refusal(structure: "pymatgen.core.Structure") -> str:
 
 
 def _compact_cell(cell: Float[np.ndarray, "3 3"], cutoff: float) -> tuple[Float[np.ndarray, "3 3"], int | None]:
-    """A cell of the lattice and a level of images that reaches `cutoff` in it; None if none does."""
+    """A cell of the same lattice, and the number of images that reaches `cutoff` in it; None if no level does."""
     from ase.geometry import minkowski_reduce
 
     needed = max(image_counts(cell, np.ones(3, bool), cutoff))

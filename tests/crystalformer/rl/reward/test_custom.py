@@ -101,7 +101,7 @@ def test_a_function_is_called_with_all_structures(module, function):
     assert custom_reward(f"{module}:count").score([]).values.shape == (0,)
 
 
-def test_values_below_the_worst_count_as_the_worst_and_are_told_once(module, caplog):
+def test_values_below_the_worst_count_as_the_worst_and_are_logged_once(module, caplog):
     reward = custom_reward(f"{module}:count", worst=5.0)
     reward.score([SALT])
     assert not caplog.records
@@ -110,7 +110,7 @@ def test_values_below_the_worst_count_as_the_worst_and_are_told_once(module, cap
     assert len(caplog.messages) == 1
     assert f"2 of 3 values of the reward {module}:count lie below 5, " in caplog.text
     assert "lower --custom-worst" in caplog.text
-    assert "the lowest is 2" in caplog.text
+    assert "the lowest value is 2" in caplog.text
 
 
 @pytest.mark.parametrize(
