@@ -1,22 +1,30 @@
-"""What describes a diffusion model: everything that `hparams.yaml` keeps besides the weights."""
+"""Configuration of a diffusion model: everything that `hparams.yaml` stores besides the weights."""
 
 import dataclasses
 import math
-from typing import Literal
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from matterform.config import from_dict
+
+Settings = TypeVar("Settings")
 
 NOISERS = ("Positions", "CellPositions", "ConfinedCellPositions", "Types")
 POSITION_NOISERS = NOISERS[:3]
-MAX_ATOMIC_NUMBER = 118
+NAMES = ("noisers", "conditioning", "conditioning_type", "extensive")  # settings that are lists of names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Sizes of the PaiNN network."""
 
-    feature_size: int = 64
-    n_blocks: int = 4
-    n_rbf: int = 30
-    cutoff: float = 6.0  # Å
+    feature_size: int = 64  # features per atom
+    n_blocks: int = 4  # message-passing blocks
+    n_rbf: int = 30  # radial basis functions of the distance
+    cutoff: float = 6.0  # radius within which atoms are neighbors, Å
 
     def __post_init__(self) -> None:
         for name in ("feature_size", "n_blocks", "n_rbf", "cutoff"):
@@ -26,10 +34,10 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConditionConfig:
-    """A property that samples can be asked for, and how its values enter the network."""
+    """A property that the model is conditioned on, and how its values enter the network."""
 
     name: str
-    kind: Literal["scalar", "integer", "node"] = "scalar"  # one number, one class, or a number per atom
+    kind: Literal["scalar", "integer", "node"] = "scalar"  # one number, one class, or one number per atom
     mean: float = 0.0  # of the training data; scalar and node values are standardised
     std: float = 1.0
     num_classes: int = 200  # integer only: values 0 ... num_classes - 1
@@ -42,31 +50,31 @@ class ForceFieldConfig:
 
     conservative: bool = False  # forces as -dE/dx instead of from a head of their own
     reference_energies: tuple[tuple[int, float], ...] = ()  # (atomic number, eV), added to the head's energy
-    energy_scale: float = 1.0  # eV an atom: unit of the head's output
+    energy_scale: float = 1.0  # unit of the head's output, eV per atom
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """Noisers, their processes, the network, and what it is conditioned on."""
+    """Noisers, their processes, the network, and the properties it is conditioned on."""
 
     noisers: tuple[str, ...] = ("CellPositions",)
-    sde: Literal["ve", "vp"] = "ve"  # of positions; vp only for Positions
+    sde: Literal["ve", "vp"] = "ve"  # noise process of positions; vp only for Positions
     schedule: Literal["linear", "exponential", "cosine"] | None = None  # None: exponential for ve, cosine for vp
     sigma_min: float = 0.01  # Å, ve
     sigma_max: float | None = None  # Å, ve; None: chosen from the training data, so that t = 1 is the prior
     beta_min: float = 0.1  # vp
-    beta_max: float = 20.0
+    beta_max: float = 20.0  # vp
     walls: Literal["reflected", "truncated"] = "reflected"  # forward noise between the walls of a confinement
-    species: tuple[int, ...] = ()  # atomic numbers of the training data, increasing; what Types draws from
+    species: tuple[int, ...] = ()  # atomic numbers of the training data, increasing; Types samples from these
     loss_scaling: tuple[float, ...] = ()  # weight of each noiser's loss; () is 1 each
     eps: float = 1e-5  # smallest diffusion time in training
     model: ModelConfig = ModelConfig()
     conditions: tuple[ConditionConfig, ...] = ()
-    condition_dropout: float = 0.2  # share of training structures that see no property, for guidance
+    condition_dropout: float = 0.2  # share of training examples whose property is hidden, for guidance
     force_field: ForceFieldConfig | None = None
-    confinement: tuple[float, float] | None = None  # z_min, z_max (Å) of the training data
-    cell: tuple[float, ...] | None = None  # nine numbers (Å), rows are vectors, where all training structures share it
-    pbc: tuple[bool, bool, bool] | None = None  # of the training structures, where all share it
+    confinement: tuple[float, float] | None = None  # z_min and z_max (Å) of the training data
+    cell: tuple[float, ...] | None = None  # nine numbers (Å), rows are lattice vectors, if all structures agree
+    pbc: tuple[bool, bool, bool] | None = None  # if all structures agree
 
     def __post_init__(self) -> None:
         if not self.noisers:
@@ -101,11 +109,72 @@ class DiffusionConfig:
             raise ValueError(f"confinement must be z_min < z_max; got {self.confinement}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionOptions:
+    """Settings of a new model, as `create_diffusion`, the command line and YAML files take them.
+
+    `DiffusionConfig` is the complete description that is made from them and the training data.
+    """
+
+    # what is diffused: Positions, CellPositions, ConfinedCellPositions, Types; repeated or joined by commas
+    noisers: tuple[str, ...] = DiffusionConfig.noisers
+    sde: Literal["ve", "vp"] | None = None  # noise process of positions; none: vp for Positions, ve for all others
+    model: Literal["PaiNN"] = "PaiNN"  # network architecture
+    cutoff: float | None = ModelConfig.cutoff  # radius within which atoms are neighbors, Å
+    feature_size: int = ModelConfig.feature_size  # features per atom
+    n_blocks: int = ModelConfig.n_blocks  # message-passing blocks
+    n_rbf: int = ModelConfig.n_rbf  # radial basis functions of the distance
+    n_classes: int | None = None  # largest number of elements that the data may contain; none: any number
+    conditioning: tuple[str, ...] = ()  # properties to condition on; repeated or joined by commas
+    # scalar, integer or node (one number per atom): one for all properties, or one for each
+    conditioning_type: tuple[str, ...] = ("scalar",)
+    # share of training examples whose property is hidden, for guidance
+    condition_dropout: float = DiffusionConfig.condition_dropout
+    force_field: bool = False  # also learn energies and forces
+    conservative_forces: bool = ForceFieldConfig.conservative  # forces as -dE/dx instead of from a head of their own
+    loss_scaling: tuple[float, ...] = DiffusionConfig.loss_scaling  # weight of each noiser's loss; none given: 1 each
+    schedule: Literal["linear", "exponential", "cosine"] | None = None  # none: exponential for ve, cosine for vp
+    sigma_min: float = DiffusionConfig.sigma_min  # smallest noise of sde ve, Å
+    sigma_max: float | None = DiffusionConfig.sigma_max  # largest noise of sde ve, Å; none: from the training data
+    beta_min: float = DiffusionConfig.beta_min  # noise rate of sde vp at t = 0
+    beta_max: float = DiffusionConfig.beta_max  # noise rate of sde vp at t = 1
+    walls: Literal["reflected", "truncated"] = DiffusionConfig.walls  # noise between the walls of a confinement
+    species: tuple[int, ...] = DiffusionConfig.species  # atomic numbers to learn; none given: those of the data
+    eps: float = DiffusionConfig.eps  # smallest diffusion time in training
+
+
 def position_noiser(config: DiffusionConfig) -> str | None:
     """The name of the noiser that moves positions, if any."""
     return next((name for name in config.noisers if name in POSITION_NOISERS), None)
 
 
 def diffuses_types(config: DiffusionConfig) -> bool:
-    """Whether species are drawn too."""
+    """Whether the model generates species too."""
     return "Types" in config.noisers
+
+
+def from_keywords(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Builds a dataclass of settings from Python keywords, which may be NumPy values, paths and comma-joined names.
+
+    Raises:
+        ValueError: a keyword is unknown, or its value is of the wrong type or out of range.
+    """
+    plain = {name: _plain(value) for name, value in values.items()}
+    names = {name: list(split_names(plain[name])) for name in NAMES if plain.get(name) is not None}
+    return from_dict(cls, plain | names)
+
+
+def split_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names given one by one or joined by commas; "none" stands for no name."""
+    parts = [names] if isinstance(names, str) else list(names)
+    found = [name.strip() for part in parts for name in part.split(",")]
+    return tuple(name for name in found if name and name.lower() != "none")
+
+
+def _plain(value: Any) -> Any:
+    """Paths as strings, NumPy numbers and arrays as those of Python."""
+    if isinstance(value, pathlib.Path):
+        return str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

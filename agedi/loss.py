@@ -1,8 +1,11 @@
-"""The training objective for one structure: noise and species to be guessed, energies and forces to be met."""
+"""The training loss of one structure: denoising of positions and species, and errors of energy and forces.
+
+Formulas: docs/formulas/agedi.md.
+"""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,44 +13,35 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from agedi.config import DiffusionConfig
-from agedi.data.graph import AnyArray, AtomsGraph, free_atoms
+from agedi.data.example import GraphExample
+from agedi.data.graph import AtomsGraph, free_atoms
 from agedi.network.groups import in_groups
 from agedi.network.score import Outputs, ScoreModel
 from agedi.network.search import Search
 from agedi.noise.kernels import LatticeSums
 from agedi.noise.noisers import Noised, make_perturb
 
-VALIDATION_DRAWS = 4  # diffusion times a structure is validated at, spread evenly
-
-
-class Example(NamedTuple):
-    """A structure with what is known of it; with a leading axis on every leaf, a batch."""
-
-    graph: AtomsGraph
-    conditions: dict[str, AnyArray]
-    energy: Float[AnyArray, ""]  # eV, NaN where unknown
-    forces: Float[AnyArray, "n 3"]  # eV/Å, NaN where unknown
-    diffuse: Bool[AnyArray, ""]  # False: only the force field learns from it
-    index: Int[AnyArray, ""]  # its number in the data set, which draws its noise in validation
+VALIDATION_DRAWS = 4  # evenly spaced diffusion times per structure in validation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegressorLoss:
-    """How energies and forces are compared with their labels."""
+    """Weights and distances of the force field loss."""
 
-    weight: float = 1.0  # of energy and forces together, beside the diffusion loss
-    energy_loss: Literal["mse", "mae", "huber"] = "mse"  # of energies an atom (eV)
+    weight: float = 1.0  # of energy and forces together, relative to the diffusion loss
+    energy_loss: Literal["mse", "mae", "huber"] = "mse"  # of energies per atom (eV)
     force_loss: Literal["mse", "mae", "huber"] = "huber"
-    huber_delta: float = 0.01  # eV/Å, or eV an atom: quadratic below
+    huber_delta: float = 0.01  # errors below are squared; eV/Å for forces, eV per atom for energies
     energy_weight: float = 1.0
     force_weight: float = 1.0
 
 
-ExampleLoss = Callable[[Any, PRNGKeyArray | None, Example], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+Metrics = dict[str, Float[Array, ""]]
+ExampleLoss = Callable[[Any, PRNGKeyArray | None, GraphExample], tuple[Float[Array, ""], Metrics]]
 
 
 def metric_names(config: DiffusionConfig) -> tuple[str, ...]:
-    """What `make_example_loss` reports besides the loss."""
+    """Names of the metrics that `make_example_loss` returns besides the loss."""
     forces = () if config.force_field is None else ("regressor", "energy", "forces")
     return ("diffusion", *(name.lower() for name in config.noisers), *forces, "overflow")
 
@@ -62,22 +56,67 @@ def make_example_loss(
 ) -> ExampleLoss:
     """Returns `example_loss(params, key, example) -> (loss, metrics)` for a random diffusion time.
 
-    Without a key, as in validation, the times are spread over [0, 1] and the noise is drawn from the example's number:
-    the same in every validation. Structures whose noised positions have more neighbours than the search has slots
-    count 0, and are reported as `overflow`.
+    Without a key, as in validation, evenly spaced times are used and the noise is seeded by the example's index, so
+    that every validation sees the same noise. Structures whose noised positions have more neighbors than the search
+    has slots contribute 0, and are reported as `overflow`.
 
     Args:
-        diffused: share of the structures that the diffusion learns from, over which its part of the loss is the mean.
+        config: of the model.
+        model: its functions.
+        search: the neighbor search.
+        sums: terms of the noise kernel's lattice sums.
+        regressor: weights of the force field loss; defaults if None.
+        diffused: share of the structures that are diffused; the diffusion loss is the mean over these.
+    """
+    diffusion_loss = make_diffusion_loss(config, model, search, sums, diffused)
+    force_field = None if model.force_field is None else in_groups(model.force_field)
+    regressor = regressor or RegressorLoss()
+
+    def at_random_time(params: Any, key: PRNGKeyArray, example: GraphExample) -> Metrics:
+        time_key, noise_key, drop_key = jax.random.split(key, 3)
+        t = jax.random.uniform(time_key, minval=config.eps, maxval=1.0)
+        known = ~jax.random.bernoulli(drop_key, config.condition_dropout)
+        return diffusion_loss(params, noise_key, example, t, known)
+
+    def at_spaced_times(params: Any, example: GraphExample) -> Metrics:
+        key = jax.random.fold_in(jax.random.key(0), example.index)
+        offset_key, noise_key = jax.random.split(key)
+        times = (jnp.arange(VALIDATION_DRAWS) + jax.random.uniform(offset_key)) / VALIDATION_DRAWS
+        keys = jax.random.split(noise_key, VALIDATION_DRAWS)
+
+        def at_time(inputs: tuple[PRNGKeyArray, Array, Array]) -> Metrics:
+            key, t, known = inputs
+            return diffusion_loss(params, key, example, jnp.maximum(t, config.eps), known)
+
+        # lax.map runs the draws one after another: one compilation, and memory for one.
+        return jax.tree.map(jnp.mean, jax.lax.map(at_time, (keys, times, jnp.ones(VALIDATION_DRAWS, bool))))
+
+    def example_loss(params: Any, key: PRNGKeyArray | None, example: GraphExample) -> tuple[Float[Array, ""], Metrics]:
+        metrics = at_spaced_times(params, example) if key is None else at_random_time(params, key, example)
+        loss = metrics["diffusion"]
+        if force_field is not None:
+            parts = regressor_losses(regressor, force_field, params, search, example)
+            metrics = {**metrics, **parts}
+            loss = loss + regressor.weight * parts["regressor"]
+        return loss, metrics
+
+    return example_loss
+
+
+def make_diffusion_loss(
+    config: DiffusionConfig, model: ScoreModel, search: Search, sums: LatticeSums, diffused: float = 1.0
+) -> Callable[[Any, PRNGKeyArray, GraphExample, Array, Array], Metrics]:
+    """Returns `diffusion_loss(params, key, example, t, known) -> metrics` at diffusion time t.
+
+    `known` says whether the network sees the example's properties. Arguments are those of `make_example_loss`.
     """
     perturb = make_perturb(config, sums)
     score = in_groups(model.apply)
-    force_field = None if model.force_field is None else in_groups(model.force_field)
-    regressor = regressor or RegressorLoss()
     scales = config.loss_scaling or (1.0,) * len(config.noisers)
 
-    def diffusion_loss(params: Any, key: PRNGKeyArray, example: Example, t: Array, known: Array) -> dict[str, Array]:
+    def diffusion_loss(params: Any, key: PRNGKeyArray, example: GraphExample, t: Array, known: Array) -> Metrics:
         noised = perturb(key, example.graph, t)
-        # What does not count must be finite all the same, for the sake of the gradient.
+        # Terms masked out below must be finite too, or their gradient would be NaN.
         graph, noise = noised.graph, noised.noise
         pos = jnp.where(example.diffuse, graph.pos, example.graph.pos)
         noise = None if noise is None else jnp.where(example.diffuse, noise, 0.0)
@@ -90,43 +129,11 @@ def make_example_loss(
         total = jnp.sum(jnp.stack([scale * value for scale, value in zip(scales, parts.values(), strict=True)]))
         return {"diffusion": total, **parts, "overflow": graph.edges.overflow.astype(jnp.float32)}
 
-    def drawn(params: Any, key: PRNGKeyArray, example: Example) -> dict[str, Array]:
-        time_key, noise_key, drop_key = jax.random.split(key, 3)
-        t = jax.random.uniform(time_key, minval=config.eps, maxval=1.0)
-        known = ~jax.random.bernoulli(drop_key, config.condition_dropout)
-        return diffusion_loss(params, noise_key, example, t, known)
-
-    def spread(params: Any, example: Example) -> dict[str, Array]:
-        key = jax.random.fold_in(jax.random.key(0), example.index)
-        offset_key, noise_key = jax.random.split(key)
-        times = (jnp.arange(VALIDATION_DRAWS) + jax.random.uniform(offset_key)) / VALIDATION_DRAWS
-        keys = jax.random.split(noise_key, VALIDATION_DRAWS)
-
-        def draw(drawn: tuple[PRNGKeyArray, Array, Array]) -> dict[str, Array]:
-            key, t, known = drawn
-            return diffusion_loss(params, key, example, jnp.maximum(t, config.eps), known)
-
-        # One after another: compiled once, in the memory of one.
-        return jax.tree.map(jnp.mean, jax.lax.map(draw, (keys, times, jnp.ones(VALIDATION_DRAWS, bool))))
-
-    def example_loss(
-        params: Any, key: PRNGKeyArray | None, example: Example
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        metrics = spread(params, example) if key is None else drawn(params, key, example)
-        loss = metrics["diffusion"]
-        if force_field is not None:
-            parts = regressor_losses(regressor, force_field, params, search, example)
-            metrics = {**metrics, **parts}
-            loss = loss + regressor.weight * parts["regressor"]
-        return loss, metrics
-
-    return example_loss
+    return diffusion_loss
 
 
-def noiser_losses(
-    config: DiffusionConfig, outputs: Outputs, noised: Noised, clean: AtomsGraph, t: Array
-) -> dict[str, Float[Array, ""]]:
-    """One loss a noiser, by its name in lower case: means over free atoms."""
+def noiser_losses(config: DiffusionConfig, outputs: Outputs, noised: Noised, clean: AtomsGraph, t: Array) -> Metrics:
+    """The loss of each noiser, by its name in lower case: a mean over the free atoms."""
     free = free_atoms(clean)
     count = jnp.maximum(jnp.sum(free), 1)
     losses = {}
@@ -151,9 +158,9 @@ def types_loss(
 ) -> Float[Array, ""]:
     """Score entropy of absorbing diffusion (Lou et al. 2024, eq. 5), summed over the absorbed atoms.
 
-    The share of absorbed atoms is t, so sigma(t) = -log(1 - t) and the exact scores are r p_k with
-    r = 1 / (e^sigma - 1) = (1 - t) / t. With s = log(r) + log_softmax(logits), which holds that sum by construction,
-    sum_k e^(s_k) - r s_x0 + r (log r - 1) = -r log p_x0; times sigma'(t) = 1 / (1 - t) that is the cross entropy / t.
+    Atoms are absorbed with probability t, so sigma(t) = -log(1 - t) and the exact scores are r p_k with
+    r = 1 / (e^sigma - 1) = (1 - t) / t. With s = log(r) + log_softmax(logits), whose exponentials sum to r,
+    sum_k e^(s_k) - r s_x0 + r (log r - 1) = -r log p_x0. Times sigma'(t) = 1 / (1 - t) this is the cross entropy / t.
     """
     places = jnp.argmax(x[:, None] == np.asarray(species)[None], axis=-1)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), places[:, None], axis=-1)[:, 0]
@@ -161,9 +168,9 @@ def types_loss(
 
 
 def regressor_losses(
-    settings: RegressorLoss, force_field: Callable[..., Any], params: Any, search: Search, example: Example
-) -> dict[str, Float[Array, ""]]:
-    """Errors of energy an atom and of the forces on free atoms of the clean structure; unknown labels count 0."""
+    settings: RegressorLoss, force_field: Callable[..., Any], params: Any, search: Search, example: GraphExample
+) -> Metrics:
+    """Losses of energy per atom and of forces on free atoms of the clean structure; 0 where a label is unknown."""
     graph = search(example.graph)
     energy, forces = force_field(params, graph)
     count = jnp.maximum(jnp.sum(graph.present), 1)
@@ -180,7 +187,7 @@ def regressor_losses(
 
 
 def make_distance(name: str, delta: float) -> Callable[[Array], Array]:
-    """Squares (`mse`), absolute values (`mae`), or Huber's mixture of the two (quadratic below `delta`)."""
+    """The distance of an error from 0: its square (`mse`), its absolute value (`mae`), or Huber's loss (`huber`)."""
     if name == "mse":
         return jnp.square
     if name == "mae":

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+MAX_ATOMIC_NUMBER = 118
 ELEMENTS_CSV = pathlib.Path(__file__).parent / "assets" / "elements.csv"
 
 # Structure files write deuterium and tritium as elements of their own; chemically they are hydrogen.

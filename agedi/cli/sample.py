@@ -145,7 +145,7 @@ class Predict:
 
 def run_sample(argv: Sequence[str]) -> int:
     """`agedi sample`."""
-    from agedi.diffusion import load_diffusion
+    from agedi.checkpoint import load_diffusion
     from agedi.sampling.request import Wanted
     from agedi.sampling.sample import draw
 
@@ -183,7 +183,7 @@ def run_sample(argv: Sequence[str]) -> int:
 
 def run_inpaint(argv: Sequence[str]) -> int:
     """`agedi inpaint`."""
-    from agedi.diffusion import load_diffusion
+    from agedi.checkpoint import load_diffusion
     from agedi.sampling.inpainting import Selection, draw_inpainted
     from agedi.sampling.reverse import InpaintConfig
 
@@ -231,7 +231,7 @@ def run_inpaint(argv: Sequence[str]) -> int:
 
 def run_relax(argv: Sequence[str]) -> int:
     """`agedi relax`."""
-    from agedi.diffusion import load_diffusion
+    from agedi.checkpoint import load_diffusion
     from agedi.forcefield.lbfgs import LbfgsConfig
     from agedi.forcefield.relaxation import iterate_relaxed
 
@@ -259,7 +259,7 @@ def run_relax(argv: Sequence[str]) -> int:
 
 def run_predict(argv: Sequence[str]) -> int:
     """`agedi predict`."""
-    from agedi.diffusion import load_diffusion
+    from agedi.checkpoint import load_diffusion
     from agedi.forcefield.relaxation import iterate_predicted
 
     arguments = parse(Predict, "agedi predict", argv)

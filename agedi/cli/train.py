@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agedi.diffusion import BEST, HPARAMS, LAST, load_hparams, split_checkpoint
+from agedi.checkpoint import BEST, HPARAMS, LAST, load_hparams, split_checkpoint
 from agedi.training.config import FitConfig, TrainConfig, load_run, train_config
 from matterform.commandline_old import parse, say
 from matterform.config import load_values, to_dict

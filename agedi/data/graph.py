@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from agedi.config import MAX_ATOMIC_NUMBER
-from matterform.cell import wrap
+from matterform.elements import MAX_ATOMIC_NUMBER
 
 if TYPE_CHECKING:
     import ase
@@ -40,12 +38,6 @@ class AtomsGraph(NamedTuple):
 def free_atoms(graph: AtomsGraph) -> Bool[AnyArray, " n"]:
     """The atoms that diffusion moves."""
     return graph.present & ~graph.mask
-
-
-def wrap_positions(graph: AtomsGraph) -> AtomsGraph:
-    """Puts free atoms back into the cell along its periodic vectors; fixed ones keep their positions bit for bit."""
-    wrapped = wrap(graph.pos, graph.cell, graph.pbc)
-    return graph._replace(pos=jnp.where(free_atoms(graph)[:, None], wrapped, graph.pos))
 
 
 def from_atoms(

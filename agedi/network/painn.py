@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from agedi.config import MAX_ATOMIC_NUMBER, ModelConfig
+from agedi.config import ModelConfig
 from agedi.data.graph import AtomsGraph
 from agedi.network.messages import choose_layout, messages
+from matterform.elements import MAX_ATOMIC_NUMBER
 from matterform.neighbors import Neighbors, displacements
 
 

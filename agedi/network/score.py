@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from agedi.config import (
-    MAX_ATOMIC_NUMBER,
     DiffusionConfig,
     ForceFieldConfig,
     diffuses_types,
@@ -21,6 +20,7 @@ from agedi.config import (
 from agedi.data.graph import AtomsGraph
 from agedi.network.conditioning import Conditions, clean_conditioning, conditioning
 from agedi.network.painn import backbone, gated_head, linear, two_layers
+from matterform.elements import MAX_ATOMIC_NUMBER
 from matterform.neighbors import Neighbors
 
 Params = Mapping[str, Any]

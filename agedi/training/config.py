@@ -8,8 +8,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from agedi.config import DiffusionConfig
-from agedi.diffusion import EXTENSIVE, HPARAMS, load_hparams, parse_reference_energies, split_names
+from agedi.checkpoint import HPARAMS, load_hparams
+from agedi.config import DiffusionConfig, split_names
+from agedi.data.config import EXTENSIVE
+from agedi.data.reference_energies import parse_reference_energies
 from agedi.training.loss_balance import parse_loss_balance
 from matterform.config import from_dict, load_config, to_dict
 from matterform.training.loop import LoopConfig

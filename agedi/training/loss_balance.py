@@ -1,4 +1,7 @@
-"""Balance of the diffusion loss and the force field's: shares of a total whose parts are scaled to 1."""
+"""Balance of the diffusion loss and the force field loss: each is divided by its running mean and given a share.
+
+Formula: docs/formulas/agedi.md.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from agedi.loss import Example, ExampleLoss
+from agedi.data.example import GraphExample
+from agedi.loss import ExampleLoss
 
 MOMENTUM = 0.99  # of the running means
-FLOOR = 1e-12  # below it a running mean is taken for this
+FLOOR = 1e-12  # smallest running mean that a loss is divided by
 PARTS = ("diffusion", "regressor")
 SEPARATORS = r"(?<=[\d%\s])[:/-]"
 
@@ -19,25 +23,25 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class LossBalance(NamedTuple):
-    """Shares of the total; they sum to 1."""
+    """Shares of the two losses in the total; they sum to 1."""
 
     diffusion: float
     regressor: float
 
 
 class RunningMeans(NamedTuple):
-    """Of the two losses over the steps so far; all 0 before the first."""
+    """Running means of the two losses; zero before the first step."""
 
-    started: Float[Array, ""]
+    started: Float[Array, ""]  # 1 after the first step
     diffusion: Float[Array, ""]
     regressor: Float[Array, ""]
 
 
 def parse_loss_balance(given: Any) -> LossBalance | None:
-    """Shares from "80:20", "80/20", "0.8-0.2", "50%:50%", the regressor's share, a pair or a mapping.
+    """Shares of the losses from "80:20", "80/20", "0.8-0.2", "50%:50%", a pair, a mapping, or the regressor's share.
 
     Raises:
-        ValueError: they are no two numbers of at least 0, or both are 0.
+        ValueError: they are not two numbers of at least 0, or both are 0.
     """
     if given is None:
         return None
@@ -68,12 +72,12 @@ def _two_numbers(given: Any) -> Sequence[Any]:
 
 
 def start_means() -> RunningMeans:
-    """Before the first step."""
+    """Running means before the first step."""
     return RunningMeans(*(jnp.zeros(()) for _ in RunningMeans._fields))
 
 
 def update_means(means: RunningMeans, metrics: Metrics) -> RunningMeans:
-    """After a step: moved towards the batch's losses, with which they begin."""
+    """Running means after a step, with momentum 0.99; the first step sets them to its own losses."""
     share = jnp.where(means.started > 0, 1 - MOMENTUM, 1.0)
     moved = {part: getattr(means, part) + share * (jnp.abs(metrics[part]) - getattr(means, part)) for part in PARTS}
     return RunningMeans(started=jnp.ones(()), **moved)
@@ -81,11 +85,14 @@ def update_means(means: RunningMeans, metrics: Metrics) -> RunningMeans:
 
 def make_balanced_loss(
     example_loss: ExampleLoss, balance: LossBalance
-) -> Callable[[Any, PRNGKeyArray | None, Example, RunningMeans], tuple[Float[Array, ""], Metrics]]:
-    """The loss for `make_train_step(..., remember=update_means)`: each part over its running mean, times its share."""
+) -> Callable[[Any, PRNGKeyArray | None, GraphExample, RunningMeans], tuple[Float[Array, ""], Metrics]]:
+    """Returns the balanced loss: the sum of each part times its share over its running mean.
+
+    It goes with `make_train_step(..., remember=update_means)`, which keeps the running means.
+    """
 
     def balanced(
-        params: Any, key: PRNGKeyArray | None, example: Example, means: RunningMeans
+        params: Any, key: PRNGKeyArray | None, example: GraphExample, means: RunningMeans
     ) -> tuple[Float[Array, ""], Metrics]:
         _, metrics = example_loss(params, key, example)
 

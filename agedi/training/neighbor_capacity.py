@@ -1,4 +1,4 @@
-"""Room for neighbours in training: as many slots as noised and clean structures were seen to need."""
+"""Slots for neighbors in training: measured on noised and clean structures of the data set."""
 
 import logging
 from collections.abc import Sequence
@@ -17,55 +17,64 @@ from agedi.noise.kernels import LatticeSums
 from agedi.noise.noisers import make_perturb
 from matterform.neighbors import images_for
 
-TRIALS = 128  # structures tried of each length
-SPARE = 1.2  # times the most neighbours seen
+TRIALS = 128  # structures tried per padded length
+SPARE = 1.2  # capacity over the largest number of neighbors seen
 
 logger = logging.getLogger(__name__)
 
 
-class Room(NamedTuple):
-    """What `agedi.network.search.make_search` needs for a data set."""
+class NeighborCapacity(NamedTuple):
+    """Sizes of the neighbor search for a data set, as `agedi.network.search.make_search` takes them."""
 
-    capacity: dict[int, int]  # slots an atom, by padded length
-    images: tuple[int, int, int]
+    capacity: dict[int, int]  # neighbor slots per atom, by padded length
+    images: tuple[int, int, int]  # periodic images searched each way along the lattice vectors
 
 
-def measure_room(
-    config: DiffusionConfig, graphs: Sequence[AtomsGraph], lengths: Int[np.ndarray, " n"], sums: LatticeSums, seed: int
-) -> Room:
-    """Room for these structures at any diffusion time; `lengths` are those they are padded to."""
+def measure_capacity(
+    config: DiffusionConfig,
+    graphs: Sequence[AtomsGraph],
+    padded_lengths: Int[np.ndarray, " n"],
+    sums: LatticeSums,
+    seed: int,
+) -> NeighborCapacity:
+    """Slots that hold the neighbors of these structures at any diffusion time.
+
+    They are estimated from the density, and for periodic structures measured: a sample of structures is noised, and
+    the largest number of neighbors gets a margin of 20 %.
+
+    Args:
+        padded_lengths: number of atoms that each structure is padded to.
+        sums: of the noise kernel in these cells.
+        seed: of the sample and of its noise.
+    """
     cutoff = config.model.cutoff
     cells, pbcs = [np.asarray(graph.cell) for graph in graphs], [np.asarray(graph.pbc) for graph in graphs]
     images = images_for(cells, pbcs, cutoff)
     capacity = {}
-    for length in np.unique(lengths).tolist():
-        rows = np.flatnonzero(lengths == length)
-        expected = room_for([Geometry(length, cells[row], pbcs[row]) for row in rows], cutoff).capacity
+    for length in np.unique(padded_lengths).tolist():
+        rows = np.flatnonzero(padded_lengths == length)
+        slots = room_for([Geometry(length, cells[row], pbcs[row]) for row in rows], cutoff).capacity
         if any(pbcs[row].any() for row in rows):
-            tried = rows[np.random.default_rng([seed, length]).permutation(len(rows))[:TRIALS]]
+            sample = rows[np.random.default_rng([seed, length]).permutation(len(rows))[:TRIALS]]
+            batch = stack_graphs([pad_graph(graphs[int(row)], length) for row in sample])
             key = jax.random.fold_in(jax.random.key(seed), length)
-            expected = _needed(config, [graphs[int(row)] for row in tried], length, sums, images, expected, key)
-        capacity[length] = expected
-    return Room(capacity, images)
+            slots = _measure(config, batch, sums, NeighborCapacity({length: slots}, images), key)
+        capacity[length] = slots
+    return NeighborCapacity(capacity, images)
 
 
-def _needed(
-    config: DiffusionConfig,
-    graphs: list[AtomsGraph],
-    length: int,
-    sums: LatticeSums,
-    images: tuple[int, int, int],
-    capacity: int,
-    key: PRNGKeyArray,
+def _measure(
+    config: DiffusionConfig, batch: AtomsGraph, sums: LatticeSums, start: NeighborCapacity, key: PRNGKeyArray
 ) -> int:
-    """At least `capacity`, and more where atoms crowd: each structure is tried clean and at a random time."""
+    """At least the slots of `start`, and more where a structure, almost clean or at a random time, needs them."""
     perturb = make_perturb(config, sums)
-    batch = stack_graphs([pad_graph(graph, length) for graph in graphs])
-    keys = jax.random.split(key, len(graphs))
+    count, length = batch.x.shape
+    slots = start.capacity[length]
+    keys = jax.random.split(key, count)
     while True:
-        search = make_search(config.model.cutoff, capacity, images)
+        search = make_search(config.model.cutoff, slots, start.images)
 
-        def most(key: PRNGKeyArray, graph: AtomsGraph, search=search) -> tuple[Array, Array]:
+        def most_neighbors(key: PRNGKeyArray, graph: AtomsGraph, search=search) -> tuple[Array, Array]:
             time_key, noise_key = jax.random.split(key)
             edges = [
                 search(perturb(noise_key, graph, t).graph).edges
@@ -74,7 +83,7 @@ def _needed(
             found = jnp.stack([jnp.sum(e.mask, axis=-1).max() for e in edges])
             return found.max(), jnp.stack([e.overflow for e in edges]).any()
 
-        found, overflow = jax.jit(jax.vmap(most))(keys, batch)
+        found, overflow = jax.jit(jax.vmap(most_neighbors))(keys, batch)
         if not np.any(overflow):
-            return max(capacity, CAPACITY_STEP * -(-int(SPARE * np.max(found)) // CAPACITY_STEP))
-        capacity *= 2
+            return max(slots, CAPACITY_STEP * -(-int(SPARE * np.max(found)) // CAPACITY_STEP))
+        slots *= 2

@@ -14,29 +14,19 @@ import jax
 import numpy as np
 from jaxtyping import Int64
 
+from agedi.checkpoint import BEST, HPARAMS, LAST, choose_checkpoint, split_checkpoint
 from agedi.config import DiffusionConfig
+from agedi.data.batches import make_take
 from agedi.data.dataset import (
     Dataset,
     all_graphs,
     create_dataset,
     fingerprint,
-    lengths,
-    make_take,
+    padded_lengths,
     phases,
     with_copies,
 )
-from agedi.diffusion import (
-    BEST,
-    HPARAMS,
-    LAST,
-    Diffusion,
-    choose_checkpoint,
-    create_diffusion,
-    network,
-    new_model,
-    resolve,
-    split_checkpoint,
-)
+from agedi.diffusion import Diffusion, complete_config, create_diffusion, network, new_model
 from agedi.loss import ExampleLoss, RegressorLoss, make_example_loss, metric_names
 from agedi.network.score import Params
 from agedi.network.search import make_search
@@ -55,7 +45,7 @@ from agedi.training.config import (
     train_config,
 )
 from agedi.training.loss_balance import make_balanced_loss, parse_loss_balance, start_means, update_means
-from agedi.training.neighbor_capacity import measure_room
+from agedi.training.neighbor_capacity import measure_capacity
 from matterform.config import load_values
 from matterform.io.files import existing
 from matterform.training.batches import BatchPlan, make_batch_plan, switch_plans, with_rows
@@ -105,7 +95,7 @@ def train(diffusion: Diffusion, dataset: Dataset, *, source: DataConfig | None =
         FloatingPointError: the loss is not finite.
     """
     training = fit_config(options)
-    config = resolve(diffusion.config, dataset, training.reference_energies)
+    config = complete_config(diffusion.config, dataset, training.reference_energies)
     split = split_rows(dataset, training)
     params = first_params(diffusion, config, training.seed)
     run = Run(
@@ -306,7 +296,7 @@ def _train(
     validation = None
     if len(split.validation):
         evaluate = make_eval_step(loss_of(split.validation), mesh)
-        validation = Validation(evaluate, batches_of(split.validation, lengths(dataset), training), take)
+        validation = Validation(evaluate, batches_of(split.validation, padded_lengths(dataset), training), take)
     if not resume_from:
         run = claim_version(run)
     claim_run(run, data, bool(resume_from), FILES)
@@ -336,7 +326,7 @@ def _train(
 
 def training_plan(dataset: Dataset, originals: Int64[np.ndarray, " n"], training: FitConfig) -> BatchPlan:
     """The batches of some originals, and from later epochs on of their repeated cells too."""
-    padded = lengths(dataset)
+    padded = padded_lengths(dataset)
     return switch_plans(
         {
             first: batches_of(with_copies(dataset, originals, repeats), padded, training)
@@ -355,15 +345,15 @@ def batches_of(rows: Int64[np.ndarray, " n"], padded: Int64[np.ndarray, " m"], t
 def make_losses(
     config: DiffusionConfig, dataset: Dataset, training: FitConfig
 ) -> Callable[[Int64[np.ndarray, " n"]], ExampleLoss]:
-    """`loss_of(rows)`, the loss of one example among rows of the data set, with room for its neighbours."""
+    """`loss_of(rows)`, the loss of one example among rows of the data set, with slots for its neighbors."""
     graphs = all_graphs(dataset)
     cells, pbcs = np.stack([graph.cell for graph in graphs]), np.stack([graph.pbc for graph in graphs])
     sums = lattice_sums(cells, pbcs)
-    room = measure_room(config, graphs, lengths(dataset), sums, training.seed)
+    neighbors = measure_capacity(config, graphs, padded_lengths(dataset), sums, training.seed)
     regressor = RegressorLoss(
         weight=training.regressor_loss_weight, force_loss=training.force_loss, huber_delta=training.huber_delta
     )
-    search = make_search(config.model.cutoff, room.capacity, room.images)
+    search = make_search(config.model.cutoff, neighbors.capacity, neighbors.images)
 
     def loss_of(rows: Int64[np.ndarray, " n"]) -> ExampleLoss:
         diffused = float(np.mean(dataset.diffuse[rows]))

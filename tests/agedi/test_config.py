@@ -3,9 +3,11 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
-from agedi.config import DiffusionConfig, ModelConfig
+from agedi.config import DiffusionConfig, DiffusionOptions, ModelConfig, from_keywords, split_names
+from agedi.data.config import DatasetConfig
 from agedi.sampling.reverse import SamplerConfig
 
 
@@ -47,3 +49,27 @@ def test_contradictions_are_named(changes, words):
 def test_negative_amounts_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 0"):
         SamplerConfig(**{name: -0.1})
+
+
+def test_names_may_be_joined_by_commas():
+    assert split_names("Positions, Types") == split_names(["Positions", "Types"]) == ("Positions", "Types")
+    assert split_names("none") == split_names(()) == ()
+
+
+def test_keywords_may_be_arrays_and_joined_names():
+    options = from_keywords(DiffusionOptions, {"conditioning": "gap,energy", "n_rbf": np.int64(8), "sigma_max": 2})
+    assert (options.conditioning, options.n_rbf, options.sigma_max) == (("gap", "energy"), 8, 2.0)
+    assert from_keywords(DatasetConfig, {"confinement": np.array([1.0, 4.0])}).confinement == (1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "keywords", "words"),
+    [
+        (DiffusionOptions, {"feature_sizes": 4}, "did you mean 'feature_size'"),
+        (DiffusionOptions, {"n_blocks": 1.5}, "n_blocks: expected int, found 1.5"),
+        (DatasetConfig, {"mask": "Fixed"}, "mask: expected one of 'none', 'MaskFixed'"),
+    ],
+)
+def test_wrong_keywords_are_refused_by_name(cls, keywords, words):
+    with pytest.raises(ValueError, match=words):
+        from_keywords(cls, keywords)

@@ -1,8 +1,7 @@
-"""Models made from arguments and data, and found again in the folder of a run."""
+"""Models created from settings and data."""
 
 import dataclasses
 import logging
-import pathlib
 
 import ase
 import jax
@@ -13,17 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from agedi.config import DiffusionConfig, ModelConfig
 from agedi.data.dataset import create_dataset
-from agedi.diffusion import (
-    create_diffusion,
-    load_diffusion,
-    load_hparams,
-    network,
-    new_model,
-    noiser_name,
-    parse_reference_energies,
-    resolve,
-    split_names,
-)
+from agedi.diffusion import complete_config, create_diffusion, network, new_model, noiser_name
 
 SMALL = {"feature_size": 4, "n_blocks": 1, "n_rbf": 3}
 
@@ -47,8 +36,6 @@ def crystals(rng) -> list[ase.Atoms]:
 
 
 def test_names_are_taken_as_users_write_them():
-    assert split_names("Positions, Types") == split_names(["Positions", "Types"]) == ("Positions", "Types")
-    assert split_names("none") == split_names(()) == ()
     assert noiser_name("cell_positions") == "CellPositions"
     assert noiser_name("Fractional") == "Fractional"
 
@@ -83,12 +70,6 @@ def test_contradictory_arguments_are_refused(options, message):
         create_diffusion(**{**SMALL, **options})
 
 
-@pytest.mark.parametrize("given", ["Cu:-3.72,O:-4.95", {"O": -4.95, "Cu": -3.72}, {8: -4.95, 29: -3.72}])
-def test_reference_energies_are_read(given):
-    assert parse_reference_energies(given) == ((8, -4.95), (29, -3.72))
-    assert (parse_reference_energies("auto"), parse_reference_energies("none")) == (None, ())
-
-
 def test_the_seed_gives_the_parameters():
     one, same, other = (new_model(DiffusionConfig(model=ModelConfig(**SMALL)), seed) for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, one.params, same.params)
@@ -115,8 +96,10 @@ def test_crystals_give_species_noise_and_means(crystals):
     assert (gap.mean, gap.std) == pytest.approx((2.5, np.std(np.arange(6))))
     assert (gap.extensive, size.extensive) == (False, True)
     # What was given stays.
-    assert resolve(dataclasses.replace(config, sigma_max=7.0), dataset) == dataclasses.replace(config, sigma_max=7.0)
-    assert resolve(config, create_dataset(crystals[:2], conditioning="gap,size")) == config
+    assert complete_config(dataclasses.replace(config, sigma_max=7.0), dataset) == dataclasses.replace(
+        config, sigma_max=7.0
+    )
+    assert complete_config(config, create_dataset(crystals[:2], conditioning="gap,size")) == config
 
 
 def test_repeated_cells_count(crystals):
@@ -197,47 +180,7 @@ def test_a_property_without_spread_is_named(crystals, caplog):
 def test_types_know_the_species_they_draw(crystals):
     config = create_diffusion("Types", dataset=create_dataset(crystals[1::2]), **SMALL).config
     with pytest.raises(ValueError, match=r"draws the species \[29\]; the data also hold \[79\]"):
-        resolve(config, create_dataset(crystals))
-
-
-def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        load_diffusion(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"is no run of AGeDi: it has no hparams\.yaml$"):
-        load_diffusion(tmp_path)
-    (tmp_path / "version_3").mkdir()
-    with pytest.raises(ValueError, match="choose one of its runs: version_3"):
-        load_diffusion(tmp_path)
-    write(tmp_path / "crystal" / "config.yaml", "seed: 1")
-    with pytest.raises(ValueError, match=r"config\.yaml: a run of CrystalFormer or AtomFormer"):
-        load_diffusion(tmp_path / "crystal")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("seed: 1", "describes no diffusion model"),
-        ("diffusion: {cutoff: 3}", "unknown key 'cutoff'"),
-        ("diffusion: {noisers: [Fractional]}", "noisers must be among"),
-        ("diffusion: [", "is not valid YAML"),
-    ],
-)
-def test_damaged_hparams_are_refused_by_name(tmp_path, text, message):
-    write(tmp_path / "hparams.yaml", text)
-    with pytest.raises(ValueError, match=f"hparams.yaml.*{message}"):
-        load_hparams(tmp_path)
-
-
-def test_a_run_without_checkpoints_is_refused(tmp_path):
-    write(tmp_path / "hparams.yaml", "diffusion: {noisers: [Positions], sde: vp}")
-    with pytest.raises(ValueError, match="has no complete checkpoint"):
-        load_diffusion(tmp_path)
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """A file in a folder that may be new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+        complete_config(config, create_dataset(crystals))
 
 
 def test_cells_that_confined_noise_is_not_made_for_are_refused():
@@ -249,10 +192,10 @@ def test_cells_that_confined_noise_is_not_made_for_are_refused():
         return create_dataset([atoms], confinement=walls)
 
     flat, tilted = np.diag([4.0, 4.0, 12.0]), np.array([[4.0, 0, 1.0], [0, 4.0, 0], [0, 0, 12.0]])
-    assert resolve(config, data(flat)).sigma_max == pytest.approx(4.0)
+    assert complete_config(config, data(flat)).sigma_max == pytest.approx(4.0)
     with pytest.raises(ValueError, match=r"structure 0: .*xy plane"):
-        resolve(config, data(tilted))
+        complete_config(config, data(tilted))
     with pytest.raises(ValueError, match=r"structure 0: .*pbc"):
-        resolve(config, data(flat, pbc=(False, False, False)))
+        complete_config(config, data(flat, pbc=(False, False, False)))
     with pytest.raises(ValueError, match=r"structure 0 is confined to \[2.5, 6.0\]"):
-        resolve(config, data(flat, walls=(2.5, 6.0)))
+        complete_config(config, data(flat, walls=(2.5, 6.0)))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from agedi.config import DiffusionConfig, ForceFieldConfig
+from agedi.data.example import GraphExample
 from agedi.data.graph import AtomsGraph
-from agedi.loss import Example, RegressorLoss, make_distance, make_example_loss, metric_names, types_loss
+from agedi.loss import RegressorLoss, make_distance, make_example_loss, metric_names, types_loss
 from agedi.network.score import Outputs, ScoreModel
 from agedi.noise.kernels import LatticeSums, lattice_sums
 from matterform.neighbors import Neighbors
@@ -34,7 +35,7 @@ def example(count=6, fixed=2, padding=1, **changes):
     )
     fields = dict(graph=graph, conditions={}, energy=np.float32(np.nan), forces=np.full((count, 3), np.nan, np.float32))
     fields |= dict(diffuse=np.array(True), index=np.int32(3)) | changes
-    return jax.tree.map(jnp.asarray, Example(**fields))
+    return jax.tree.map(jnp.asarray, GraphExample(**fields))
 
 
 def search(graph, overflow=False):

@@ -1,4 +1,4 @@
-"""Structures from ASE and back, padding, wrapping, masks, confinement and canonical cells."""
+"""Structures from ASE and back, padding, masks, confinement and canonical cells."""
 
 import logging
 
@@ -10,7 +10,7 @@ import pytest
 from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.constraints import FixAtoms, FixBondLength
 
-from agedi.data.graph import free_atoms, from_atoms, pad_graph, stack_graphs, to_atoms, wrap_positions
+from agedi.data.graph import free_atoms, from_atoms, pad_graph, stack_graphs, to_atoms
 
 
 @pytest.fixture
@@ -120,30 +120,6 @@ def test_lower_triangular_cells_stay_as_they_are(caplog):
         plain, canonical = from_atoms(atoms), from_atoms(atoms, canonical_cell=True)
     jax.tree.map(np.testing.assert_array_equal, plain, canonical)
     assert not caplog.records
-
-
-def test_wrapping_follows_the_periodic_vectors_and_spares_fixed_atoms(rng):
-    for pbc in ([True, True, True], [True, False, True], [False, True, False], [False, False, False]):
-        atoms = ase.Atoms(
-            "H6", positions=rng.uniform(-30, 30, (6, 3)), cell=rng.normal(size=(3, 3)) * 2 + 4 * np.eye(3)
-        )
-        atoms.pbc = pbc
-        atoms.set_constraint(FixAtoms([0, 3]))
-        graph = pad_graph(from_atoms(atoms, mask="MaskFixed"), 8)
-        wrapped = jax.jit(wrap_positions)(graph)
-        fixed = np.array([0, 3, 6, 7])
-        np.testing.assert_array_equal(wrapped.pos[fixed], graph.pos[fixed])
-        moved = np.asarray(wrapped.pos - graph.pos)
-        whole = np.linalg.solve(graph.cell.T.astype(float), moved.T).T
-        np.testing.assert_allclose(whole, np.round(whole), atol=1e-4)
-        np.testing.assert_allclose(whole[:, ~np.array(pbc)], 0, atol=1e-4)
-        if not any(pbc):
-            np.testing.assert_array_equal(wrapped.pos, graph.pos)
-        # ASE measures fractions of a partly periodic cell along its other vectors too, so compare the full one.
-        if all(pbc):
-            atoms.set_constraint()
-            free = np.array([1, 2, 4, 5])
-            np.testing.assert_allclose(wrapped.pos[free], atoms.get_positions(wrap=True)[free], atol=1e-4)
 
 
 def test_stacked_graphs_are_a_batch(slab):

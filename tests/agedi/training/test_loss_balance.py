@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agedi.loss import Example
+from agedi.data.example import GraphExample
 from agedi.training.loss_balance import (
     LossBalance,
     RunningMeans,
@@ -66,7 +66,7 @@ def test_each_part_counts_its_share_in_units_of_its_mean():
     balanced = make_balanced_loss(example_loss, LossBalance(0.8, 0.2))
 
     def loss(params, means):
-        return balanced(params, None, Example(*[None] * 6), means)[0]
+        return balanced(params, None, GraphExample(*[None] * 6), means)[0]
 
     means = RunningMeans(*map(jnp.float32, (1.0, 6.0, 0.1)))
     # At 2: 0.8 x 6 / 6 + 0.2 x 4 / 0.1, of slope 0.8 x 3 / 6 + 0.2 x 4 / 0.1.

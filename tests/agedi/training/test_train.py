@@ -15,13 +15,11 @@ from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from agedi.checkpoint import load_diffusion
 from agedi.config import ConditionConfig, DiffusionConfig, ModelConfig
-from agedi.data.dataset import create_dataset, lengths
-from agedi.data.graph import from_atoms
-from agedi.diffusion import Diffusion, load_diffusion, network, resolve
-from agedi.noise.kernels import lattice_sums
+from agedi.data.dataset import create_dataset, padded_lengths
+from agedi.diffusion import Diffusion, complete_config, network
 from agedi.training.config import DataConfig, FitConfig, TrainConfig, load_run, train_config
-from agedi.training.neighbor_capacity import measure_room
 from agedi.training.train import (
     SPLIT_KEY,
     claim_version,
@@ -369,7 +367,7 @@ def test_copies_join_on_their_epochs_and_only_of_what_is_trained_on(crystals):
         rows = np.concatenate([batch.indices[batch.weight > 0] for batch in batches])
         expected = np.concatenate([split.train + 8 * k for k in range(copies)])
         np.testing.assert_array_equal(np.sort(rows), np.sort(expected))
-        assert all((lengths(dataset)[batch.indices] <= batch.length).all() for batch in batches)
+        assert all((padded_lengths(dataset)[batch.indices] <= batch.length).all() for batch in batches)
 
 
 def test_versions_are_counted_on(tmp_path, molecular_run):
@@ -382,24 +380,12 @@ def test_versions_are_counted_on(tmp_path, molecular_run):
     assert [claim_version(run).run_dir.name for _ in range(3)] == ["version_11", "version_12", "version_13"]
 
 
-def test_crowded_atoms_get_room():
-    # Sixteen atoms within 2 angstrom, in a cell where as many at random would have one neighbour each.
-    rng = np.random.default_rng(0)
-    cluster = ase.Atoms("H16", rng.uniform(0, 1.0, (16, 3)), cell=12 * np.eye(3), pbc=True)
-    config = DiffusionConfig(model=ModelConfig(cutoff=3.0), sigma_max=6.0)
-    graph = from_atoms(cluster)
-    sums = lattice_sums(graph.cell[None], graph.pbc[None])
-    room = measure_room(config, [graph], np.array([16]), sums, 0)
-    assert room.images == (0, 0, 0)
-    assert 15 <= room.capacity[16] <= 24
-
-
 def test_parameters_that_no_longer_fit_are_drawn_anew(crystals):
     dataset = create_dataset(crystals)
     config = DiffusionConfig(noisers=("CellPositions", "Types"), model=ModelConfig(feature_size=4, n_blocks=1, n_rbf=3))
     model = network(config)
     old = Diffusion(config, model._replace(params=jax.tree.map(lambda leaf: np.full(leaf.shape, 7.0), model.params)))
-    resolved = resolve(config, dataset)
+    resolved = complete_config(config, dataset)
     params = first_params(old, resolved, 0)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, network(resolved).params)
     fresh = [leaf for leaf in jax.tree.leaves(params) if not np.all(leaf == 7.0)]

@@ -1,0 +1,94 @@
+"""Reference energies: one energy per element, subtracted before the force field learns the rest."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from agedi.config import ForceFieldConfig
+from agedi.data.dataset import Dataset
+
+SMALLEST_SCALE = 1e-2  # eV per atom
+
+ReferenceEnergies = str | Mapping[str | int, float]  # "auto", "none", "Cu:-3.72,O:-4.95", or eV by element
+
+logger = logging.getLogger(__name__)
+
+
+def parse_reference_energies(given: ReferenceEnergies) -> tuple[tuple[int, float], ...] | None:
+    """Energies (eV) by atomic number, from "Cu:-3.72,O:-4.95" or a mapping; () for "none", None for "auto".
+
+    Raises:
+        ValueError: a symbol is no element, or an energy is no number.
+    """
+    from matterform.elements import atomic_number
+
+    if given in ("auto", "none"):
+        return None if given == "auto" else ()
+    pairs: list[tuple[str | int, Any]]
+    if isinstance(given, str):
+        pairs = [(symbol.strip(), value) for symbol, _, value in (part.partition(":") for part in given.split(","))]
+    else:
+        pairs = list(given.items())
+    try:
+        energies = {
+            symbol if isinstance(symbol, int) else atomic_number(symbol): float(value) for symbol, value in pairs
+        }
+    except ValueError as error:
+        raise ValueError(
+            f"reference_energies must be auto, none or eV by element, as Cu:-3.72,O:-4.95; got {given}"
+        ) from error
+    return tuple(sorted(energies.items()))
+
+
+def fit_reference_energies(dataset: Dataset) -> tuple[tuple[int, float], ...]:
+    """Reference energies (eV) by atomic number: the least-squares fit of sums over atoms to the structures' energies.
+
+    Where the compositions leave them undetermined (all structures have the same composition, say), the solution of
+    smallest norm is returned, with a warning.
+
+    Raises:
+        ValueError: no structure has an energy.
+    """
+    labelled = np.flatnonzero(np.isfinite(dataset.energies))
+    if not len(labelled):
+        raise ValueError("reference energies need energies, but no structure has one; give them, or none")
+    numbers = np.unique(np.concatenate([dataset.graphs[row].x for row in labelled]))
+    counts = np.array([[np.sum(dataset.graphs[row].x == number) for number in numbers] for row in labelled], float)
+    energies, _, rank, _ = np.linalg.lstsq(counts, dataset.energies[labelled], rcond=None)
+    if rank < len(numbers):
+        logger.warning(
+            "the compositions of %d structures do not tell the energies of %d elements apart; the smallest are used",
+            *(len(labelled), len(numbers)),
+        )
+    return tuple((int(number), float(energy)) for number, energy in zip(numbers, energies, strict=True))
+
+
+def normalize_energies(
+    config: ForceFieldConfig, dataset: Dataset, reference_energies: ReferenceEnergies
+) -> ForceFieldConfig:
+    """The force field's config with reference energies, and with the spread of energies about them as its unit.
+
+    What `config` gives already is kept.
+
+    Raises:
+        ValueError: as in `parse_reference_energies`.
+    """
+    labelled = np.flatnonzero(np.isfinite(dataset.energies))
+    if not len(labelled):
+        return config
+    if not config.reference_energies:
+        given = parse_reference_energies(reference_energies)
+        fitted = fit_reference_energies(dataset) if given is None else given
+        config = dataclasses.replace(config, reference_energies=fitted)
+    if config.energy_scale == 1.0:
+        references = dict(config.reference_energies)
+        remainders = [
+            (dataset.energies[row] - sum(references.get(number, 0.0) for number in dataset.graphs[row].x.tolist()))
+            / len(dataset.graphs[row].x)
+            for row in labelled
+        ]
+        config = dataclasses.replace(config, energy_scale=max(float(np.std(remainders)), SMALLEST_SCALE))
+    return config
