@@ -22,9 +22,9 @@ from timing import num_parameters, peak_rss_mib, report, time_calls
 
 from crystalformer import read_csv
 from crystalformer.config import TransformerConfig
-from crystalformer.data.crystals import Crystals
-from crystalformer.data.dataset import lengths, truncate
-from crystalformer.loss import LossConfig, bucket_lengths, make_example_loss
+from crystalformer.data.batches import bucket_lengths
+from crystalformer.data.crystals import Crystals, num_slots, truncate
+from crystalformer.loss import LossConfig, make_example_loss
 from crystalformer.network.parameters import init_params
 from matterform.training.batches import PlannedBatch, make_batch_plan
 from matterform.training.mesh import make_mesh
@@ -86,7 +86,7 @@ def measure(options: Options) -> dict[str, Any]:
     config = TransformerConfig(generation=options.generation, compute_dtype=options.compute_dtype, **sizes)
     batch_size, n_max = (10 if options.quick else options.batch), config.n_max
     crystals = load(options.data, n_max)
-    plan = make_batch_plan(lengths(crystals), batch_size, bucket_lengths(n_max), seed=0)
+    plan = make_batch_plan(num_slots(crystals), batch_size, bucket_lengths(n_max), seed=0)
     planned = plan.epoch(0)
     counts = collections.Counter(batch.length for batch in planned)
     examples = {n_max: planned[0]} | {batch.length: batch for batch in planned}
@@ -119,7 +119,7 @@ def measure(options: Options) -> dict[str, Any]:
         "num_parameters": num_parameters(params),
         "batch": batch_size,
         "crystals": len(crystals.G),
-        "mean_sites": float(lengths(crystals).mean()) - 1,
+        "mean_sites": float(num_slots(crystals).mean()) - 1,
         "batches": {str(length): counts[length] for length in sorted(counts)},
         "step": times,
         "epoch_cut_s": cut_s,

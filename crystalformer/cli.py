@@ -231,8 +231,8 @@ def choose_spacegroups(arguments: Sample, config: "TransformerConfig") -> "np.nd
     import numpy as np
 
     from crystalformer.checkpoint.pretrained import training_spacegroups
+    from crystalformer.data.dataset import load_crystals
     from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
-    from crystalformer.training import load_crystals
 
     if arguments.num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {arguments.num_samples}")

@@ -11,8 +11,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from crystalformer.config import TransformerConfig
-from crystalformer.data.crystals import Crystals
-from crystalformer.data.dataset import lengths, truncate
+from crystalformer.data.batches import bucket_lengths
+from crystalformer.data.crystals import Crystals, check_crystals, num_slots, truncate
 from crystalformer.network import distributions
 from crystalformer.network.parameters import Network, Params, as_network
 from crystalformer.network.transformer import forward, read_coordinate, read_lattice
@@ -20,9 +20,6 @@ from crystalformer.symmetry import lattice
 from crystalformer.symmetry.wyckoff import symmetry_tables
 from matterform.training.batches import make_batch_plan
 from matterform.training.mesh import DATA_AXIS, make_local_mesh
-
-# Batches are cut to the shortest of these that holds their longest crystal; each one is compiled once.
-BUCKETS = (3, 5, 7, 10, 14)
 
 
 class LogProb(NamedTuple):
@@ -129,42 +126,8 @@ def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batc
     if not len(crystals.G):
         return LogProb(*results)
     buckets = bucket_lengths(width if config.generation == "rotary" else min(width, config.n_max))
-    plan = make_batch_plan(lengths(crystals), batch_size * mesh.size, buckets, seed=0)
+    plan = make_batch_plan(num_slots(crystals), batch_size * mesh.size, buckets, seed=0)
     for rows, _, length in plan.epoch(0):
         batch = jax.tree.map(lambda field, rows=rows: field[rows], crystals)
         results[:, rows] = np.stack(_batch_log_prob(config, mesh)(params, truncate(batch, length)))
     return LogProb(*results)
-
-
-def bucket_lengths(n: int) -> tuple[int, ...]:
-    """The lengths that batches of crystals with `n` slots are cut to."""
-    return (*(length for length in BUCKETS if length < n), n)
-
-
-def check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
-    """Checks on the host that the network can read a batch.
-
-    Raises:
-        ValueError: naming the first crystal without padding, with a gap, or beyond the vocabulary.
-    """
-    if crystals.W.ndim != 2:
-        raise ValueError(f"expected a batch, with W of two axes (crystals, sites); found shape {crystals.W.shape}")
-    real = crystals.W > 0
-    if real.all(-1).any():
-        raise ValueError(
-            f"crystal {np.argmax(real.all(-1))} fills all {real.shape[1]} slots, but one must stay padding; raise n_max"
-        )
-    if gaps := np.flatnonzero((real[:, 1:] & ~real[:, :-1]).any(-1)).tolist():
-        raise ValueError(f"crystal {gaps[0]} has a site after padding; its W is {crystals.W[gaps[0]]}")
-    longest = int(real.sum(-1).max(initial=0)) + 1
-    if config.generation == "absolute" and longest > config.n_max:
-        raise ValueError(f"a crystal needs {longest} slots, but this network has positions for n_max = {config.n_max}")
-    limits = (
-        ("G", crystals.G, 1, 231),
-        ("A", crystals.A, 0, config.atom_types),
-        ("W", crystals.W, 0, config.wyck_types),
-    )
-    for name, field, lowest, end in limits:
-        if wrong := np.argwhere((field < lowest) | (field >= end)).tolist():
-            found = field[tuple(wrong[0])]
-            raise ValueError(f"crystal {wrong[0][0]} has {name} = {found}; this network knows {lowest} to {end - 1}")

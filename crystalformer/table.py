@@ -10,7 +10,7 @@ import numpy as np
 
 from crystalformer.data.crystals import Crystals, cell_parameters, formula, iterate_crystals, to_cif
 from crystalformer.loss import LogProb
-from crystalformer.symmetry.lattice import to_scaled
+from crystalformer.symmetry.lattice import cell_problem, to_scaled
 from crystalformer.symmetry.wyckoff import symmetry_tables
 from matterform.io.files import write_atomically
 
@@ -57,20 +57,6 @@ def table_rows(crystals: Crystals, log_prob: LogProb, indices: Sequence[int]) ->
             }
         )
     return rows
-
-
-def cell_problem(cell: np.ndarray) -> str:
-    """Why no cell has these lengths (angstrom) and angles (degrees); empty if there is one."""
-    lengths, angles = cell[:3], np.radians(cell[3:])
-    if not np.isfinite(cell).all():
-        return "its lattice is not finite"
-    if (lengths <= 0).any():
-        return f"a cell length is not positive: {lengths.min():.3g} angstrom"
-    cosines = np.cos(angles)
-    squared_volume = 1 - (cosines**2).sum() + 2 * cosines.prod()  # of the cell with unit edges
-    if ((angles <= 0) | (angles >= np.pi)).any() or squared_volume <= 0:
-        return "no cell has these angles: " + ", ".join(f"{angle:.1f}" for angle in cell[3:])
-    return ""
 
 
 class TableWriter:

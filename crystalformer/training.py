@@ -18,12 +18,12 @@ from jaxtyping import PRNGKeyArray
 from crystalformer.checkpoint.publish import make_publisher, publish_results
 from crystalformer.checkpoint.published import load_checkpoint
 from crystalformer.config import TransformerConfig
+from crystalformer.data.batches import make_take, plan_batches
 from crystalformer.data.crystals import Crystals
-from crystalformer.data.dataset import lengths, open_dataset, read_csv, truncate
-from crystalformer.loss import LossConfig, bucket_lengths, make_example_loss
+from crystalformer.data.dataset import load_crystals
+from crystalformer.loss import LossConfig, make_example_loss
 from crystalformer.network.parameters import init_params
 from matterform.config import to_dict
-from matterform.training.batches import BatchPlan, Take, make_batch_plan
 from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
@@ -103,7 +103,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     if split.validation is not None:
         evaluate = make_eval_step(example_loss, mesh)
         validation = Validation(
-            evaluate, plan_batches(split.validation, config.batch_size, config.seed), take_from(split.validation)
+            evaluate, plan_batches(split.validation, config.batch_size, config.seed), make_take(split.validation)
         )
     claim_run(config, fingerprints(split), resume)
     columns = metric_columns(PARTS, validation is not None)
@@ -115,7 +115,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
             run.state,
             mesh,
             plan,
-            take_from(split.train),
+            make_take(split.train),
             validation=validation,
             checkpoints=run.checkpoints,
             best=run.best,
@@ -144,32 +144,6 @@ def load_split(config: TrainConfig) -> Split:
     return Split(
         *(jax.tree.map(lambda x, rows=rows: x[rows], crystals) for rows in (order[held_out:], order[:held_out]))
     )
-
-
-def load_crystals(path: pathlib.Path, config: TransformerConfig, workers: int = 1) -> Crystals:
-    """Crystals of a CSV file or of a folder that `prepare` made.
-
-    Raises:
-        ValueError: if none is left or they exceed the sizes of the network.
-    """
-    if path.is_dir():
-        crystals = open_dataset(path)
-    else:
-        crystals, refused = read_csv(path, n_max=config.n_max, workers=workers)
-        if refused:
-            row, reason = next(iter(refused.items()))
-            logger.warning("%s: refused %d of its rows; the first is row %d: %s", path, len(refused), row, reason)
-    if not len(crystals.G):
-        raise ValueError(f"{path} holds no crystal; see what `crystalformer prepare` says of its rows")
-    longest = int(lengths(crystals).max())
-    for name, found, limit in (
-        ("n_max", longest, config.n_max),
-        ("atom_types", int(crystals.A.max()) + 1, config.atom_types),
-        ("wyck_types", int(crystals.W.max()) + 1, config.wyck_types),
-    ):
-        if found > limit:
-            raise ValueError(f"{path} needs {name} of at least {found}; the network has {limit}")
-    return truncate(crystals, config.n_max)
 
 
 def fingerprints(split: Split) -> dict[str, dict[str, int] | None]:
@@ -205,25 +179,4 @@ def make_validation(
     example_loss: ExampleLoss, crystals: Crystals, batch_size: int, seed: int, mesh: Mesh
 ) -> Validation:
     """Held-out crystals and their compiled evaluation."""
-    return Validation(make_eval_step(example_loss, mesh), plan_batches(crystals, batch_size, seed), take_from(crystals))
-
-
-def plan_batches(crystals: Crystals, batch_size: int, seed: int) -> BatchPlan:
-    """Batches of crystals of like length."""
-    return make_batch_plan(lengths(crystals), batch_size, bucket_lengths(crystals.W.shape[1]), seed)
-
-
-def take_from(crystals: Crystals) -> Take:
-    """The function that gathers rows cut to a bucket's length, in the types the network computes with."""
-
-    def take(rows: np.ndarray, length: int) -> Crystals:
-        G, L, XYZ, A, W = crystals
-        return Crystals(
-            G=np.asarray(G[rows], np.int32),
-            L=np.asarray(L[rows], np.float32),
-            XYZ=np.asarray(XYZ[rows, :length], np.float32),
-            A=np.asarray(A[rows, :length], np.int32),
-            W=np.asarray(W[rows, :length], np.int32),
-        )
-
-    return take
+    return Validation(make_eval_step(example_loss, mesh), plan_batches(crystals, batch_size, seed), make_take(crystals))

@@ -28,7 +28,7 @@ from crystalformer.cli import main
 from crystalformer.config import TransformerConfig
 from crystalformer.data.crystals import Crystals, cell_parameters, iterate_crystals, to_structures
 from crystalformer.sampling.sample import sample
-from crystalformer.table import cell_problem
+from crystalformer.symmetry.lattice import cell_problem
 from crystalformer.training import TrainConfig, load_split
 from matterform.config import load_config
 from matterform.evaluation.summary import ReportConfig, describe, summarize, tabulate

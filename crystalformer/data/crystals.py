@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from crystalformer.config import TransformerConfig
 from crystalformer.symmetry.lattice import from_scaled, impose_lattice
 from crystalformer.symmetry.wyckoff import LETTERS, apply_operations, symmetry_tables, wyckoff_operations
 
@@ -46,10 +47,56 @@ def num_sites(crystals: Crystals) -> Int[Any, "*b"]:
     return (np.asarray(crystals.W) > 0).sum(-1)
 
 
+def num_slots(crystals: Crystals) -> Int[np.ndarray, " b"]:
+    """Slots that each crystal needs: its sites and the empty one that ends it."""
+    return num_sites(crystals) + 1
+
+
 def num_atoms(crystals: Crystals) -> Int[Any, "*b"]:
     """Number of atoms in the conventional cell."""
     group = np.asarray(crystals.G)[..., None]
     return symmetry_tables().multiplicity[group - 1, np.asarray(crystals.W)].sum(-1)
+
+
+def truncate(crystals: Crystals, n: int) -> Crystals:
+    """The batch with `n` slots a crystal.
+
+    Raises:
+        ValueError: a crystal needs more.
+    """
+    longest = int(num_slots(crystals).max(initial=1))
+    if n < longest:
+        raise ValueError(f"n: the longest crystal needs {longest} slots, found {n}")
+    return crystals._replace(XYZ=crystals.XYZ[:, :n], A=crystals.A[:, :n], W=crystals.W[:, :n])
+
+
+def check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
+    """Checks on the host that the network can read a batch.
+
+    Raises:
+        ValueError: naming the first crystal without padding, with a gap, or beyond the vocabulary.
+    """
+    if crystals.W.ndim != 2:
+        raise ValueError(f"expected a batch, with W of two axes (crystals, sites); found shape {crystals.W.shape}")
+    real = crystals.W > 0
+    if real.all(-1).any():
+        raise ValueError(
+            f"crystal {np.argmax(real.all(-1))} fills all {real.shape[1]} slots, but one must stay padding; raise n_max"
+        )
+    if gaps := np.flatnonzero((real[:, 1:] & ~real[:, :-1]).any(-1)).tolist():
+        raise ValueError(f"crystal {gaps[0]} has a site after padding; its W is {crystals.W[gaps[0]]}")
+    longest = int(real.sum(-1).max(initial=0)) + 1
+    if config.generation == "absolute" and longest > config.n_max:
+        raise ValueError(f"a crystal needs {longest} slots, but this network has positions for n_max = {config.n_max}")
+    limits = (
+        ("G", crystals.G, 1, 231),
+        ("A", crystals.A, 0, config.atom_types),
+        ("W", crystals.W, 0, config.wyck_types),
+    )
+    for name, field, lowest, end in limits:
+        if wrong := np.argwhere((field < lowest) | (field >= end)).tolist():
+            found = field[tuple(wrong[0])]
+            raise ValueError(f"crystal {wrong[0][0]} has {name} = {found}; this network knows {lowest} to {end - 1}")
 
 
 def cell_parameters(crystal: Crystals) -> Float[np.ndarray, "6"]:

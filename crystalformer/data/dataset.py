@@ -9,15 +9,16 @@ import contextlib
 import csv
 import itertools
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
-from crystalformer.data.crystals import Crystals, num_sites
+from crystalformer.config import TransformerConfig
+from crystalformer.data.crystals import Crystals, num_slots, truncate
 from crystalformer.data.symmetrize import crystal_from_structure, crystal_from_text
 from matterform.io.files import appending, write_atomically
 from matterform.io.formats import TextRecord, UnreadableStructure, iterate_crystals, iterate_csv
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import concurrent.futures
 
     from pymatgen.core import Structure
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 ROWS_AT_ONCE = 200  # about half a second of work
@@ -173,28 +176,37 @@ def open_dataset(folder: str | os.PathLike[str]) -> Crystals:
     return Crystals(*(np.load(pathlib.Path(folder, f"{name}.npy"), mmap_mode="r") for name in Crystals._fields))
 
 
+def load_crystals(path: pathlib.Path, config: TransformerConfig, workers: int = 1) -> Crystals:
+    """Crystals of a CSV file or of a folder that `prepare` made.
+
+    Raises:
+        ValueError: if none is left or they exceed the sizes of the network.
+    """
+    if path.is_dir():
+        crystals = open_dataset(path)
+    else:
+        crystals, refused = read_csv(path, n_max=config.n_max, workers=workers)
+        if refused:
+            row, reason = next(iter(refused.items()))
+            logger.warning("%s: refused %d of its rows; the first is row %d: %s", path, len(refused), row, reason)
+    if not len(crystals.G):
+        raise ValueError(f"{path} holds no crystal; see what `crystalformer prepare` says of its rows")
+    longest = int(num_slots(crystals).max())
+    for name, found, limit in (
+        ("n_max", longest, config.n_max),
+        ("atom_types", int(crystals.A.max()) + 1, config.atom_types),
+        ("wyck_types", int(crystals.W.max()) + 1, config.wyck_types),
+    ):
+        if found > limit:
+            raise ValueError(f"{path} needs {name} of at least {found}; the network has {limit}")
+    return truncate(crystals, config.n_max)
+
+
 def open_properties(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The numeric columns of the table, one value per crystal of `open_dataset`; NaN where a cell was empty."""
     _read_meta(folder)
     with np.load(pathlib.Path(folder, "properties.npz")) as file:
         return dict(file)
-
-
-def lengths(crystals: Crystals) -> Int[np.ndarray, " b"]:
-    """Slots that each crystal needs: its sites and the empty one that ends it."""
-    return num_sites(crystals) + 1
-
-
-def truncate(crystals: Crystals, n: int) -> Crystals:
-    """The batch with `n` slots a crystal.
-
-    Raises:
-        ValueError: a crystal needs more.
-    """
-    longest = int(lengths(crystals).max(initial=1))
-    if n < longest:
-        raise ValueError(f"n: the longest crystal needs {longest} slots, found {n}")
-    return crystals._replace(XYZ=crystals.XYZ[:, :n], A=crystals.A[:, :n], W=crystals.W[:, :n])
 
 
 def convert_texts(rows: Sequence[tuple[int, str]], n_max: int) -> Chunk:

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from crystalformer.data.crystals import Crystals, Site, cell_parameters, iterate_crystals, wyckoff_sites
+from crystalformer.symmetry.lattice import cell_problem
 from crystalformer.symmetry.wyckoff import general_operations, symmetry_tables, wyckoff_operations
-from crystalformer.table import cell_problem
 from matterform.evaluation.geometry import MAX_EDGE_ANG
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from crystalformer.config import TransformerConfig
-from crystalformer.data.crystals import Crystals
-from crystalformer.data.dataset import lengths, truncate
-from crystalformer.loss import bucket_lengths, check_crystals, crystal_log_prob
+from crystalformer.data.batches import bucket_lengths
+from crystalformer.data.crystals import Crystals, check_crystals, num_slots, truncate
+from crystalformer.loss import crystal_log_prob
 from crystalformer.network import distributions
 from crystalformer.network.parameters import Network, Params, as_network
 from crystalformer.network.transformer import forward, read_lattice
@@ -71,7 +71,7 @@ def refine(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     constraints = make_constraints(config) if constraints is None else constraints
-    longest = lengths(crystals).max()
+    longest = num_slots(crystals).max()
     templates = truncate(crystals, min(n for n in bucket_lengths(config.n_max) if n >= longest))
     settings = np.int32(sweeps), np.float32(width), np.float32(temperature)
     batches, moves = [], np.zeros(2)
@@ -89,7 +89,7 @@ def refine(
 
 def _check_templates(crystals: Crystals, config: TransformerConfig) -> None:
     check_crystals(crystals, config)
-    longest = int(lengths(crystals).max(initial=0))
+    longest = int(num_slots(crystals).max(initial=0))
     if longest < 2:
         raise ValueError("crystals: expected sites to move; found none")
     if longest > config.n_max:

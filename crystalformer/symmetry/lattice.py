@@ -53,3 +53,17 @@ def _scale_lengths(lattice: Float[Any, "*b 6"], num_atoms: Int[Any, "*b"] | int,
     xp = lattice.__array_namespace__()
     factor = xp.asarray(num_atoms, dtype=lattice.dtype)[..., None] ** power
     return xp.concatenate([lattice[..., :3] * factor, lattice[..., 3:]], axis=-1)
+
+
+def cell_problem(cell: np.ndarray) -> str:
+    """Why no cell has these lengths (angstrom) and angles (degrees); empty if there is one."""
+    lengths, angles = cell[:3], np.radians(cell[3:])
+    if not np.isfinite(cell).all():
+        return "its lattice is not finite"
+    if (lengths <= 0).any():
+        return f"a cell length is not positive: {lengths.min():.3g} angstrom"
+    cosines = np.cos(angles)
+    squared_volume = 1 - (cosines**2).sum() + 2 * cosines.prod()  # of the cell with unit edges
+    if ((angles <= 0) | (angles >= np.pi)).any() or squared_volume <= 0:
+        return "no cell has these angles: " + ", ".join(f"{angle:.1f}" for angle in cell[3:])
+    return ""

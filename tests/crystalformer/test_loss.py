@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from crystalformer.data.crystals import Crystals, iterate_crystals
-from crystalformer.loss import (
-    LossConfig,
-    bucket_lengths,
-    crystal_log_prob,
-    log_prob,
-    make_example_loss,
-    truncate,
-)
+from crystalformer.data.crystals import Crystals, iterate_crystals, truncate
+from crystalformer.loss import LossConfig, crystal_log_prob, log_prob, make_example_loss
 from crystalformer.network.parameters import as_network
 from crystalformer.network.transformer import make_apply
 from crystalformer.symmetry.lattice import free_parameters
@@ -175,36 +168,6 @@ def test_a_value_depends_on_its_crystal_alone(params, tiny_config, crystals, fou
 def test_sizes_without_crystals_give_nothing(params, tiny_config, crystals):
     none = jax.tree.map(lambda field: field[:0], crystals)
     assert log_prob(params, tiny_config, none).total.shape == (0,)
-
-
-def test_buckets_hold_every_length():
-    assert bucket_lengths(21) == (3, 5, 7, 10, 14, 21)
-    assert bucket_lengths(7) == (3, 5, 7)
-    assert bucket_lengths(2) == (2,)
-
-
-@pytest.mark.parametrize(
-    ("name", "index", "value", "message"),
-    [
-        ("W", np.s_[2], 1, "crystal 2 fills all 7 slots"),
-        ("W", np.s_[2], [0, 0, 0, 0, 0, 1, 0], "crystal 2 has a site after padding"),
-        ("W", np.s_[2, 0], 28, "crystal 2 has W = 28; this network knows 0 to 27"),
-        ("A", np.s_[3, 0], 119, "crystal 3 has A = 119; this network knows 0 to 118"),
-        ("A", np.s_[3, 0], -1, "crystal 3 has A = -1"),
-        ("G", np.s_[4], 0, "crystal 4 has G = 0; this network knows 1 to 230"),
-        ("G", np.s_[4], 231, "crystal 4 has G = 231"),
-    ],
-)
-def test_crystals_that_are_none_are_refused(params, tiny_config, crystals, name, index, value, message):
-    field = getattr(crystals, name).copy()
-    field[index] = value
-    with pytest.raises(ValueError, match=message):
-        log_prob(params, tiny_config, crystals._replace(**{name: field}))
-
-
-def test_a_single_crystal_is_no_batch(params, tiny_config, crystals):
-    with pytest.raises(ValueError, match="expected a batch"):
-        log_prob(params, tiny_config, jax.tree.map(lambda field: field[0], crystals))
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(LossConfig)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crystalformer.loss import LogProb
-from crystalformer.table import COLUMNS, TableWriter, cell_problem, read_table, table_rows
+from crystalformer.table import COLUMNS, TableWriter, read_table, table_rows
 
 
 def made_up_log_prob(count: int) -> LogProb:
@@ -41,22 +41,6 @@ def test_rows_stand_in_the_file_before_it_is_finished_and_sorted_after(tmp_path,
         logp = [float(row["logp"]) for row in csv.DictReader(file)]
     assert logp == sorted(logp, reverse=True)
     np.testing.assert_allclose(sorted(logp), np.sort(log_prob.total), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("cell", "words"),
-    [
-        ((3, 4, 5, 90, 90, 120), ""),
-        ((3, -4, 5, 90, 90, 90), "length is not positive: -4"),
-        ((3, 4, 5, 60, 60, 130), "angles"),  # alpha + beta < gamma
-        ((3, 4, 5, 90, 190, 90), "angles"),
-        ((3, np.nan, 5, 90, 90, 90), "finite"),
-    ],
-)
-def test_impossible_cells_are_named(cell, words):
-    problem = cell_problem(np.array(cell, float))
-    assert bool(problem) == bool(words)
-    assert words in problem
 
 
 def test_a_crystal_without_a_cell_has_no_cif(random_crystals):

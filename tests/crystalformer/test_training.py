@@ -18,9 +18,9 @@ from pymatgen.core import Lattice, Structure
 
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
 from crystalformer.data.crystals import iterate_crystals
-from crystalformer.data.dataset import open_dataset, prepare
+from crystalformer.data.dataset import load_crystals, open_dataset, prepare
 from crystalformer.network.parameters import init_params
-from crystalformer.training import TrainConfig, load_crystals, load_split, train
+from crystalformer.training import TrainConfig, load_split, train
 from matterform.config import load_config
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig

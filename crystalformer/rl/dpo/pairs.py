@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from crystalformer.data.crystals import Crystals, iterate_crystals
-from crystalformer.data.dataset import lengths, open_dataset, open_properties, read_any, truncate
+from crystalformer.data.crystals import Crystals, iterate_crystals, num_slots, truncate
+from crystalformer.data.dataset import open_dataset, open_properties, read_any
 from crystalformer.symmetry.wyckoff import symmetry_tables
 from crystalformer.table import read_table
 from matterform.io.files import damage_explained, existing, is_compressed
@@ -205,7 +205,7 @@ def _read_prepared(path: pathlib.Path, n_max: int) -> Rows:
     import pandas as pd
 
     crystals = Crystals(*(np.array(field) for field in open_dataset(path)))
-    longest = int(lengths(crystals).max(initial=1))
+    longest = int(num_slots(crystals).max(initial=1))
     if longest > n_max:
         raise ValueError(f"{path} needs n_max of at least {longest}; the network has {n_max}")
     table = pd.read_csv(path / "refused.csv", keep_default_na=False)

@@ -20,12 +20,11 @@ from crystalformer.checkpoint.pretrained import load_model
 from crystalformer.checkpoint.publish import make_publisher, publish_results
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
 from crystalformer.config import Model, TransformerConfig
-from crystalformer.data.crystals import Crystals
-from crystalformer.data.dataset import lengths
-from crystalformer.loss import bucket_lengths, check_crystals, crystal_log_prob, log_prob
+from crystalformer.data.batches import bucket_lengths, make_take
+from crystalformer.data.crystals import Crystals, check_crystals, num_slots
+from crystalformer.loss import crystal_log_prob, log_prob
 from crystalformer.network.parameters import Params, as_network
 from crystalformer.rl.dpo.pairs import PairData, PairingConfig, Pairs, pairs_from_scores, read_pairs, take_crystals
-from crystalformer.training import take_from
 from matterform.io.files import existing, write_atomically
 from matterform.training.batches import BatchPlan, Take, make_batch_plan
 from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
@@ -316,14 +315,14 @@ def _take(examples: Example, rows: np.ndarray) -> Example:
 
 def _plan(examples: Example, config: DpoConfig) -> BatchPlan:
     """Batches of pairs of like length, which is that of the longer crystal."""
-    longer = np.maximum(lengths(examples.chosen), lengths(examples.rejected))
+    longer = np.maximum(num_slots(examples.chosen), num_slots(examples.rejected))
     return make_batch_plan(longer, config.batch_size, bucket_lengths(examples.chosen.W.shape[1]), config.seed)
 
 
 def _taker(examples: Example) -> Take:
     """Gathers pairs cut to a bucket's length."""
 
-    take_chosen, take_rejected = take_from(examples.chosen), take_from(examples.rejected)
+    take_chosen, take_rejected = make_take(examples.chosen), make_take(examples.rejected)
 
     def take(rows: np.ndarray, length: int) -> Example:
         return Example(take_chosen(rows, length), take_rejected(rows, length), examples.reference[rows])

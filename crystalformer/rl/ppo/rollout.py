@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from crystalformer.config import TransformerConfig
+from crystalformer.data.batches import make_take
 from crystalformer.data.crystals import Crystals
 from crystalformer.data.primitive import build_structures
 from crystalformer.loss import LogProb, log_prob
@@ -18,7 +19,6 @@ from crystalformer.network.parameters import Params
 from crystalformer.rl.ppo.loss import Example
 from crystalformer.rl.reward.base import Reward, Scores
 from crystalformer.sampling.sample import sample
-from crystalformer.training import take_from
 from matterform.training.batches import Take
 from matterform.training.mesh import make_local_mesh, replicate, together
 
@@ -152,7 +152,7 @@ def _my_share(spacegroups: Int[np.ndarray, " b"]) -> tuple[int, Int[np.ndarray, 
 
 def take_examples(rollout: Rollout, advantage: Float[np.ndarray, " b"]) -> Take:
     """The function that gathers what the PPO loss needs of some crystals, cut to a length."""
-    take_crystals = take_from(rollout.crystals)
+    take_crystals = make_take(rollout.crystals)
 
     def take(rows: np.ndarray, length: int) -> Example:
         columns = (rollout.logp.total, rollout.logp_reference, advantage)

@@ -24,8 +24,9 @@ from crystalformer.checkpoint.pretrained import load_model, training_spacegroups
 from crystalformer.checkpoint.publish import publish
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
 from crystalformer.config import Model, TransformerConfig
+from crystalformer.data.batches import make_take, plan_batches
 from crystalformer.data.crystals import Crystals
-from crystalformer.data.dataset import from_structures
+from crystalformer.data.dataset import from_structures, load_crystals
 from crystalformer.loss import LossConfig, make_example_loss
 from crystalformer.rl.ppo.loss import Objective, advantages, make_ppo_loss
 from crystalformer.rl.ppo.preflight import PATHS, check_memory, fingerprints, refuse_if_all_failed, try_reward
@@ -34,7 +35,7 @@ from crystalformer.rl.ppo.rollout import Policy, Rollout, Stopwatch, gather_crys
 from crystalformer.rl.reward.base import Reward
 from crystalformer.rl.reward.load import RewardConfig, open_reward
 from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
-from crystalformer.training import load_crystals, make_validation, plan_batches, take_from
+from crystalformer.training import make_validation
 from matterform.io.files import existing
 from matterform.progress import progress_bar
 from matterform.training.batches import PlannedBatch, Take, local_rows
@@ -273,7 +274,7 @@ def run_epoch(
         if config.sft_epochs:
             good = _good_relaxed(tools, rollout)
             steps = config.sft_epochs if len(good.G) else 0
-            state, metrics = take_steps(tools, state, Part(good, take_from(good), tools.sft), steps, stop_asked)
+            state, metrics = take_steps(tools, state, Part(good, make_take(good), tools.sft), steps, stop_asked)
             row |= {f"sft_{name}": metrics[name] for name in ("loss", "grad_norm") if name in metrics}
             row["sft_crystals"] = len(good.G)
     done = Progress(progress.epoch + 1, running_mean)

@@ -11,6 +11,7 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from crystalformer.data.crystals import (
     Crystals,
     cell_parameters,
+    check_crystals,
     formula,
     iterate_crystals,
     num_atoms,
@@ -104,3 +105,28 @@ def test_cif_lists_wyckoff_sites_only(golden):
         block = gemmi.cif.read_string(to_cif(crystal)).sole_block()
         assert len(block.find_values("_atom_site_label")) == num_sites(crystal)
         assert block.find_value("_space_group_IT_number") == str(crystal.G)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "message"),
+    [
+        ("W", np.s_[2], 1, "crystal 2 fills all 7 slots"),
+        ("W", np.s_[2], [0, 0, 0, 0, 0, 1, 0], "crystal 2 has a site after padding"),
+        ("W", np.s_[2, 0], 28, "crystal 2 has W = 28; this network knows 0 to 27"),
+        ("A", np.s_[3, 0], 119, "crystal 3 has A = 119; this network knows 0 to 118"),
+        ("A", np.s_[3, 0], -1, "crystal 3 has A = -1"),
+        ("G", np.s_[4], 0, "crystal 4 has G = 0; this network knows 1 to 230"),
+        ("G", np.s_[4], 231, "crystal 4 has G = 231"),
+    ],
+)
+def test_crystals_that_are_none_are_refused(tiny_config, random_crystals, name, index, value, message):
+    crystals = random_crystals(40, 7)
+    field = getattr(crystals, name).copy()
+    field[index] = value
+    with pytest.raises(ValueError, match=message):
+        check_crystals(crystals._replace(**{name: field}), tiny_config)
+
+
+def test_a_single_crystal_is_no_batch(tiny_config, random_crystals):
+    with pytest.raises(ValueError, match="expected a batch"):
+        check_crystals(next(iterate_crystals(random_crystals(1, 7))), tiny_config)

@@ -9,15 +9,13 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from crystalformer.data import dataset
-from crystalformer.data.crystals import Crystals
+from crystalformer.data.crystals import Crystals, num_slots, truncate
 from crystalformer.data.dataset import (
     from_structures,
-    lengths,
     open_dataset,
     open_properties,
     prepare,
     read_csv,
-    truncate,
 )
 
 
@@ -189,7 +187,7 @@ def test_impossible_sizes_are_refused(table, field, sizes):
 
 def test_truncation_keeps_every_site(table):
     crystals, _ = read_csv(table)
-    assert lengths(crystals).tolist() == [3, 3, 21, 3, 3]
+    assert num_slots(crystals).tolist() == [3, 3, 21, 3, 3]
     short = truncate(Crystals(*(array[[0, 1, 3]] for array in crystals)), 3)
     assert (short.XYZ.shape, short.A.shape, short.W.tolist()) == ((3, 3, 3), (3, 3), [[1, 2, 0]] * 3)
     with pytest.raises(ValueError, match="needs 21 slots"):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crystalformer.symmetry.lattice import free_parameters, from_scaled, impose_lattice, to_scaled
+from crystalformer.symmetry.lattice import cell_problem, free_parameters, from_scaled, impose_lattice, to_scaled
 from crystalformer.symmetry.wyckoff import general_operations
 
 LATTICE = np.array([3.0, 4.0, 5.0, 1.4, 1.5, 1.6])
@@ -57,3 +57,19 @@ def test_scaling_keeps_the_volume_per_atom_and_returns():
     np.testing.assert_allclose(scaled[1], [1.5, 2.0, 2.5, 1.4, 1.5, 1.6])
     np.testing.assert_allclose(from_scaled(scaled, num_atoms), lattices, rtol=1e-12)
     np.testing.assert_allclose(jax.vmap(from_scaled)(jnp.asarray(scaled), jnp.asarray(num_atoms)), lattices, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ((3, 4, 5, 90, 90, 120), ""),
+        ((3, -4, 5, 90, 90, 90), "length is not positive: -4"),
+        ((3, 4, 5, 60, 60, 130), "angles"),  # alpha + beta < gamma
+        ((3, 4, 5, 90, 190, 90), "angles"),
+        ((3, np.nan, 5, 90, 90, 90), "finite"),
+    ],
+)
+def test_impossible_cells_are_named(cell, words):
+    problem = cell_problem(np.array(cell, float))
+    assert bool(problem) == bool(words)
+    assert words in problem
