@@ -17,8 +17,8 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from atomformer.config import ENERGY_HEADS, FORCE_HEADS, AtomformerConfig
-from atomformer.data.dataset import Dataset, lengths, pieces
-from atomformer.data.examples import Example, Requirements, stack_labels
+from atomformer.data.dataset import Dataset, atom_counts, pieces
+from atomformer.data.examples import Requirements, StructureExample, stack_labels
 from atomformer.data.structure import Structure
 from atomformer.data.vocabulary import MASK
 from atomformer.network.transformer import make_apply
@@ -90,7 +90,7 @@ def average_counts(dataset: Dataset, loss: LossConfig, label_columns: tuple[str,
     Raises:
         ValueError: no structure has a value that a term needs.
     """
-    size = len(lengths(dataset))
+    size = len(atom_counts(dataset))
     counts: dict[str, float] = {}
     for name in loss.active:
         if name == "labels":
@@ -102,7 +102,7 @@ def average_counts(dataset: Dataset, loss: LossConfig, label_columns: tuple[str,
         elif name in ("relaxed_coords", "denoising"):  # only of atoms that may move
             known = sum(int(np.isfinite(part[~held]).sum()) for part, held in _coordinates(dataset, name))
         else:
-            sizes, times = np.unique(lengths(dataset), return_counts=True)
+            sizes, times = np.unique(atom_counts(dataset), return_counts=True)
             known = float(np.dot([expected_masked(int(n), loss.mask_probability) for n in sizes], times))
         if not known:
             raise ValueError(f"no structure of the data has a value for {name}; leave that term out")
@@ -136,7 +136,9 @@ def make_example_loss(config: AtomformerConfig, loss: LossConfig, counts: dict[s
     clean = [name for name in loss.active if name in CLEAN_TERMS]
     corrupted = [name for name in loss.active if name in CORRUPTED_TERMS]
 
-    def example_loss(params: Any, key: PRNGKeyArray | None, example: Example) -> tuple[Float[Array, ""], Metrics]:
+    def example_loss(
+        params: Any, key: PRNGKeyArray | None, example: StructureExample
+    ) -> tuple[Float[Array, ""], Metrics]:
         clean_key = corrupted_key = None
         noise_key = jax.random.fold_in(jax.random.key(VALIDATION_SEED), example.index)
         if key is not None:
@@ -176,7 +178,7 @@ def metric_names(config: AtomformerConfig, loss: LossConfig) -> tuple[str, ...]:
     return tuple(names)
 
 
-def corrupt(key: PRNGKeyArray, example: Example, loss: LossConfig) -> tuple[Structure, Bool[Array, " n"]]:
+def corrupt(key: PRNGKeyArray, example: StructureExample, loss: LossConfig) -> tuple[Structure, Bool[Array, " n"]]:
     """The structure with masked tokens and displaced atoms, and which atoms are masked (none where the term is off)."""
     structure = example.structure
     mask_key, noise_key = jax.random.split(key)
@@ -205,7 +207,7 @@ def choose_masked(
     return mask & (jnp.argsort(jnp.argsort(scores)) < number)
 
 
-def _movable(example: Example) -> Bool[Array, " n"]:
+def _movable(example: StructureExample) -> Bool[Array, " n"]:
     return example.structure.mask & ~example.fixed
 
 
@@ -217,7 +219,9 @@ class Errors(NamedTuple):
     right: Bool[Array, "*s"] | None = None
 
 
-def clean_errors(name: str, outputs: Any, example: Example, config: AtomformerConfig, loss: LossConfig) -> Errors:
+def clean_errors(
+    name: str, outputs: Any, example: StructureExample, config: AtomformerConfig, loss: LossConfig
+) -> Errors:
     """Errors of the `Outputs` for the structure as it is."""
     target = example.targets[name]
     known = jnp.isfinite(target)
@@ -248,7 +252,7 @@ def label_errors(
     return Errors(entropy, known, jnp.argmax(outputs)[None] == index)
 
 
-def corrupted_errors(name: str, outputs: Any, example: Example, hidden: Bool[Array, " n"]) -> Errors:
+def corrupted_errors(name: str, outputs: Any, example: StructureExample, hidden: Bool[Array, " n"]) -> Errors:
     """Errors of the `Outputs` for the corrupted copy in recovering the structure."""
     structure = example.structure
     if name == "denoising":

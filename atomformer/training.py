@@ -17,8 +17,8 @@ from jaxtyping import Int64, PRNGKeyArray
 
 from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
 from atomformer.config import ENERGY_HEADS, FORCE_HEADS, SIZES, AtomformerConfig, EnergyScale
-from atomformer.data.dataset import Dataset, fingerprint, lengths, select
-from atomformer.data.examples import bucket_lengths, make_take, stack_labels
+from atomformer.data.dataset import Dataset, atom_counts, fingerprint, select
+from atomformer.data.examples import make_take, stack_labels
 from atomformer.data.references import fit_energy_scale, isolated_energies
 from atomformer.data.sources import load_dataset
 from atomformer.loss import (
@@ -32,7 +32,7 @@ from atomformer.loss import (
 from atomformer.network.parameters import Params, init_params
 from atomformer.network.transformer import make_apply
 from atomformer.prediction.metrics import ATOM3D
-from matterform.training.batches import BatchPlan, make_batch_plan
+from matterform.training.batches import BatchPlan, bucket_lengths, make_batch_plan
 from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
 from matterform.training.optimizers import OptimizerConfig, make_optimizer
@@ -148,7 +148,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     take_stored = make_take(split.train, model, required)
     take_held_out = None if split.validation is None else make_take(split.validation, model, required)
     mesh = make_mesh()
-    plan = _plan(lengths(split.train)[split.rows], config)
+    plan = _plan(atom_counts(split.train)[split.rows], config)
     optimizer = make_model_optimizer(config, last_step(config.loop, plan))
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = first_params(init_key, model, start)
@@ -166,7 +166,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
         held_out = split.validation
         loss = make_example_loss(model, config.loss, average_counts(held_out, config.loss, columns))
         evaluate = make_eval_step(loss, mesh)
-        validation = Validation(evaluate, _plan(lengths(held_out), config), take_held_out)
+        validation = Validation(evaluate, _plan(atom_counts(held_out), config), take_held_out)
     claim_run(config, data, resume)
     metrics = metric_columns(metric_names(model, config.loss), validation is not None)
     with open_run(config, metrics, state, resume) as run:
@@ -209,7 +209,7 @@ def load_split(config: TrainConfig) -> Split:
     A memory-mapped set stays where it is: origins and units are then those of all its structures, held-out ones too.
     """
     dataset = _load(config.train, config.split)
-    total = len(lengths(dataset))
+    total = len(atom_counts(dataset))
     if config.validation is not None or config.validation_split is not None:
         return Split(dataset, np.arange(total), _load(config.validation or config.train, config.validation_split))
     held_out = round(config.validation_fraction * total)
@@ -361,7 +361,7 @@ def _plan(counts: Int64[np.ndarray, " m"], config: TrainConfig) -> BatchPlan:
 
 
 def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
-    held_out = 0 if split.validation is None else len(lengths(split.validation))
+    held_out = 0 if split.validation is None else len(atom_counts(split.validation))
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     logger.info(
         "%d structures to train on, %d held out, %d parameters, %d devices",

@@ -25,12 +25,12 @@ import tyro
 from timing import machine_limits, num_parameters, peak_rss_mib, report, time_calls
 
 from atomformer.config import SIZES, AtomformerConfig, model_config
-from atomformer.data.examples import Example, bucket_lengths
+from atomformer.data.examples import StructureExample
 from atomformer.data.structure import Structure
 from atomformer.loss import LossConfig, make_example_loss
 from atomformer.network.transformer import make_transformer
 from matterform.io.formats import read_structures
-from matterform.training.batches import make_batch_plan
+from matterform.training.batches import bucket_lengths, make_batch_plan
 from matterform.training.mesh import make_mesh
 from matterform.training.state import init_state
 from matterform.training.step import Batch, make_train_step
@@ -101,7 +101,7 @@ def measure_steps(size: str, structures: int, atoms: int, options: Options) -> d
     return {**row, "peak_rss_mib": peak_rss_mib()}
 
 
-def make_batch(structures: int, atoms: int, length: int | None = None) -> Example:
+def make_batch(structures: int, atoms: int, length: int | None = None) -> StructureExample:
     """Random molecules with targets, padded to `length`."""
     rng = np.random.default_rng(0)
     length = length or atoms
@@ -113,14 +113,14 @@ def make_batch(structures: int, atoms: int, length: int | None = None) -> Exampl
         "forces": rng.normal(size=(structures, length, 3)).astype(np.float32),
     }
     structure = Structure(tokens, positions, mask)
-    return Example(structure, targets, np.zeros_like(mask), np.arange(structures, dtype=np.int32))
+    return StructureExample(structure, targets, np.zeros_like(mask), np.arange(structures, dtype=np.int32))
 
 
 def _energy_and_forces(outputs: Any) -> Any:
     return outputs.formation_energy, outputs.forces
 
 
-def our_step(params: Any, config: AtomformerConfig, batch: Example) -> Callable[[], Any]:
+def our_step(params: Any, config: AtomformerConfig, batch: StructureExample) -> Callable[[], Any]:
     """The training step that `atomformer pretrain` takes, on its own copy of the parameters."""
     atoms = float(batch.structure.mask.sum() / len(batch.index))
     loss = make_example_loss(config, LOSS, {"formation_energy": 1.0, "forces": 3 * atoms})
@@ -137,7 +137,7 @@ def our_step(params: Any, config: AtomformerConfig, batch: Example) -> Callable[
     return call
 
 
-def plain_step(params: Any, config: AtomformerConfig, batch: Example) -> Callable[[], Any]:
+def plain_step(params: Any, config: AtomformerConfig, batch: StructureExample) -> Callable[[], Any]:
     """Loss, gradient and AdamW of the plain network."""
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     energy, forces = batch.targets["formation_energy"], batch.targets["forces"]
@@ -160,7 +160,7 @@ def plain_step(params: Any, config: AtomformerConfig, batch: Example) -> Callabl
     return call
 
 
-def torch_calls(size: str, batch: Example) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def torch_calls(size: str, batch: StructureExample) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Forward pass and training step in PyTorch."""
     import plain_atomformer_torch
     import torch

@@ -16,7 +16,7 @@ from atomformer.checkpoint.tensors import from_published, heads_among, sizes_amo
 from atomformer.config import AtomformerConfig
 from atomformer.data.vocabulary import BOS, EOS, GRAPH, MASK, PAD
 from atomformer.network.parameters import Params
-from atomformer.network.transformer import Transformer, make_apply
+from atomformer.network.transformer import Apply, make_apply
 from matterform.config import from_dict, to_dict
 from matterform.io.files import existing, write_atomically
 
@@ -58,7 +58,7 @@ class Pretrained(NamedTuple):
 
     params: Params
     config: AtomformerConfig
-    apply: Transformer
+    apply: Apply
 
 
 def from_pretrained(source: str | os.PathLike[str]) -> Pretrained:

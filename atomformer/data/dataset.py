@@ -67,7 +67,7 @@ class Dataset(NamedTuple):
     structures: dict[str, np.ndarray]
 
 
-def lengths(dataset: Dataset) -> Int64[np.ndarray, " m"]:
+def atom_counts(dataset: Dataset) -> Int64[np.ndarray, " m"]:
     """The number of atoms of each structure."""
     return np.diff(dataset.offsets)
 
@@ -88,7 +88,7 @@ def pieces(column: np.ndarray) -> Iterator[np.ndarray]:
 def select(dataset: Dataset, indices: Sequence[int] | Int[np.ndarray, " k"]) -> Dataset:
     """The structures with these indices, in this order, in memory."""
     indices = np.asarray(indices, np.int64)
-    counts = lengths(dataset)[indices]
+    counts = atom_counts(dataset)[indices]
     offsets = _offsets(counts)
     atoms = np.arange(offsets[-1]) + np.repeat(dataset.offsets[:-1][indices] - offsets[:-1], counts)
     return Dataset(
@@ -174,7 +174,7 @@ def is_dataset(path: str | os.PathLike[str]) -> bool:
 
 def fingerprint(dataset: Dataset) -> dict[str, int]:
     """The number of structures and a checksum over the sizes of all and the contents of up to 1000, spread evenly."""
-    m = len(lengths(dataset))
+    m = len(atom_counts(dataset))
     sample = select(dataset, np.unique(np.linspace(0, m - 1, FINGERPRINTED).astype(np.int64)))
     checksum = zlib.crc32(dataset.offsets.tobytes())
     for columns in (sample.atoms, sample.structures):

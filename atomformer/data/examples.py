@@ -8,20 +8,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from atomformer.config import ENERGY_HEADS, AtomformerConfig
-from atomformer.data.dataset import Dataset, elements, lengths
+from atomformer.data.dataset import Dataset, atom_counts, elements
 from atomformer.data.periodic import image_edges, reduced_cell
 from atomformer.data.structure import AnyArray, Edges, Structure
 from atomformer.data.vocabulary import PAD
 from matterform.elements import element_table
 from matterform.training.batches import Take
 
-# Lengths of buckets grow by this factor: at most a fifth of a row is padding, a third of the pairs.
-BUCKET_GROWTH = 1.25
 PER_ATOM_TARGETS = ("forces", "relaxed_coords")
 KEPT_PERIODIC = 10_000  # structures whose edges are in memory: 0.1 MB each, at 100 atoms and a cutoff of 6 Å
 
 
-class Example(NamedTuple):
+class StructureExample(NamedTuple):
     """One structure with what is known of it; NaN stands where a target is missing."""
 
     structure: Structure
@@ -47,7 +45,7 @@ def make_take(dataset: Dataset, config: AtomformerConfig, required: Requirements
         ValueError: the data set lacks a required column, or has elements that the references or the network lack.
     """
     check_dataset(dataset, config, required)
-    counts = lengths(dataset)
+    counts = atom_counts(dataset)
     references = np.zeros(config.vocab_size)
     for number, energy in config.energy.references:
         references[number] = energy
@@ -70,7 +68,7 @@ def make_take(dataset: Dataset, config: AtomformerConfig, required: Requirements
         """Edges of the structure with most of them among those of at most `length` atoms."""
         return int(edge_counts()[counts <= length].max())
 
-    def take(indices: Int[np.ndarray, " b"], length: int) -> Example:
+    def take(indices: Int[np.ndarray, " b"], length: int) -> StructureExample:
         mask = np.arange(length) < counts[indices][:, None]
         rows = np.where(mask, dataset.offsets[indices][:, None] + np.arange(length), 0)
         tokens = np.where(mask, dataset.atoms["input_ids"][rows], PAD).astype(np.int32)
@@ -86,7 +84,7 @@ def make_take(dataset: Dataset, config: AtomformerConfig, required: Requirements
             if config.periodic == "images":
                 structure = structure._replace(edges=pad_edges([edges for _, edges in parts], capacity(length)))
         fixed = dataset.atoms["fixed"][rows] & mask if "fixed" in dataset.atoms else np.zeros_like(mask)
-        return Example(structure, targets(indices, rows, mask), fixed, np.asarray(indices, np.int32))
+        return StructureExample(structure, targets(indices, rows, mask), fixed, np.asarray(indices, np.int32))
 
     def targets(indices: np.ndarray, rows: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
         found = {}
@@ -122,16 +120,6 @@ def stack_labels(
     """Property columns, scalars or vectors, side by side; of all structures or of some."""
     parts = [np.asarray(dataset.structures[name][indices]) for name in columns]
     return np.concatenate([part[:, None] if part.ndim == 1 else part for part in parts], axis=1)
-
-
-def bucket_lengths(counts: Int[np.ndarray, " m"]) -> tuple[int, ...]:
-    """Increasing lengths to pad to: each is the size of some structure, and the next is at least a quarter larger."""
-    present = np.unique(counts)
-    buckets, top = [], float(present[-1])
-    while top >= present[0]:
-        buckets.append(int(present[present <= top][-1]))
-        top = buckets[-1] / BUCKET_GROWTH
-    return tuple(reversed(buckets))
 
 
 def check_dataset(dataset: Dataset, config: AtomformerConfig, required: Requirements) -> None:

@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from atomformer.config import EnergyScale
-from atomformer.data.dataset import Dataset, elements, lengths, pieces
+from atomformer.data.dataset import Dataset, atom_counts, elements, pieces
 from atomformer.data.rows import row_from_atoms
 from matterform.elements import element_table
 from matterform.io.formats import read_structures, to_atoms
@@ -74,7 +74,7 @@ def fit_energy_scale(
 
 def composition(dataset: Dataset, numbers: np.ndarray) -> np.ndarray:
     """How many atoms of each of `numbers` every structure has, (m, elements)."""
-    all_sizes, e = lengths(dataset), len(numbers)
+    all_sizes, e = atom_counts(dataset), len(numbers)
     place = np.zeros(256, np.int64)
     place[numbers] = np.arange(e)
     counts = np.zeros((len(all_sizes), e), np.int32)

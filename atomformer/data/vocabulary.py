@@ -43,14 +43,3 @@ def tokenize(text: str) -> Int[np.ndarray, " n"]:
         tokens.append(numbers[found.group()])
         position = found.end()
     return np.array(tokens, np.int32)
-
-
-def detokenize(tokens: Int[np.ndarray, " n"]) -> str:
-    """The names of `tokens`, one after another; `tokenize` gives the tokens back."""
-    outside = np.flatnonzero((tokens < 0) | (tokens >= VOCAB_SIZE))
-    if len(outside):
-        first = outside[0]
-        raise ValueError(
-            f"token {first} is {tokens[first]}, expected 0 to {VOCAB_SIZE - 1}: see atomformer.data.vocabulary"
-        )
-    return "".join(token_names()[token] for token in tokens)

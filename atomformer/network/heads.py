@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from atomformer.config import AtomformerConfig
-from atomformer.network.layers import layer_norm
+from atomformer.network.parameters import layer_norm
 
 
 class Outputs(NamedTuple):

@@ -17,6 +17,7 @@ NUM_FEATURES = 17
 NUM_TOKEN_TYPES = 4  # three for the caller, one for the system token
 # Å²/eV, of a denoised position = position + step x force; learned. Bonds of 10 eV/Å² ask for 0.1, stiffer for less.
 FIRST_STEP = 0.01
+NORM_EPS = 1e-5  # added to the variance in every LayerNorm
 
 
 def init_params(key: PRNGKeyArray, config: AtomformerConfig) -> Params:
@@ -39,6 +40,15 @@ def fold_params(params: Params, config: AtomformerConfig) -> Params:
     blocks = params["encoder"]["blocks"]
     blocks = {**blocks, "out_proj": fold_halves(blocks["out_proj"], config.dim)}
     return {**params, "encoder": {**params["encoder"], "blocks": blocks}}
+
+
+def layer_norm(p: Mapping[str, Array], x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+    """Normalises the last axis; statistics are never taken in half precision."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + NORM_EPS)
+    scale, offset = (jnp.broadcast_to(p[name], x.shape) for name in ("scale", "offset"))
+    return normed.astype(x.dtype) * scale + offset
 
 
 def _norm(*shape: int) -> dict[str, Array]:

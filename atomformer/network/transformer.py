@@ -16,29 +16,28 @@ from atomformer.data.structure import Structure
 from atomformer.data.vocabulary import GRAPH
 from atomformer.network.attention_bias import MASKED, attention_biases
 from atomformer.network.heads import Outputs, add_derivatives, read_heads
-from atomformer.network.layers import layer_norm
-from atomformer.network.parameters import Params, fold_halves, init_params
+from atomformer.network.parameters import Params, fold_halves, init_params, layer_norm
 
-Transformer = Callable[..., Outputs]
+Apply = Callable[..., Outputs]
 
 SYSTEM_TYPE = 3  # the token type of the system token
 # What a block reads inside the scan; its part in the pair bias is used before.
 BLOCK_LEAVES = ("in_norm", "q_norm", "k_norm", "in_proj", "out_proj")
 
 
-class Model(NamedTuple):
-    """A parameter tree and the function of one structure that reads it: `apply(params, key, structure) -> Outputs`."""
+class Transformer(NamedTuple):
+    """A parameter tree and the network as a function of it: `apply(params, key, structure) -> Outputs`."""
 
     params: Params
-    apply: Transformer
+    apply: Apply
 
 
-def make_transformer(key: PRNGKeyArray, config: AtomformerConfig) -> Model:
+def make_transformer(key: PRNGKeyArray, config: AtomformerConfig) -> Transformer:
     """Fresh parameters and `transformer(params, key, structure) -> Outputs` of one structure; key=None: no dropout."""
-    return Model(init_params(key, config), make_apply(config))
+    return Transformer(init_params(key, config), make_apply(config))
 
 
-def make_apply(config: AtomformerConfig) -> Transformer:
+def make_apply(config: AtomformerConfig) -> Apply:
     """The network as a function of its parameters, for one structure.
 
     With `conservative` forces and stress are derivatives of the energy, and the function may be differentiated again.

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 
 from atomformer.checkpoint.published import Pretrained
 from atomformer.config import ENERGY_HEADS, AtomformerConfig
-from atomformer.data.examples import BUCKET_GROWTH, bucket_lengths
 from atomformer.data.inputs import AnyStructure, input_row, pad_structures, prepare_structure, reference_energy
 from atomformer.data.rows import Row
 from atomformer.data.structure import Structure
 from atomformer.network.heads import Outputs
 from atomformer.network.parameters import fold_params
-from atomformer.network.transformer import Transformer, encode
+from atomformer.network.transformer import Apply, encode
+from matterform.training.batches import BUCKET_GROWTH, bucket_lengths
 
 if TYPE_CHECKING:
     import ase
@@ -167,7 +167,7 @@ def _probabilities(logits: Any, config: AtomformerConfig) -> np.ndarray | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _batched_outputs(apply: Transformer, features: bool) -> Callable[[Any, Structure], Outputs]:
+def _batched_outputs(apply: Apply, features: bool) -> Callable[[Any, Structure], Outputs]:
     """The compiled network for a batch; kept, so that repeated calls with one model do not compile again."""
 
     def outputs(params: Any, structure: Structure) -> Outputs:

@@ -14,6 +14,9 @@ from matterform.training.step import Batch
 # `take(indices, length)` gathers examples of a data set, padded or cut to a bucket's length.
 Take = Callable[[Int[np.ndarray, " b"], int], Any]
 
+# Factor between the lengths of neighbouring buckets: at most a fifth of a row is padding, a third of the pairs.
+BUCKET_GROWTH = 1.25
+
 
 class PlannedBatch(NamedTuple):
     """The rows of one batch: which examples, how much each counts, and the length that holds them all."""
@@ -76,6 +79,16 @@ def make_batch_plan(lengths: Int[np.ndarray, " n"], batch_size: int, buckets: Se
         return [batches[i] for i in rng.permutation(len(batches))]
 
     return BatchPlan(batch_size, -(-len(lengths) // batch_size), epoch)
+
+
+def bucket_lengths(lengths: Int[np.ndarray, " n"]) -> tuple[int, ...]:
+    """Increasing lengths to pad to: each is the length of an example, and the next is at least a quarter larger."""
+    present = np.unique(lengths)
+    buckets, top = [], float(present[-1])
+    while top >= present[0]:
+        buckets.append(int(present[present <= top][-1]))
+        top = buckets[-1] / BUCKET_GROWTH
+    return tuple(reversed(buckets))
 
 
 def switch_plans(plans: Mapping[int, BatchPlan]) -> BatchPlan:

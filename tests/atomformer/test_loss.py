@@ -17,8 +17,8 @@ import scipy.stats
 
 from atomformer.checkpoint.published import from_pretrained, to_published
 from atomformer.config import AtomformerConfig
-from atomformer.data.dataset import from_rows, lengths
-from atomformer.data.examples import Example, make_take
+from atomformer.data.dataset import atom_counts, from_rows
+from atomformer.data.examples import StructureExample, make_take
 from atomformer.data.rows import check_row
 from atomformer.data.structure import Structure
 from atomformer.loss import (
@@ -73,13 +73,15 @@ def example(n=4, real=3, fixed=(), index=0, seed=0, **targets) -> Any:
     structure = Structure(tokens, rng.normal(size=(n, 3)).astype(np.float32), np.arange(n) < real)
     held = np.isin(np.arange(n), fixed)
     targets = {name: np.asarray(value, np.float32) for name, value in targets.items()}
-    return jax.tree.map(jnp.asarray, Example(structure, targets, held, np.int32(index)))
+    return jax.tree.map(jnp.asarray, StructureExample(structure, targets, held, np.int32(index)))
 
 
 def mean_loss(config, loss, data, labels=()) -> Any:
     """The mean of the example losses over a whole data set as one batch, as a function of the parameters."""
     example_loss = make_example_loss(config, loss, average_counts(data, loss, labels))
-    batch = make_take(data, config, requirements(loss, labels))(np.arange(len(lengths(data))), int(lengths(data).max()))
+    batch = make_take(data, config, requirements(loss, labels))(
+        np.arange(len(atom_counts(data))), int(atom_counts(data).max())
+    )
 
     def function(params):
         values, metrics = jax.vmap(example_loss, in_axes=(None, None, 0))(params, None, batch)
@@ -396,7 +398,7 @@ def train_some_steps(config: AtomformerConfig) -> dict[str, Any]:
 
     step, evaluate = make_train_step(counted, optimizer, jax.random.key(1), mesh), make_eval_step(example_loss, mesh)
     state = init_state(init_params(jax.random.key(0), config), optimizer, mesh)
-    plan, metrics = make_batch_plan(lengths(data), 4, (4,), seed=0), []
+    plan, metrics = make_batch_plan(atom_counts(data), 4, (4,), seed=0), []
     for batch in load_batches(plan, take, 0, 6):
         state, found = step(state, batch)
         metrics.append({name: float(value) for name, value in found.items()})

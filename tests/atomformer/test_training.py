@@ -20,7 +20,6 @@ from atomformer import training
 from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
 from atomformer.cli import main
 from atomformer.config import AtomformerConfig, EnergyScale
-from atomformer.data.examples import bucket_lengths
 from atomformer.loss import LossConfig
 from atomformer.network.features import element_features
 from atomformer.network.parameters import init_params
@@ -37,6 +36,7 @@ from atomformer.training import (
 )
 from matterform.config import load_config
 from matterform.io.formats import read_structures, write_structures
+from matterform.training.batches import bucket_lengths
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig

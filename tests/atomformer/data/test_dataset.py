@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from atomformer.data import dataset as dataset_module
-from atomformer.data.dataset import fingerprint, from_rows, is_dataset, lengths, open_dataset, select, write_dataset
+from atomformer.data.dataset import atom_counts, fingerprint, from_rows, is_dataset, open_dataset, select, write_dataset
 from atomformer.data.rows import check_row
 from atomformer.data.sources import iterate_rows
 
@@ -55,7 +55,7 @@ def test_columns_have_the_stated_types(rows):
         "energy/atom": (np.float64, (5,)),
         "labels": (np.float64, (5, 2)),
     }
-    np.testing.assert_array_equal(lengths(dataset), [3, 1, 4, 2, 5])
+    np.testing.assert_array_equal(atom_counts(dataset), [3, 1, 4, 2, 5])
 
 
 def test_what_a_row_lacks_is_marked_as_missing(rows):
@@ -129,7 +129,7 @@ def test_selected_structures_are_those_of_the_rows(rows, tmp_path):
     write_dataset(tmp_path / "set", rows)
     for dataset in (from_rows(rows), open_dataset(tmp_path / "set")):
         chosen = select(dataset, [4, 0, 0])
-        np.testing.assert_array_equal(lengths(chosen), [5, 3, 3])
+        np.testing.assert_array_equal(atom_counts(chosen), [5, 3, 3])
         expected = np.concatenate([rows[i]["coords"] for i in (4, 0, 0)]).astype(np.float32)
         np.testing.assert_array_equal(chosen.atoms["coords"], expected)
         np.testing.assert_array_equal(chosen.structures["total_energy"], [np.nan, -1.0, -1.0])
@@ -173,7 +173,7 @@ def test_a_folder_that_holds_something_is_not_overwritten(rows, tmp_path):
     write_dataset(tmp_path / "set", rows[:1])
     with pytest.raises(ValueError, match="already holds something"):
         write_dataset(tmp_path / "set", rows)
-    assert len(lengths(open_dataset(tmp_path / "set"))) == 1
+    assert len(atom_counts(open_dataset(tmp_path / "set"))) == 1
 
 
 def cut(folder):

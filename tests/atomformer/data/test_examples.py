@@ -1,7 +1,6 @@
 """Batches from a data set: padding, targets, references, periodic data, and what is refused."""
 
 import dataclasses
-import itertools
 
 import jax
 import numpy as np
@@ -10,13 +9,13 @@ from ase.io import read
 
 from atomformer.config import AtomformerConfig, EnergyScale
 from atomformer.data import examples, references
-from atomformer.data.dataset import from_rows, lengths
-from atomformer.data.examples import Requirements, bucket_lengths, make_take
+from atomformer.data.dataset import atom_counts, from_rows
+from atomformer.data.examples import Requirements, make_take
 from atomformer.data.periodic import image_edges, reduced_cell
 from atomformer.data.rows import check_row, row_from_atoms
 from atomformer.data.vocabulary import PAD
 from atomformer.network.transformer import make_apply
-from matterform.training.batches import load_batches, make_batch_plan
+from matterform.training.batches import bucket_lengths, load_batches, make_batch_plan
 
 COUNTS = (4, 2, 7, 1)
 CELL = np.array([[3.0, 0.0, 0.0], [7.0, 3.2, 0.0], [0.0, 0.3, 4.0]])  # skewed: its reduced cell is another
@@ -106,20 +105,9 @@ def test_energies_of_real_molecules_keep_their_last_digits(data_dir):
     )
 
 
-@pytest.mark.parametrize("counts", [[5], [1, 2, 3, 4], [3, 3, 200], list(range(1, 300)), [7, 8, 9, 60, 61]])
-def test_buckets_hold_every_length_with_little_padding(counts):
-    buckets = bucket_lengths(np.array(counts))
-    assert list(buckets) == sorted(set(buckets))
-    assert set(buckets) <= set(counts)
-    assert buckets[-1] == max(counts)
-    held = np.array([min(bucket for bucket in buckets if bucket >= count) for count in counts])
-    assert (held <= 1.25 * np.array(counts)).all()
-    assert all(high >= 1.25 * low for low, high in itertools.pairwise(buckets))
-
-
 def test_epochs_serve_every_structure_once():
     data = from_rows(rows())
-    counts = lengths(data)
+    counts = atom_counts(data)
     plan = make_batch_plan(counts, 2, bucket_lengths(counts), seed=0)
     take = make_take(data, AtomformerConfig(), Requirements(("forces",)))
     seen = []

@@ -13,7 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from atomformer.data import sources
-from atomformer.data.dataset import from_rows, lengths, write_dataset
+from atomformer.data.dataset import atom_counts, from_rows, write_dataset
 from atomformer.data.rows import row_from_atoms
 from atomformer.data.sources import iterate_rows, load_dataset, prepare_dataset, write_parquet
 from matterform.io.formats import write_structures
@@ -171,7 +171,7 @@ def test_loading_reads_into_memory_and_opens_a_prepared_folder(structures, rows,
 @pytest.mark.parametrize(("name", "count"), [("acac_train_300K", 500), ("mlearn_Si_train", 214)])
 def test_real_files_are_read_whole(data_dir, name, count):
     dataset, refused = load_dataset(data_dir / f"{name}.extxyz.gz")
-    assert (len(lengths(dataset)), refused) == (count, {})
+    assert (len(atom_counts(dataset)), refused) == (count, {})
     assert np.isfinite(dataset.structures["total_energy"]).all()
     assert np.isfinite(dataset.atoms["forces"]).all()
     assert dataset.structures["pbc"].all() == (name == "mlearn_Si_train")
@@ -183,7 +183,7 @@ def test_refused_rows_are_named_and_do_not_end_the_reading(structures, tmp_path)
     broken = "2\nProperties=species:S:1:pos:R:3\nH 0 0 0\nQq 0 0 1\n"
     (tmp_path / "s.extxyz").write_text((tmp_path / "s.extxyz").read_text() + broken)
     dataset, refused = load_dataset(tmp_path / "s.extxyz")
-    assert len(lengths(dataset)) == 2
+    assert len(atom_counts(dataset)) == 2
     assert refused.keys() == {1, 3}
     assert refused[1].startswith("coords: atoms 0 and 1 are at one place")
     assert "Qq" in refused[3]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atomformer.data.vocabulary import BOS, EOS, GRAPH, MASK, PAD, VOCAB_SIZE, detokenize, token_names, tokenize
+from atomformer.data.vocabulary import BOS, EOS, GRAPH, MASK, PAD, VOCAB_SIZE, token_names, tokenize
 from matterform.elements import atomic_number
 
 
@@ -31,12 +31,11 @@ def test_two_letter_symbols_come_first(text, tokens):
     found = tokenize(text)
     assert found.dtype == np.int32
     assert found.tolist() == tokens
-    assert detokenize(found) == text
 
 
 def test_every_pair_of_tokens_survives_the_round_trip():
     pairs = np.stack(np.meshgrid(np.arange(VOCAB_SIZE), np.arange(VOCAB_SIZE)), axis=-1).reshape(-1)
-    np.testing.assert_array_equal(tokenize(detokenize(pairs)), pairs)
+    np.testing.assert_array_equal(tokenize("".join(token_names()[token] for token in pairs)), pairs)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +53,3 @@ def test_what_is_no_token_is_named_with_its_position(text, found):
         tokenize(text)
     assert found in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("token", [-1, 123])
-def test_detokenize_refuses_numbers_outside_the_vocabulary(token):
-    with pytest.raises(ValueError, match=f"token 1 is {token}, expected 0 to 122"):
-        detokenize(np.array([6, token]))

@@ -14,7 +14,7 @@ from atomformer.checkpoint.published import from_pretrained
 from atomformer.config import AtomformerConfig
 from atomformer.data.structure import Structure
 from atomformer.data.vocabulary import GRAPH
-from atomformer.network import pair_bias as pairs
+from atomformer.network import attention_bias as pairs
 from atomformer.network.parameters import fold_params
 from atomformer.network.transformer import embed_tokens, make_apply
 

@@ -1,5 +1,6 @@
 """Batch plans: complete, deterministic, random access, within their buckets."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from matterform.training.batches import (
     Place,
+    bucket_lengths,
     load_batches,
     local_rows,
     make_batch_plan,
@@ -174,3 +176,14 @@ def test_a_plan_of_chosen_rows_holds_these():
     plan = with_rows(make_batch_plan(np.ones(5, int), 2, (1,), 0), rows)
     seen = np.concatenate([batch.indices[batch.weight > 0] for batch in plan.epoch(1)])
     np.testing.assert_array_equal(np.sort(seen), rows)
+
+
+@pytest.mark.parametrize("counts", [[5], [1, 2, 3, 4], [3, 3, 200], list(range(1, 300)), [7, 8, 9, 60, 61]])
+def test_buckets_hold_every_length_with_little_padding(counts):
+    buckets = bucket_lengths(np.array(counts))
+    assert list(buckets) == sorted(set(buckets))
+    assert set(buckets) <= set(counts)
+    assert buckets[-1] == max(counts)
+    held = np.array([min(bucket for bucket in buckets if bucket >= count) for count in counts])
+    assert (held <= 1.25 * np.array(counts)).all()
+    assert all(high >= 1.25 * low for low, high in itertools.pairwise(buckets))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atomformer.network.layers import layer_norm
+from atomformer.network.parameters import layer_norm
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
