@@ -1,7 +1,6 @@
 """The table of sampled or scored crystals: one row a crystal, with its sequence, log-probabilities and CIF."""
 
 import ast
-import csv
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from crystalformer.data.crystals import Crystals, cell_parameters, formula, iter
 from crystalformer.loss import LogProb
 from crystalformer.symmetry.lattice import cell_problem, to_scaled
 from crystalformer.symmetry.wyckoff import symmetry_tables
-from matterform.io.files import write_atomically
+from matterform.io.tables import open_rows, read_rows, write_table
 
 COLUMNS = (
     "index",
@@ -64,27 +63,20 @@ class TableWriter:
 
     def __init__(self, path: str | pathlib.Path, columns: Iterable[str] = COLUMNS) -> None:
         self._path, self._columns = pathlib.Path(path), tuple(columns)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._rows: list[Mapping[str, Any]] = []
-        self._file = self._path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, self._columns)
-        self._writer.writeheader()
+        self._file = open_rows(self._path, self._columns, replace=True)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends `rows` and makes them visible in the file."""
         for row in rows:
-            self._writer.writerow(row)
+            self._file.write(row)
             self._rows.append(row)
-        self._file.flush()
 
     def finish(self) -> list[Mapping[str, Any]]:
         """Sorts the file and returns its rows."""
         self._file.close()
         self._rows.sort(key=lambda row: -row["logp"])
-        with write_atomically(self._path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self._rows)
+        write_table(self._path, self._rows, self._columns)
         return self._rows
 
 
@@ -95,12 +87,7 @@ def read_table(path: str | pathlib.Path, n_max: int = 21) -> Crystals:
         ValueError: if a column is missing, a cell is no list of as many numbers as it should be, or a crystal has n_max
             sites or more.
     """
-    with pathlib.Path(path).open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"G", "L", "X", "A", "W", "M"} - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path} is not a table of crystals: it lacks the columns {', '.join(sorted(missing))}")
-        rows = list(reader)
+    rows = read_rows(path, ("G", "L", "X", "A", "W", "M"))
     crystals = Crystals(
         G=np.zeros(len(rows), np.int32),
         L=np.zeros((len(rows), 6), np.float32),

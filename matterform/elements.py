@@ -1,9 +1,8 @@
 """The periodic table as arrays indexed by atomic number; index 0 is padding.
 
-The numbers live in data/elements.csv, written by data/make_elements.py, which names the sources.
+The numbers live in assets/elements.csv, written by assets/make_elements.py, which names the sources.
 """
 
-import csv
 import difflib
 import functools
 import pathlib
@@ -11,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from matterform.io.tables import read_rows
 
 MAX_ATOMIC_NUMBER = 118
 ELEMENTS_CSV = pathlib.Path(__file__).parent / "assets" / "elements.csv"
@@ -36,8 +37,7 @@ class ElementTable(NamedTuple):
 @functools.cache
 def element_table() -> ElementTable:
     """Reads the table on the first call. The arrays are shared, so they are read-only."""
-    with ELEMENTS_CSV.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(ELEMENTS_CSV, ElementTable._fields)
     dtypes = {"symbol": str, "name": str, "period": np.int32, "group": np.int32, "radioactive": bool, "noble_gas": bool}
     columns = {}
     for name in ElementTable._fields:

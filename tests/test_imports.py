@@ -31,7 +31,7 @@ HEAVY = (
     "wandb",
 )
 # What every part of matterform may use, the training part included.
-COMMON = ("matterform.config", "matterform.io.files", "matterform.progress")
+COMMON = ("matterform.config", "matterform.io.files", "matterform.io.tables", "matterform.progress")
 
 
 def modules_of(package):

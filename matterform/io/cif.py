@@ -2,19 +2,18 @@
 
 import json
 import os
-import pathlib
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matterform.external import one_line
-from matterform.io.files import damage_explained, existing, is_compressed, open_text
+from matterform.io.files import damage_explained, existing, open_text
+from matterform.io.tables import iterate_chunks
 
 if TYPE_CHECKING:
     import pymatgen.core
 
 STRUCTURE_COLUMNS = ("cif", "structure")
-CSV_ROWS_AT_ONCE = 1000
 
 
 class UnreadableStructure(ValueError):
@@ -38,32 +37,16 @@ def iterate_csv(path: str | os.PathLike[str], column: str | None = None) -> Iter
         FileNotFoundError: there is no such file.
         ValueError: no structure column, not a table, or a truncated gzip file.
     """
-    import pandas as pd
-
-    path = existing(path)
-    options = {
-        "chunksize": CSV_ROWS_AT_ONCE,
-        "compression": "gzip" if is_compressed(path) else None,
-        "keep_default_na": False,
-        "na_values": [""],
-        "float_precision": "round_trip",  # the default parser is off by one in the last digit
-    }
     count = 0
-    try:
-        with damage_explained(path), pd.read_csv(path, **options) as chunks:  # pyright: ignore
-            for chunk in chunks:
-                name = _structure_column(path, list(chunk.columns), column)
-                for row in chunk.to_dict("records"):
-                    text = row.pop(name)
-                    yield TextRecord(count, text if isinstance(text, str) else "", row)
-                    count += 1
-    except pd.errors.EmptyDataError as error:
-        raise ValueError(f"{path} is empty: expected a header line and rows") from error
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path} is no table from row {count} on: {error}") from error
+    for chunk in iterate_chunks(path):
+        name = _structure_column(path, list(chunk.columns), column)
+        for row in chunk.to_dict("records"):
+            text = row.pop(name)
+            yield TextRecord(count, text if isinstance(text, str) else "", row)  # pyright: ignore[reportArgumentType]
+            count += 1
 
 
-def _structure_column(path: pathlib.Path, columns: list[str], column: str | None) -> str:
+def _structure_column(path: str | os.PathLike[str], columns: list[str], column: str | None) -> str:
     for name in STRUCTURE_COLUMNS if column is None else (column,):
         if name in columns:
             return name

@@ -62,10 +62,11 @@ def is_compressed(path: pathlib.Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def open_text(path: pathlib.Path, mode: str = "r") -> io.TextIOWrapper:
+def open_text(path: pathlib.Path, mode: str = "r", newline: str | None = None) -> io.TextIOWrapper:
     """Opens a plain or gzip-compressed text file; stray bytes (author names in old CIFs) do not stop the reading."""
     opener = gzip.open if is_compressed(path) else open
-    return opener(path, f"{mode}t", encoding="utf-8", errors="replace")  # pyright: ignore[reportReturnType]
+    encoding = "utf-8-sig" if mode == "r" else "utf-8"  # Excel begins its files with a byte order mark
+    return opener(path, f"{mode}t", encoding=encoding, errors="replace", newline=newline)  # pyright: ignore[reportReturnType]
 
 
 @contextlib.contextmanager

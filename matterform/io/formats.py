@@ -24,6 +24,7 @@ from matterform.io.cif import (
     to_cif,
 )
 from matterform.io.files import damage_explained, existing, is_compressed, open_text, write_atomically
+from matterform.io.tables import write_table
 
 if TYPE_CHECKING:
     import ase
@@ -262,7 +263,7 @@ def _write_csv(path: pathlib.Path, structures: Iterable["pymatgen.core.Structure
     for structure in structures:
         single = {name: value for name, value in structure.properties.items() if pd.api.types.is_scalar(value)}
         rows.append(single | {"cif": to_cif(structure, symprec)})
-    pd.DataFrame(rows or {"cif": []}).to_csv(path, index=False)
+    write_table(path, pd.DataFrame(rows or {"cif": []}))
 
 
 def _write_xyz(path: pathlib.Path, structures: Iterable["ase.Atoms"]) -> None:

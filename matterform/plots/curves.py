@@ -1,14 +1,14 @@
 """Plain figures: panels side by side, and the learning curves of a run."""
 
-import csv
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from matterform.io.files import write_atomically
+from matterform.io.tables import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,10 @@ def write_learning_curves(run_dir: str | os.PathLike[str], path: str | os.PathLi
 
     Scales are logarithmic where all values are positive. A run without a row yet gets no picture.
     """
-    rows = _read_metrics(pathlib.Path(run_dir, "metrics.csv"))
+    rows = [
+        {name: float(cell) if cell else None for name, cell in row.items()}
+        for row in read_rows(pathlib.Path(run_dir, "metrics.csv"))
+    ]
     if not rows:
         return
     names = [name for name in rows[0] if f"validation_{name}" in rows[0]] or ["loss"]
@@ -64,8 +67,3 @@ def write_learning_curves(run_dir: str | os.PathLike[str], path: str | os.PathLi
     axes[0].legend(frameon=False, fontsize=8)
     with write_atomically(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
-
-
-def _read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(file)]

@@ -1,13 +1,13 @@
 """Metrics on their way from the device to a CSV file with fixed columns, TensorBoard, Weights & Biases."""
 
-import csv
 import importlib.util
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+
+from matterform.io.tables import open_rows
 
 
 class MetricsWriter(NamedTuple):
@@ -59,7 +59,7 @@ def combine(writers: Iterable[MetricsWriter]) -> MetricsWriter:
 
 
 def open_csv(path: pathlib.Path, columns: Sequence[str], resumed_step: int | None = None) -> MetricsWriter:
-    """One row a call, `step` first and then `columns`; a metric that a row lacks stays empty.
+    """One row per call, `step` first and then `columns`; a metric that a row lacks stays empty.
 
     Numbers are written so that reading them gives the same float. A resumed run keeps the rows up to
     `resumed_step`, so its file ends up equal to that of a run without interruption.
@@ -67,22 +67,19 @@ def open_csv(path: pathlib.Path, columns: Sequence[str], resumed_step: int | Non
     Raises:
         ValueError: the file exists and nothing is resumed, it has other columns, or a metric is not a column.
     """
-    header = ["step", *columns]
-    rows = _kept_rows(path, header, resumed_step)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as kept:
-        csv.writer(kept).writerows([header, *rows])
-    os.replace(partial, path)
-    file = path.open("a", newline="", buffering=1)  # by line: what has been written survives a crash
-    table = csv.writer(file)
+    if resumed_step is None and path.exists():
+        raise ValueError(f"{path} exists already; resume that run or write to another folder")
+
+    def keep(row: Mapping[str, str]) -> bool:
+        return resumed_step is not None and int(row["step"]) <= resumed_step
+
+    table = open_rows(path, ["step", *columns], keep=keep)
 
     def write(step: int, metrics: Mapping[str, Any]) -> None:
-        unknown = set(metrics) - set(columns)
-        if unknown:
-            raise ValueError(f"metrics must be among the columns {tuple(columns)}; got {sorted(unknown)} as well")
-        table.writerow([step, *(repr(float(metrics[name])) if name in metrics else "" for name in columns)])
+        # As text, because an empty cell says that there is no such metric, and "nan" that it is not a number.
+        table.write({"step": step, **{name: repr(float(value)) for name, value in metrics.items()}})
 
-    return MetricsWriter(write, file.close)
+    return MetricsWriter(write, table.close)
 
 
 def open_tensorboard(folder: pathlib.Path, resumed_step: int | None = None) -> MetricsWriter:
@@ -116,19 +113,6 @@ def open_wandb(project: str, folder: pathlib.Path) -> MetricsWriter:
         run.log({name: float(value) for name, value in metrics.items()}, step=step)
 
     return MetricsWriter(write, run.finish)
-
-
-def _kept_rows(path: pathlib.Path, header: Sequence[str], resumed_step: int | None) -> list[list[str]]:
-    if not path.exists():
-        return []
-    if resumed_step is None:
-        raise ValueError(f"{path} exists already; resume that run or write to another folder")
-    with path.open(newline="") as file:
-        found, *rows = list(csv.reader(file)) or [[]]
-    if found != list(header):
-        raise ValueError(f"{path} must have the columns {list(header)} to be continued; found {found}")
-    # A row cut short by a crash was written after the checkpoint, so it goes as well.
-    return [row for row in rows if len(row) == len(header) and int(row[0]) <= resumed_step]
 
 
 class StepMetrics:
