@@ -1,1 +1,1 @@
-"""Structures as padded graphs: conversion from ASE, data sets, buckets of equal length."""
+"""Data of AGeDi: structures as padded graphs, data sets with labels, batches, buckets of equal length."""

@@ -1,4 +1,4 @@
-"""One atomistic structure as padded arrays, between ASE and the network."""
+"""An atomistic structure as padded arrays; conversion from and to ASE."""
 
 import logging
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 AnyArray = Any  # NumPy on the host, JAX inside
 NO_WALLS = (-np.inf, np.inf)
 CANONICAL = 1e-10  # Å: entries above the diagonal up to this size count as zero
-FLAT = 1e-6  # Å³: the least volume of a cell
-OUTSIDE = 1e-5  # Å: rounding of positions to float32
+FLAT = 1e-6  # Å³: cells of smaller volume are flat
+OUTSIDE = 1e-5  # Å: tolerance for positions rounded to float32
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +25,18 @@ logger = logging.getLogger(__name__)
 class AtomsGraph(NamedTuple):
     """Atoms in a cell, padded to n rows; with a leading axis b on every leaf it is a batch."""
 
-    x: Int[AnyArray, " n"]  # atomic numbers; 0 is padding, or a species not drawn yet (the absorbing state of Types)
+    x: Int[AnyArray, " n"]  # atomic numbers; 0 for padding and for the absorbing state of Types
     pos: Float[AnyArray, "n 3"]  # Cartesian, Å
     cell: Float[AnyArray, "3 3"]  # rows are lattice vectors, Å; the identity for molecules
     pbc: Bool[AnyArray, "3"]
-    mask: Bool[AnyArray, " n"]  # True: fixed, never moved and never changed
-    present: Bool[AnyArray, " n"]  # False: padding
-    confinement: Float[AnyArray, "2"]  # z_min, z_max in Å; -inf, inf without
-    edges: Any = None  # Neighbors; None before the search
+    mask: Bool[AnyArray, " n"]  # True for fixed atoms, which are neither moved nor changed
+    present: Bool[AnyArray, " n"]  # False for padding
+    confinement: Float[AnyArray, "2"]  # z_min, z_max in Å; -inf, inf without walls
+    edges: Any = None  # Neighbors; None before the neighbor search
 
 
 def free_atoms(graph: AtomsGraph) -> Bool[AnyArray, " n"]:
-    """The atoms that diffusion moves."""
+    """Atoms that diffusion moves."""
     return graph.present & ~graph.mask
 
 
@@ -47,16 +47,16 @@ def from_atoms(
     confinement: Sequence[float] | None = None,
     canonical_cell: bool = False,
 ) -> AtomsGraph:
-    """The graph of ASE Atoms, as NumPy arrays without padding and without edges.
+    """Converts ASE Atoms to NumPy arrays without padding and without edges.
 
     Args:
         mask: `MaskFixed` fixes the atoms of FixAtoms constraints; `none` ignores constraints.
         confinement: z_min and z_max (Å) between which all atoms that are not fixed must lie.
-        canonical_cell: turns the structure so that its cell is lower triangular, if it is not.
+        canonical_cell: rotate the structure so that its cell is lower triangular.
 
     Raises:
-        ValueError: the cell is flat, a position is no number, an atom lies outside the confinement, or `MaskFixed`
-            meets a constraint that is not FixAtoms.
+        ValueError: the cell is flat, a position is not finite, an atom is no element or lies outside the confinement,
+            or `MaskFixed` meets a constraint other than FixAtoms.
     """
     cell, rotation = full_cell(atoms, canonical_cell)
     if rotation is not None:
@@ -67,10 +67,13 @@ def from_atoms(
 def full_cell(
     atoms: "ase.Atoms", canonical: bool = False
 ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3 3"] | None]:
-    """A cell with three independent vectors (Å), and the rotation into it where `canonical` turns the structure.
+    """A cell with three independent vectors (Å), and the rotation into it, or None if the cell stays as it is.
 
-    Missing vectors of directions that are not periodic become unit vectors normal to the others. Row vectors v of the
-    structure (positions, forces) turn into v @ rotation.
+    Missing vectors of directions that are not periodic become unit vectors normal to the others. With `canonical` the
+    cell is lower triangular; row vectors v of the structure (positions, forces) become v @ rotation.
+
+    Raises:
+        ValueError: the cell is flat, or has no vector along a periodic direction.
     """
     from ase.geometry import complete_cell
 
@@ -87,7 +90,7 @@ def full_cell(
     if not canonical or np.abs(cell[np.triu_indices(3, 1)]).max() <= CANONICAL:
         return cell, None
     lower = np.linalg.cholesky(cell @ cell.T)  # the same lengths and angles
-    lower[2, 2] *= np.sign(np.linalg.det(cell))  # and the same hand: a turn, not a mirror image
+    lower[2, 2] *= np.sign(np.linalg.det(cell))  # and the same handedness: a rotation, no reflection
     return lower, np.linalg.solve(cell, lower)
 
 
@@ -98,7 +101,7 @@ def convert(
     mask: str,
     confinement: Sequence[float] | None,
 ) -> AtomsGraph:
-    """The graph of Atoms in their `full_cell`; see `from_atoms`."""
+    """Converts ASE Atoms in their `full_cell`; see `from_atoms`."""
     positions = np.asarray(atoms.positions, float)
     if len(atoms) == 0:
         raise ValueError("has no atoms")
@@ -123,7 +126,11 @@ def convert(
 
 
 def fixed_atoms(atoms: "ase.Atoms", mask: str) -> Bool[np.ndarray, " n"]:
-    """The atoms that a method of masking fixes."""
+    """Atoms that are fixed with mask `none` or `MaskFixed`.
+
+    Raises:
+        ValueError: the mask is unknown, or `MaskFixed` meets a constraint other than FixAtoms.
+    """
     from ase.constraints import FixAtoms
 
     if mask not in ("none", "MaskFixed"):
@@ -142,7 +149,11 @@ def fixed_atoms(atoms: "ase.Atoms", mask: str) -> Bool[np.ndarray, " n"]:
 def check_confinement(
     heights: Float[np.ndarray, " n"], fixed: Bool[np.ndarray, " n"], confinement: Sequence[float]
 ) -> None:
-    """Refuses free atoms outside z_min, z_max, and says which bounds would hold them."""
+    """Checks that all free atoms lie between z_min and z_max (Å).
+
+    Raises:
+        ValueError: some do not; the message gives bounds that contain them.
+    """
     low, high = confinement
     if not low < high:
         raise ValueError(f"confinement must be z_min < z_max; got {low:g}, {high:g}")
@@ -161,9 +172,9 @@ def to_atoms(
     energy: float | None = None,
     forces: Float[AnyArray, "n 3"] | None = None,
 ) -> "ase.Atoms":
-    """ASE Atoms of a graph without its padding; fixed atoms get a FixAtoms constraint.
+    """Converts a graph to ASE Atoms without its padding; fixed atoms get a FixAtoms constraint.
 
-    Energy (eV) and forces (eV/Å) go into a single-point calculator named AGeDi.
+    Energy (eV) and forces (eV/Å) are stored in a single-point calculator named AGeDi.
     """
     import ase
     from ase.calculators.singlepoint import SinglePointCalculator
@@ -192,7 +203,7 @@ def to_atoms(
 
 
 def _without_fillers(cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
-    """The cell without the unit vectors that `full_cell` put where there was none."""
+    """The cell without the unit vectors that `full_cell` added."""
     overlaps = cell @ cell.T
     alone = np.abs(overlaps - np.diag(np.diag(overlaps))).max(axis=1) < 1e-5
     filler = ~pbc & alone & (np.abs(np.diag(overlaps) - 1) < 1e-5)
@@ -200,7 +211,11 @@ def _without_fillers(cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"])
 
 
 def pad_graph(graph: AtomsGraph, length: int) -> AtomsGraph:
-    """Pads a graph on the host to `length` rows; it must not have edges yet."""
+    """Pads a graph without edges to `length` rows, on the host.
+
+    Raises:
+        ValueError: the structure has more atoms.
+    """
     n = len(graph.x)
     if n > length:
         raise ValueError(f"a structure of {n} atoms does not fit into {length} rows; give more")
@@ -215,5 +230,5 @@ def pad_graph(graph: AtomsGraph, length: int) -> AtomsGraph:
 
 
 def stack_graphs(graphs: Sequence[AtomsGraph]) -> AtomsGraph:
-    """One batch of graphs of equal length, on the host."""
+    """Stacks graphs of equal length to one batch, on the host."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *graphs)
