@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -q --jaxtyping-packages=matterform,crystalform
 
 demo: install ## samples crystals from the shipped weights; writes CIFs, a table and a picture to demo/
 	rm -rf demo
-	$(BIN)/python experiments/crystalformer_demo.py --out demo
+	$(BIN)/python experiments/crystalformer/demo.py --out demo
 
 test: install ## the fast tests, on two processes
 	$(PYTEST) -n 2 -m "not slow"
@@ -31,14 +31,14 @@ format: install ## formats, and mends what can be mended by machine
 	$(BIN)/ruff check --fix .
 
 bench: install ## measures on this machine; appends JSON lines to benchmarks/results/
-	$(BIN)/python benchmarks/crystalformer_data.py $(DATA)/mp20_biternary.csv.gz >> $(RESULTS)/crystalformer_data.jsonl
-	$(BIN)/python benchmarks/crystalformer_likelihood.py --out $(RESULTS)/crystalformer_likelihood.jsonl
-	$(BIN)/python benchmarks/crystalformer_sampling.py --out $(RESULTS)/crystalformer_sampling.jsonl
-	$(BIN)/python benchmarks/hull_speed.py $(DATA)/mp20_biternary.csv.gz --out $(RESULTS)/hull_speed.jsonl
+	$(BIN)/python benchmarks/cases/crystalformer_data.py $(DATA)/mp20_biternary.csv.gz >> $(RESULTS)/crystalformer_data.jsonl
+	$(BIN)/python benchmarks/cases/crystalformer_likelihood.py --out $(RESULTS)/crystalformer_likelihood.jsonl
+	$(BIN)/python benchmarks/cases/crystalformer_sampling.py --out $(RESULTS)/crystalformer_sampling.jsonl
+	$(BIN)/python benchmarks/cases/hull_speed.py $(DATA)/mp20_biternary.csv.gz --out $(RESULTS)/hull_speed.jsonl
 
 bench-potentials: $(TORCH) ## the same for force fields, and for the reward of an epoch
-	$(BIN)/python benchmarks/potentials_speed.py --count 24 --out $(RESULTS)/potentials_speed.jsonl
-	$(BIN)/python benchmarks/reward_epoch.py --out $(RESULTS)/reward_epoch.jsonl
+	$(BIN)/python benchmarks/cases/potentials_speed.py --count 24 --out $(RESULTS)/potentials_speed.jsonl
+	$(BIN)/python benchmarks/cases/reward_epoch.py --out $(RESULTS)/reward_epoch.jsonl
 
 install: $(INSTALLED)
 

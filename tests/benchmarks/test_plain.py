@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from plain_crystalformer import make_plain_loss, make_plain_network, make_plain_sampler
 
+from benchmarks.baselines.crystalformer import make_plain_loss, make_plain_network, make_plain_sampler
 from crystalformer import sample
 from crystalformer.config import TransformerConfig
 from crystalformer.data.crystals import Crystals

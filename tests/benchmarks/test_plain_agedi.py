@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain_agedi import all_edges, find_with_ase, find_with_matscipy, noise_of
 
 from agedi.config import DiffusionConfig, ModelConfig
 from agedi.data.graph import from_atoms, pad_graph, stack_graphs
 from agedi.network.score import make_score_model
 from agedi.network.search import make_search
+from benchmarks.baselines.agedi import all_edges, find_with_ase, find_with_matscipy, noise_of
 
 
 @pytest.mark.parametrize("find", [find_with_matscipy, find_with_ase])

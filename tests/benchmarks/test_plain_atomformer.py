@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import plain_atomformer
 import pytest
 
 from atomformer.checkpoint.published import from_pretrained, to_published
 from atomformer.data.structure import Structure
+from benchmarks.baselines import atomformer as plain_atomformer
 
 SIZES = ("dim", "num_heads", "depth", "k", "mlp_ratio", "vocab_size")
 
@@ -61,7 +61,7 @@ def check_gradient_norms(got: dict[str, float], want) -> None:
 
 def test_torch_s2ef_meets_golden(golden):
     pytest.importorskip("torch")
-    from plain_atomformer_torch import Structure2EnergyAndForces
+    from benchmarks.baselines.atomformer_torch import Structure2EnergyAndForces
 
     model = load_torch(Structure2EnergyAndForces(**torch_sizes(golden)), golden / "model.safetensors")
     want, batch = np.load(golden / "s2ef.npz"), torch_batch(golden / "s2ef.npz")
@@ -77,7 +77,7 @@ def test_torch_s2ef_meets_golden(golden):
 
 def test_torch_regression_meets_golden(golden):
     pytest.importorskip("torch")
-    from plain_atomformer_torch import SystemRegression
+    from benchmarks.baselines.atomformer_torch import SystemRegression
 
     model = load_torch(SystemRegression(20, **torch_sizes(golden)), golden / "classifier.safetensors")
     want, batch = np.load(golden / "classifier.npz"), torch_batch(golden / "classifier.npz")

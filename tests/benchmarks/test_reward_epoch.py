@@ -3,8 +3,8 @@
 import numpy as np
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
-from reward_epoch import our_reward, pack_both, plain_reward
 
+from benchmarks.cases.reward_epoch import our_reward, pack_both, plain_reward
 from crystalformer.data.dataset import from_structures
 from matterform.potentials.base import Potential, Prediction, collect_predictions
 

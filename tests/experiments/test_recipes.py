@@ -17,7 +17,7 @@ FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 def documented_commands() -> list[list[str]]:
     """The commands in the recipes' docstrings, from the script's name on."""
     commands = []
-    for name in ("rl_ehull", "rl_dielectric", "rl_small", "dpo_pairs"):
+    for name in ("rl/ehull", "rl/dielectric", "rl/small", "rl/pairs"):
         text = (FOLDER / f"{name}.py").read_text(encoding="utf-8").replace("\\\n", " ")
         found = re.findall(rf"^    python experiments/({name}\.py .*)$", text, re.MULTILINE)
         assert found, f"{name} shows no command"
@@ -53,7 +53,7 @@ def run_script(monkeypatch):
 def test_the_commands_of_a_recipe_give_a_run_that_lacks_only_its_files(command, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = run_script(*command)
-    if command[0] == "dpo_pairs.py":
+    if command[0] == "rl/pairs.py":
         assert (config.chosen is None) != (config.scored is None)
     else:
         with pytest.raises(FileNotFoundError, match="does not exist"):
@@ -63,8 +63,8 @@ def test_the_commands_of_a_recipe_give_a_run_that_lacks_only_its_files(command, 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["rl_ehull.py"], PotentialConfig()),
-        (["rl_small.py", "stable"], PotentialConfig(threads=1)),
+        (["rl/ehull.py"], PotentialConfig()),
+        (["rl/small.py", "stable"], PotentialConfig(threads=1)),
     ],
 )
 def test_chgnet_can_take_the_place_of_a_recipes_potential(arguments, expected, run_script):
@@ -73,21 +73,21 @@ def test_chgnet_can_take_the_place_of_a_recipes_potential(arguments, expected, r
 
 
 def test_flags_replace_what_a_recipe_sets(run_script):
-    config = run_script("rl_dielectric.py", "--reward", "property", "--target", "3", "--beta", "0.5", "--epochs", "7")
+    config = run_script("rl/dielectric.py", "--reward", "property", "--target", "3", "--beta", "0.5", "--epochs", "7")
     assert (config.reward.reward, config.reward.target, config.reward.fidelity) == (("property",), 3.0, 0)
     assert (config.objective.beta, config.epochs, config.batch_size) == (0.5, 7, 1000)
-    config = run_script("dpo_pairs.py", "--scored", "table.csv", "--beta", "0.5")
+    config = run_script("rl/pairs.py", "--scored", "table.csv", "--beta", "0.5")
     assert (config.preference.beta, config.batch_size) == (0.5, 100)
 
 
 def test_the_small_recipe_of_a_gap_needs_no_hull(run_script, tmp_path):
-    check_reward(run_script("rl_small.py", "gap", "--property-path", str(tmp_path)).reward)
+    check_reward(run_script("rl/small.py", "gap", "--property-path", str(tmp_path)).reward)
 
 
 def test_the_small_recipe_that_distrusts_its_hull_asks_what_is_new(run_script, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("cif\n")
     with pytest.raises(ValueError, match="--novelty-bonus needs --novelty-reference"):
-        check_reward(run_script("rl_small.py", "known", "--convex-path", str(table)).reward)
+        check_reward(run_script("rl/small.py", "known", "--convex-path", str(table)).reward)
     flags = ("--convex-path", str(table), "--novelty-reference", str(table))
-    check_reward(run_script("rl_small.py", "known", *flags).reward)
+    check_reward(run_script("rl/small.py", "known", *flags).reward)

@@ -1,0 +1,133 @@
+"""How few evaluations of the network give samples as good as 500 steps of Euler-Maruyama?
+
+    python experiments/agedi/molecules.py
+    python experiments/agedi/evaluations.py --out runs/agedi_molecules
+
+With the model of acetylacetone that the first script trains, draws molecules with each sampler and grid, and measures
+the mean Wasserstein distance of 8 distributions of bond lengths and angles to the test set, in standard deviations of
+the test set; errors from bootstrapping the molecules. Writes evaluations.json and evaluations.png.
+"""
+
+import time
+from typing import Any
+
+import ase
+import numpy as np
+import scipy.stats
+
+import agedi
+from experiments.agedi.molecules import ANGLES, BONDS, geometry, intact_share
+from experiments.agedi.shared import parse_arguments, read_atoms, save, write_report
+from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
+
+REFERENCE = ("em", "uniform", 500, 1e-3)  # sampler, grid, steps, time of the last step
+SETTINGS = (
+    REFERENCE,
+    ("em", "rho", 100, 1e-3),
+    ("em", "rho", 50, 1e-3),
+    ("em", "uniform", 50, 1e-3),
+    ("ddim", "rho", 50, 1e-3),
+    ("ddim", "rho", 25, 1e-3),
+    ("ddim", "uniform", 50, 1e-3),
+    ("heun_ode", "rho", 25, 1e-3),
+    ("heun_ode", "rho", 12, 1e-3),
+    ("heun", "rho", 50, 1e-3),
+    ("heun", "rho", 25, 1e-3),
+    ("heun", "rho", 25, 1e-2),
+)
+EVALUATIONS = {"em": 1, "ddim": 1, "heun": 2, "heun_ode": 2}  # a step
+BOOTSTRAPS = 40
+
+
+def main() -> None:
+    """Draws with every setting, and compares."""
+    arguments = parse_arguments(__doc__, "agedi_molecules")
+    diffusion = agedi.load_diffusion(arguments.out / "version_0")
+    test = read_atoms(arguments.data / "acac_test_300K.extxyz.gz")
+    count = 1000 if arguments.full else 200
+    rng = np.random.default_rng(0)
+    other = read_atoms(arguments.data / "acac_train_300K.extxyz.gz")[:count]
+    rows: list[dict[str, Any]] = [measure({"name": "training set"}, other, test, rng)]
+    for sampler, grid, steps, eps in SETTINGS:
+        start = time.perf_counter()
+        molecules = agedi.sample(
+            diffusion,
+            n_samples=count,
+            formula="C5H8O2",
+            sampler=sampler,
+            steps=steps,
+            eps=eps,
+            sampler_kwargs={"grid": grid},
+            batch_size=count,
+            seed=1,
+        )
+        seconds = time.perf_counter() - start
+        row = {
+            "name": f"{sampler} {grid}",
+            "eps": eps,
+            "evaluations": EVALUATIONS[sampler] * steps,
+            "seconds": round(seconds, 1),
+        }
+        rows.append(measure(row, molecules, test, rng))
+    write_report(arguments.out / "evaluations.json", {"rows": rows})
+    draw(arguments.out, rows)
+
+
+def measure(
+    row: dict[str, Any], molecules: list[ase.Atoms], test: list[ase.Atoms], rng: np.random.Generator
+) -> dict[str, Any]:
+    """The row with the distance to the test set, its error and the share of intact molecules."""
+    each, reference = [values_of([one]) for one in molecules], values_of(test)
+    found = distance(each, reference)
+    resampled = [
+        distance([each[i] for i in rng.integers(0, len(each), len(each))], reference) for _ in range(BOOTSTRAPS)
+    ]
+    return row | {
+        "distance": round(found, 4),
+        "error": round(float(np.std(resampled)), 4),
+        "intact": intact_share(molecules),
+    }
+
+
+def values_of(molecules: list[ase.Atoms]) -> dict[str, np.ndarray]:
+    """Bond lengths and angles by name; none where a molecule has none."""
+    lengths, angles = geometry(molecules)
+    return lengths | {name: angles.get(name, np.zeros(0)) for name in ANGLES}
+
+
+def distance(each: list[dict[str, np.ndarray]], reference: dict[str, np.ndarray]) -> float:
+    """Mean Wasserstein distance of the distributions, each in standard deviations of the reference."""
+    distances = []
+    for name in (*BONDS, *ANGLES):
+        values = np.concatenate([one[name] for one in each])
+        distances.append(scipy.stats.wasserstein_distance(values, reference[name]) / np.std(reference[name]))
+    return float(np.mean(distances))
+
+
+def draw(out, rows: list[dict[str, Any]]) -> None:
+    """Distance against evaluations."""
+    figure, (axis,) = new_figure(1, "Acetylacetone: quality against cost")
+    colors = {"em": INK, "ddim": TRAINING, "heun_ode": VALIDATION, "heun": "#b04a4a"}
+    for row in rows[1:]:
+        sampler, grid = row["name"].split()
+        axis.errorbar(
+            row["evaluations"],
+            row["distance"],
+            row["error"],
+            color=colors[sampler],
+            marker="o" if grid == "rho" else "s",
+            markersize=5,
+            label=row["name"],
+        )
+    axis.axhline(rows[0]["distance"], color=INK, linewidth=0.7, linestyle=":", label="training set")
+    axis.set(xscale="log", xlabel="evaluations of the network", ylabel="distance to the test set (std)")
+    axis.set_xticks([25, 50, 100, 500], ["25", "50", "100", "500"])
+    axis.minorticks_off()
+    handles, labels = axis.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axis.legend(unique.values(), unique.keys(), frameon=False, fontsize=6)
+    save(figure, out / "evaluations.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Perovskites with a requested heat of formation: positions and species drawn together, guided by a property.
+
+    python experiments/agedi/perovskites.py --data ../shared/data --out runs/agedi_perovskites
+
+Trains on 90 % of `perov5_val.csv.gz` (Castelli et al. 2012) with CellPositions and Types, conditioned on `heat_all`
+(eV an atom). Draws crystals in the same cells for three requested values and guidance weights, and looks up the heat of
+training crystals nearest in composition: report.json, samples_*.xyz, heats.png.
+"""
+
+import ase
+import numpy as np
+
+import agedi
+from agedi.sampling.request import Wanted
+from agedi.sampling.reverse import SamplerConfig
+from experiments.agedi.shared import draw_each, parse_arguments, read_atoms, sample_once, save, train_once, write_report
+from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
+
+PROPERTY = "heat_all"
+REQUESTS = (0.5, 1.4, 2.9)  # eV an atom: the 5th, 50th and 95th percentiles of the data
+WEIGHTS = (0.0, 1.0, 2.0)
+
+
+def main() -> None:
+    """Trains, samples at each requested value, looks up what the samples resemble."""
+    arguments = parse_arguments(__doc__, "agedi_perovskites")
+    data = read_atoms(arguments.data / "perov5_val.csv.gz")
+    diffusion = train_once(
+        arguments.out,
+        data,
+        noisers=("CellPositions", "Types"),
+        conditioning=PROPERTY,
+        cutoff=5.0,
+        epochs=2000 if arguments.full else 120,
+        lr=1e-3,
+        ema_decay=0.999,
+        batch_size=64,
+        log_interval=1000,
+    )
+    cells = [
+        data[i].cell.array for i in np.random.default_rng(0).permutation(len(data))[: 500 if arguments.full else 128]
+    ]
+    heats: dict[float, dict[float, np.ndarray]] = {}
+    report = {
+        "data": {"mean": mean_heat(data), "percentiles_5_50_95": np.percentile(known_heats(data), [5, 50, 95]).tolist()}
+    }
+    for weight in WEIGHTS:
+        heats[weight] = {}
+        for request in REQUESTS if weight else REQUESTS[:1]:  # weight 0 ignores the request
+            path = arguments.out / f"samples_weight{weight:g}_heat{request:g}.xyz"
+            samples = sample_once(path, lambda w=weight, r=request: draw_with(diffusion, cells, w, r))
+            heats[weight][request] = nearest_heats(samples, data)
+            report[f"weight {weight:g}, requested {request:g}"] = {
+                "mean_heat_of_nearest": float(np.mean(heats[weight][request])),
+                "standard_error": float(np.std(heats[weight][request]) / np.sqrt(len(samples))),
+                "share_with_a_training_composition": float(
+                    np.mean([composition_distance(s, data).min() == 0 for s in samples])
+                ),
+                "share_with_three_equal_anions": float(np.mean([max(np.bincount(s.numbers)) == 3 for s in samples])),
+                "share_above_1.2_ang": float(np.mean([shortest(s) > 1.2 for s in samples])),
+            }
+    write_report(arguments.out / "report.json", report)
+    draw(arguments.out, heats, known_heats(data))
+
+
+def draw_with(diffusion: agedi.Diffusion, cells: list[np.ndarray], weight: float, request: float) -> list[ase.Atoms]:
+    """Five atoms in each of the cells, species drawn too."""
+    wanted = [Wanted(n_atoms=5, cell=cell, property={PROPERTY: request}) for cell in cells]
+    return draw_each(diffusion, wanted, SamplerConfig(steps=100, grid="rho", guidance_weight=weight))
+
+
+def known_heats(structures: list[ase.Atoms]) -> np.ndarray:
+    """The property of the data, eV an atom."""
+    return np.array([atoms.info[PROPERTY] for atoms in structures])
+
+
+def mean_heat(structures: list[ase.Atoms]) -> float:
+    """Its mean."""
+    return float(np.mean(known_heats(structures)))
+
+
+def composition_distance(atoms: ase.Atoms, data: list[ase.Atoms]) -> np.ndarray:
+    """In how many atoms the composition differs from each structure of the data."""
+    counts = np.stack([np.bincount(other.numbers, minlength=119) for other in data])
+    return np.abs(counts - np.bincount(atoms.numbers, minlength=119)).sum(axis=1) / 2
+
+
+def nearest_heats(samples: list[ase.Atoms], data: list[ase.Atoms]) -> np.ndarray:
+    """For each sample the mean property of the data nearest in composition."""
+    known = known_heats(data)
+    found = []
+    for atoms in samples:
+        distances = composition_distance(atoms, data)
+        found.append(known[distances == distances.min()].mean())
+    return np.array(found)
+
+
+def shortest(atoms: ase.Atoms) -> float:
+    """The shortest interatomic distance (Å), images included."""
+    from ase.neighborlist import neighbor_list
+
+    return neighbor_list("d", atoms, 3.0).min(initial=3.0)
+
+
+def draw(out, heats: dict[float, dict[float, np.ndarray]], known: np.ndarray) -> None:
+    """What was asked for against what the samples resemble."""
+    figure, (axis,) = new_figure(1, "Perovskites: heat of formation (eV/atom)")
+    axis.plot([0, 3.2], [0, 3.2], color=INK, linewidth=0.6, linestyle=":")
+    axis.axhline(known.mean(), color=INK, linewidth=0.8, label="mean of the data")
+    for weight, color in zip(WEIGHTS[1:], (TRAINING, VALIDATION), strict=True):
+        requests = list(heats[weight])
+        means = [np.mean(heats[weight][request]) for request in requests]
+        errors = [np.std(heats[weight][request]) / np.sqrt(len(heats[weight][request])) for request in requests]
+        axis.errorbar(requests, means, errors, fmt="o-", color=color, label=f"guidance {weight:g}", linewidth=1.2)
+    axis.set(xlabel="requested", ylabel="nearest training compositions")
+    axis.legend(frameon=False, fontsize=8)
+    save(figure, out / "heats.png")
+
+
+if __name__ == "__main__":
+    main()

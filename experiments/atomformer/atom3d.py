@@ -1,0 +1,43 @@
+"""Fine-tunes AtomFormer on a task of ATOM3D (Townshend et al. 2021) and evaluates it with the task's metrics.
+
+    python experiments/atomformer/atom3d.py LBA --data atom3d-lba --start-from atomformer-base --run-dir runs/lba
+
+`--data` is a folder of Hugging Face's `datasets` or of parquet files with the splits train, validation (or val) and
+test and the column `labels`. Tasks: SMP, PSR, LBA, RSR (regressions), RES (20 classes), MSP, LEP, PPI (binary). What
+follows after the named options goes to `atomformer finetune`.
+"""
+
+import argparse
+import sys
+
+from atomformer.cli import main
+from atomformer.prediction.metrics import ATOM3D
+
+
+def run(argv: list[str]) -> int:
+    """Trains, then evaluates; the exit status of the first that fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=ATOM3D)
+    parser.add_argument("--data", required=True, help="folder with the splits")
+    parser.add_argument("--start-from", required=True, help="folder or hub id of a pre-trained model")
+    parser.add_argument("--run-dir", required=True)
+    parser.add_argument("--validation-split", default="val")
+    arguments, rest = parser.parse_known_args(argv)
+    problem, classes = ATOM3D[arguments.task].problem, ATOM3D[arguments.task].num_labels
+    print(f"{arguments.task}: {ATOM3D[arguments.task].title}, {problem} with {classes} outputs")
+    status = main(
+        [
+            "finetune",
+            *("--train", arguments.data, "--split", "train", "--validation-split", arguments.validation_split),
+            *("--task", arguments.task, "--start-from", arguments.start_from, "--run-dir", arguments.run_dir),
+            *rest,
+        ]
+    )
+    if status:
+        return status
+    evaluation = ["--out", f"{arguments.run_dir}/evaluation", "--task", arguments.task, "--split", "test"]
+    return main(["evaluate", arguments.data, "--model", f"{arguments.run_dir}/model", *evaluation])
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,31 @@
+"""The published recipe towards dielectrics: PPO with dielectric constant times band gap as reward.
+
+    python experiments/rl/dielectric.py --checkpoint epoch_005500.pkl --dielectric-path dielectric_model \
+        --property-path MEGNet-MP-2019.4.1-BandGap-mfi --run-dir runs/rl_dielectric
+
+Both paths are folders of matgl models: one of the dielectric tensor, and the multi-fidelity MEGNet of band gaps, here
+at fidelity 0 (PBE). beta is 2, the rest as in ehull.py (CrystalFormer-RL, arXiv 2504.02367). Every flag of
+`crystalformer ppo` overrides the recipe; `--resume` goes on with an interrupted run.
+"""
+
+import pathlib
+import sys
+
+from crystalformer.cli import main
+from crystalformer.rl.ppo.loss import Objective
+from crystalformer.rl.ppo.train import PpoConfig
+from crystalformer.rl.reward.load import RewardConfig
+from matterform.training.optimizers import OptimizerConfig
+
+RECIPE = PpoConfig(
+    run_dir=pathlib.Path("runs/rl_dielectric"),
+    reward=RewardConfig(reward=("dielectric",), fidelity=0),
+    batch_size=1000,
+    epochs=200,
+    ppo_epochs=5,
+    objective=Objective(clip_ratio=0.2, beta=2.0),
+    optimizer=OptimizerConfig(learning_rate=1e-5),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["ppo", *sys.argv[1:]], recipe=RECIPE))

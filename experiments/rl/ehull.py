@@ -1,0 +1,33 @@
+"""The published recipe towards stable crystals: PPO with minus the energy above the hull as reward.
+
+    python experiments/rl/ehull.py --checkpoint epoch_005500.pkl --mlff_model orb --mlff_path orb-v2-20241011.ckpt \
+        --convex_path convex_hull_pbe_2023.12.29.json.bz2 --run-dir runs/rl_ehull
+
+Batches of 1000 crystals, five steps of Adam at 1e-5 on each, clip range 0.2, beta 0.1, 200 epochs (CrystalFormer-RL,
+arXiv 2504.02367). `matterform hull` makes of the hull's file a folder that opens instantly. Other force fields:
+--mlff_model mace, matgl, or chgnet, which needs no file. Space groups: --spacegroup 225 62 or --spacegroups-from data.
+Every flag of `crystalformer ppo` overrides the recipe; `--resume` goes on with an interrupted run.
+"""
+
+import pathlib
+import sys
+
+from crystalformer.cli import main
+from crystalformer.rl.ppo.loss import Objective
+from crystalformer.rl.ppo.train import PpoConfig
+from crystalformer.rl.reward.load import RewardConfig
+from matterform.potentials.load import PotentialConfig
+from matterform.training.optimizers import OptimizerConfig
+
+RECIPE = PpoConfig(
+    run_dir=pathlib.Path("runs/rl_ehull"),
+    reward=RewardConfig(reward=("ehull",), potential=PotentialConfig(mlff_model="orb")),
+    batch_size=1000,
+    epochs=200,
+    ppo_epochs=5,
+    objective=Objective(clip_ratio=0.2, beta=0.1),
+    optimizer=OptimizerConfig(learning_rate=1e-5),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["ppo", *sys.argv[1:]], recipe=RECIPE))
