@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from crystalformer.config import TransformerConfig
 from crystalformer.symmetry.lattice import from_scaled, impose_lattice
 from crystalformer.symmetry.wyckoff import LETTERS, apply_operations, symmetry_tables, wyckoff_operations
+from matterform.io.cif import CifSite, sites_to_cif
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -150,52 +151,17 @@ def formula(crystal: Crystals) -> str:
 
 
 def to_cif(crystal: Crystals) -> str:
-    """CIF text of one crystal: space group, its operations in the standard setting, and the Wyckoff sites only."""
+    """CIF text of one crystal: space group, its operations in the standard setting, and the Wyckoff sites only.
+
+    Raises:
+        ValueError: if the crystal has no site, or a letter that its space group lacks.
+    """
     symbols = _element_symbols()
-    name, hall, operations = _symmetry_text(int(crystal.G))
-    composition = formula(crystal)
-    a, b, c, alpha, beta, gamma = cell_parameters(crystal)
-    lines = [
-        f"data_{composition.replace(' ', '')}",
-        f"_chemical_formula_sum '{composition}'",
-        f"_space_group_IT_number {int(crystal.G)}",
-        f"_space_group_name_H-M_alt '{name}'",
-        f"_space_group_name_Hall '{hall}'",
-        f"_cell_length_a {a:.8f}",
-        f"_cell_length_b {b:.8f}",
-        f"_cell_length_c {c:.8f}",
-        f"_cell_angle_alpha {alpha:.8f}",
-        f"_cell_angle_beta {beta:.8f}",
-        f"_cell_angle_gamma {gamma:.8f}",
-        "loop_",
-        "_space_group_symop_id",
-        "_space_group_symop_operation_xyz",
-        *(f"{index} '{operation}'" for index, operation in enumerate(operations, start=1)),
-        "loop_",
-        "_atom_site_label",
-        "_atom_site_type_symbol",
-        "_atom_site_symmetry_multiplicity",
-        "_atom_site_Wyckoff_symbol",
-        "_atom_site_fract_x",
-        "_atom_site_fract_y",
-        "_atom_site_fract_z",
-        "_atom_site_occupancy",
+    sites = [
+        CifSite(symbols[site.number], len(site.orbit), LETTERS[site.letter], site.orbit[0].tolist())
+        for site in wyckoff_sites(crystal)
     ]
-    for index, site in enumerate(wyckoff_sites(crystal), start=1):
-        symbol, (x, y, z) = symbols[site.number], site.orbit[0]
-        lines.append(
-            f"{symbol}{index} {symbol} {len(site.orbit)} {LETTERS[site.letter]} {x:.10f} {y:.10f} {z:.10f} 1.0"
-        )
-    return "\n".join(lines) + "\n"
-
-
-@functools.cache
-def _symmetry_text(G: int) -> tuple[str, str, tuple[str, ...]]:
-    """Hermann-Mauguin name with setting, Hall symbol, and the operations of a space group as text."""
-    import gemmi
-
-    group = gemmi.get_spacegroup_reference_setting(G)
-    return group.xhm(), group.hall, tuple(operation.triplet() for operation in group.operations())
+    return sites_to_cif(formula(crystal), int(crystal.G), cell_parameters(crystal).tolist(), sites)
 
 
 @functools.cache

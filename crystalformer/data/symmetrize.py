@@ -7,7 +7,7 @@ lies on the first operation of its Wyckoff position. This module imports no JAX:
 
 import functools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,10 +21,10 @@ from crystalformer.symmetry.wyckoff import (
     symmetry_tables,
     wyckoff_operations,
 )
-from matterform.io.cif import UnreadableStructure, parse_structure, reason_of
+from matterform.elements import MAX_ATOMIC_NUMBER
+from matterform.io.cif import Cell, UnreadableStructure, parse_cell, parse_structure, reason_of
 
 if TYPE_CHECKING:
-    import gemmi
     import spglib
     from pymatgen.core import Structure
 
@@ -32,20 +32,10 @@ TOLERANCES = (1e-2, 1e-4)  # Å; the second where the first fails
 ANGLE_TOLERANCE_DEG = 5.0  # what pymatgen and pyxtal give spglib
 MAX_PASSES = 4
 ON_POSITION = 1e-3  # fractional; spglib's idealised atoms are within 1e-5 of their position
-THIRDS = (1 / 3, 2 / 3)
-MAX_ATOMIC_NUMBER = 118
 CUBIC_ANGLES_DEG = (60.0, 90.0, math.degrees(math.acos(-1 / 3)))  # primitive cells of F, P and I lattices
 ON_GRID = 1e-6  # fractional, relative or rad
 MIN_EDGE = 2.0  # Å
 MIN_VOLUME = 1.0  # Å³, of any cell of a crystal
-
-
-class Cell(NamedTuple):
-    """All atoms of one periodic cell, in the order that spglib takes them."""
-
-    lattice: Float[np.ndarray, "3 3"]  # rows, Å
-    frac: Float[np.ndarray, "n 3"]
-    numbers: Int[np.ndarray, " n"]  # atomic numbers
 
 
 def crystal_from_text(text: str) -> Crystals:
@@ -54,7 +44,7 @@ def crystal_from_text(text: str) -> Crystals:
     Raises:
         UnreadableStructure: with the reason.
     """
-    cell = _plain_cif(text)
+    cell = parse_cell(text)
     return symmetrize(cell) if cell is not None else crystal_from_structure(parse_structure(text))
 
 
@@ -101,39 +91,6 @@ def search_symmetry(cell: Cell) -> Crystals:
         except UnreadableStructure as error:
             reason = reason or str(error)
     raise UnreadableStructure(reason)
-
-
-def _plain_cif(text: str) -> Cell | None:
-    """Reads one block of CIF a hundred times as fast as pymatgen; None where that needs a closer look than this."""
-    import gemmi
-
-    try:
-        document = gemmi.cif.read_string(text)
-        if len(document) != 1:
-            return None
-        structure = gemmi.make_small_structure_from_block(document[0])
-    except (ValueError, RuntimeError):
-        return None
-    if not structure.cell.is_crystal() or not structure.sites or structure.check_spacegroup():
-        return None
-    for site in structure.sites:
-        if site.occ != 1:
-            raise UnreadableStructure("partial occupancy")
-        if not 1 <= site.element.atomic_number <= MAX_ATOMIC_NUMBER:
-            raise UnreadableStructure(f"unknown element {site.type_symbol!r}")
-    return _cell_from_gemmi(structure)
-
-
-def _cell_from_gemmi(structure: "gemmi.SmallStructure") -> Cell | None:
-    sites = structure.get_all_unit_cell_sites()
-    frac = np.array([site.fract.tolist() for site in sites])
-    lattice = np.array(structure.cell.orth.mat.tolist()).T
-    if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
-        return None
-    # As pymatgen does: 0.33333 means a third, and spglib's choice of origin can hang on that.
-    for third in THIRDS:
-        frac[np.abs(frac / third - 1) < 1e-4] = third
-    return Cell(lattice, frac, np.array([site.element.atomic_number for site in sites]))
 
 
 def _coincide(cell: Cell) -> bool:

@@ -1,19 +1,36 @@
 """Crystals as text: the entries of CIF files and of CSV tables, and their translation to and from pymatgen."""
 
+import functools
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float, Int
+
+from matterform.elements import MAX_ATOMIC_NUMBER
 from matterform.external import one_line
 from matterform.io.files import damage_explained, existing, open_text
 from matterform.io.tables import iterate_chunks
 
 if TYPE_CHECKING:
+    import gemmi
     import pymatgen.core
 
 STRUCTURE_COLUMNS = ("cif", "structure")
+SITE_COLUMNS = (
+    "label",
+    "type_symbol",
+    "symmetry_multiplicity",
+    "Wyckoff_symbol",
+    "fract_x",
+    "fract_y",
+    "fract_z",
+    "occupancy",
+)
+THIRDS = (1 / 3, 2 / 3)
 
 
 class UnreadableStructure(ValueError):
@@ -110,11 +127,111 @@ def parse_structure(text: str) -> "pymatgen.core.Structure":
         raise UnreadableStructure(reason_of(error)) from error
 
 
-def to_cif(structure: "pymatgen.core.Structure", symprec: float | None = None) -> str:
-    """CIF text with 8 decimals; P1 with every atom unless `symprec` (Å) asks to find the symmetry."""
+class Cell(NamedTuple):
+    """All atoms of one periodic cell, in the order that spglib takes them."""
+
+    lattice: Float[np.ndarray, "3 3"]  # rows are lattice vectors, Å
+    frac: Float[np.ndarray, "n 3"]  # fractional coordinates
+    numbers: Int[np.ndarray, " n"]  # atomic numbers
+
+
+def parse_cell(text: str) -> Cell | None:
+    """The cell of a plain CIF, read by gemmi a hundred times as fast as `parse_structure`; None for any other text.
+
+    Plain means one data block with a crystal's cell, sites of whole elements, and symmetry that gemmi finds without
+    contradiction. Use this where many CIFs are converted, and `parse_structure` (pymatgen, tolerant of rounded
+    coordinates, odd symmetry names and JSON) wherever it returns None.
+
+    Raises:
+        UnreadableStructure: a site is partially occupied or of no element.
+    """
+    import gemmi
+
+    try:
+        document = gemmi.cif.read_string(text)
+        if len(document) != 1:
+            return None
+        structure = gemmi.make_small_structure_from_block(document[0])
+    except (ValueError, RuntimeError):
+        return None
+    if not structure.cell.is_crystal() or not structure.sites or structure.check_spacegroup():
+        return None
+    for site in structure.sites:
+        if site.occ != 1:
+            raise UnreadableStructure("partial occupancy")
+        if not 1 <= site.element.atomic_number <= MAX_ATOMIC_NUMBER:
+            raise UnreadableStructure(f"unknown element {site.type_symbol!r}")
+    return _cell_from_gemmi(structure)
+
+
+def _cell_from_gemmi(structure: "gemmi.SmallStructure") -> Cell | None:
+    sites = structure.get_all_unit_cell_sites()
+    frac = np.array([site.fract.tolist() for site in sites])
+    lattice = np.array(structure.cell.orth.mat.tolist()).T
+    if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
+        return None
+    # As pymatgen does: 0.33333 means a third, and spglib's choice of origin can depend on that.
+    for third in THIRDS:
+        frac[np.abs(frac / third - 1) < 1e-4] = third
+    return Cell(lattice, frac, np.array([site.element.atomic_number for site in sites]))
+
+
+def to_cif(structure: "pymatgen.core.Structure", symprec: float | None = None, block_prefix: str = "") -> str:
+    """CIF text with 8 decimals; P1 with every atom unless `symprec` (Å) is given, the tolerance to find the symmetry.
+
+    The data block is called `block_prefix` and the reduced formula: blocks of one file need different names.
+    """
     from pymatgen.io.cif import CifWriter
 
-    return str(CifWriter(structure, symprec=symprec))
+    return str(CifWriter(structure, symprec=symprec)).replace("data_", f"data_{block_prefix}", 1)
+
+
+class CifSite(NamedTuple):
+    """One symmetry-inequivalent site of a crystal, as its CIF lists it."""
+
+    symbol: str  # of the element
+    multiplicity: int  # atoms in the conventional cell
+    letter: str  # of the Wyckoff position
+    xyz: Sequence[float]  # fractional coordinates of one of these atoms
+
+
+def sites_to_cif(formula: str, spacegroup: int, cell: Sequence[float], sites: Iterable[CifSite]) -> str:
+    """CIF text of a crystal given by its Wyckoff sites: space group, its operations in the standard setting, and sites.
+
+    Args:
+        formula: of the conventional cell, "Na4 Cl4" for instance.
+        spacegroup: number, 1 to 230, in its standard setting (origin choice 2, hexagonal axes).
+        cell: a, b, c (Å) and alpha, beta, gamma (degrees) of the conventional cell; written to 8 decimals.
+        sites: written in this order, coordinates to 10 decimals.
+    """
+    name, hall, operations = _symmetry_text(spacegroup)
+    sizes = zip(("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"), cell, strict=True)
+    lines = [
+        f"data_{formula.replace(' ', '')}",
+        f"_chemical_formula_sum '{formula}'",
+        f"_space_group_IT_number {spacegroup}",
+        f"_space_group_name_H-M_alt '{name}'",
+        f"_space_group_name_Hall '{hall}'",
+        *(f"_cell_{size} {value:.8f}" for size, value in sizes),
+        "loop_",
+        "_space_group_symop_id",
+        "_space_group_symop_operation_xyz",
+        *(f"{index} '{operation}'" for index, operation in enumerate(operations, start=1)),
+        "loop_",
+        *(f"_atom_site_{column}" for column in SITE_COLUMNS),
+    ]
+    for index, (symbol, multiplicity, letter, (x, y, z)) in enumerate(sites, start=1):
+        lines.append(f"{symbol}{index} {symbol} {multiplicity} {letter} {x:.10f} {y:.10f} {z:.10f} 1.0")
+    return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def _symmetry_text(spacegroup: int) -> tuple[str, str, tuple[str, ...]]:
+    """Hermann-Mauguin name with setting, Hall symbol, and the operations of a space group as text."""
+    import gemmi
+
+    group = gemmi.get_spacegroup_reference_setting(spacegroup)
+    return group.xhm(), group.hall, tuple(operation.triplet() for operation in group.operations())
 
 
 def reason_of(error: Exception) -> str:

@@ -246,8 +246,7 @@ def _read_lmdb(path: pathlib.Path) -> Iterator[Record]:
 def _write_cif(path: pathlib.Path, structures: Iterable["pymatgen.core.Structure"], symprec: float | None) -> None:
     with open_text(path, "w") as file:
         for index, structure in enumerate(structures):
-            # Two blocks of one file must not share a name, which pymatgen makes from the formula alone.
-            file.write(to_cif(structure, symprec).replace("data_", f"data_{index}_", 1))
+            file.write(to_cif(structure, symprec, block_prefix=f"{index}_"))
 
 
 def _write_folder(path: pathlib.Path, structures: Iterable["pymatgen.core.Structure"], symprec: float | None) -> None:

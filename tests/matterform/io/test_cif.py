@@ -11,7 +11,16 @@ import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from matterform.io.cif import UnreadableStructure, iterate_cifs, iterate_csv, parse_structure, to_cif
+from matterform.io.cif import (
+    CifSite,
+    UnreadableStructure,
+    iterate_cifs,
+    iterate_csv,
+    parse_cell,
+    parse_structure,
+    sites_to_cif,
+    to_cif,
+)
 
 
 @pytest.fixture
@@ -33,6 +42,33 @@ def test_json_of_a_structure_survives_exactly(salt):
     np.testing.assert_array_equal(found.lattice.matrix, salt.lattice.matrix)
     np.testing.assert_array_equal(found.frac_coords, salt.frac_coords)
     assert found.species == salt.species
+
+
+def test_wyckoff_sites_become_the_whole_crystal_in_both_readers(salt):
+    sites = [CifSite("Na", 4, "a", (0, 0, 0)), CifSite("Cl", 4, "b", (0.5, 0.5, 0.5))]
+    text = sites_to_cif("Na4 Cl4", 225, (5.6, 5.6, 5.6, 90, 90, 90), sites)
+    matcher = StructureMatcher(ltol=1e-6, stol=1e-6, angle_tol=1e-4, primitive_cell=False, scale=False)
+    assert matcher.fit(parse_structure(text), salt)
+    cell = parse_cell(text)
+    assert matcher.fit(Structure(cell.lattice, cell.numbers.tolist(), cell.frac), salt)
+
+
+def test_the_fast_reader_reads_what_the_tolerant_one_reads(salt):
+    cell, structure = parse_cell(to_cif(salt)), parse_structure(to_cif(salt))
+    np.testing.assert_allclose(cell.frac, structure.frac_coords, atol=1e-9)
+    np.testing.assert_array_equal(cell.numbers, structure.atomic_numbers)
+    np.testing.assert_allclose(np.linalg.norm(cell.lattice, axis=1), structure.lattice.abc, rtol=1e-9)
+
+
+@pytest.mark.parametrize("text", ["nonsense", "{}", "data_x\n_cell_length_a 1\n"])
+def test_the_fast_reader_leaves_what_is_not_plain_to_the_tolerant_one(salt, text):
+    assert parse_cell(text) is None
+    assert parse_cell(to_cif(salt) + to_cif(salt, block_prefix="again_")) is None
+
+
+def test_the_fast_reader_refuses_partial_occupancy(salt):
+    with pytest.raises(UnreadableStructure, match="partial occupancy"):
+        parse_cell(to_cif(salt).replace("0.00000000  1\n", "0.00000000  0.5\n"))
 
 
 @pytest.mark.parametrize(
