@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tyro
 
 from matterform.commandline_old import dispatch, parse, say
-from matterform.potentials.load import PotentialConfig, open_potential
+from matterform.potentials.config import PotentialConfig
+from matterform.potentials.open import open_potential
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -309,7 +310,7 @@ def run_evaluate(arguments: EvaluateArguments) -> int:
     """Judges crystals without a potential."""
     import numpy as np
 
-    from matterform.evaluation.summary import ReportConfig, describe, summarize
+    from matterform.evaluation.summary import EvaluationConfig, describe, evaluate
     from matterform.io.files import write_atomically
 
     if arguments.out.exists():
@@ -319,7 +320,7 @@ def run_evaluate(arguments: EvaluateArguments) -> int:
     requested = None
     if arguments.requested is not None:
         requested = _space_groups(structures, indices, arguments.requested, arguments.structures)
-    table, summary = summarize(structures, requested, reference, ReportConfig(composition=arguments.composition))
+    table, summary = evaluate(structures, requested, reference, EvaluationConfig(composition=arguments.composition))
     table.insert(0, "index", np.array(indices))
     summary["unreadable"] = refused
     if arguments.stability is not None:

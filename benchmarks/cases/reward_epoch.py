@@ -45,7 +45,8 @@ from crystalformer.sampling.sample import sample
 from crystalformer.symmetry.wyckoff import draw_spacegroups
 from matterform.io.formats import read_structures
 from matterform.potentials.base import Potential
-from matterform.potentials.load import PotentialConfig, open_potential
+from matterform.potentials.config import PotentialConfig
+from matterform.potentials.open import open_potential
 from matterform.potentials.torch_state import torch_threads
 from matterform.stability.hull import make_hull
 from matterform.stability.hull_entries import Entries, Entry, fractions_of, pack_entries

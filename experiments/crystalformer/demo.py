@@ -23,7 +23,7 @@ from crystalformer.cli import main as crystalformer
 from crystalformer.data.crystals import Crystals, to_structures
 from crystalformer.sampling.sample import sample
 from crystalformer.table import read_table
-from matterform.evaluation.summary import ReportConfig, describe, summarize
+from matterform.evaluation.summary import EvaluationConfig, describe, evaluate
 from matterform.plots.gallery import write_picture
 
 
@@ -65,7 +65,7 @@ def demo(arguments: Demo) -> int:
     crystals = Crystals(*(field[possible] for field in read_table(out / "samples.csv")))
     print(f"{(~possible).sum()} of {len(possible)} have no possible cell and are left out of what follows")
     structures = to_structures(crystals)
-    report = summarize(structures, requested=crystals.G, config=ReportConfig(strict=True))
+    report = evaluate(structures, requested=crystals.G, config=EvaluationConfig(strict=True))
     report.table.to_csv(out / "judged.csv", index=False)
     (out / "summary.json").write_text(json.dumps(report.summary, indent=1) + "\n")
     print(describe(report.summary))

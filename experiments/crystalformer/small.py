@@ -31,7 +31,8 @@ from crystalformer.sampling.sample import sample
 from crystalformer.symmetry.lattice import cell_problem
 from crystalformer.training import TrainConfig, load_split
 from matterform.config import load_config
-from matterform.evaluation.summary import ReportConfig, describe, summarize, tabulate
+from matterform.evaluation import summary
+from matterform.evaluation.summary import EvaluationConfig, describe, tabulate
 from matterform.training.loop import LoopConfig
 from matterform.training.optimizers import OptimizerConfig
 
@@ -107,8 +108,8 @@ def evaluate(arguments: Evaluate) -> int:
     possible = np.array([not cell_problem(cell_parameters(crystal)) for crystal in iterate_crystals(crystals)])
     crystals = Crystals(*(field[possible] for field in crystals))
     split = load_split(load_config(TrainConfig, arguments.run_dir / "config.yaml"))
-    config = ReportConfig(composition=importlib.util.find_spec("smact") is not None)
-    report = summarize(to_structures(crystals), crystals.G, to_structures(split.train), config)
+    config = EvaluationConfig(composition=importlib.util.find_spec("smact") is not None)
+    report = summary.evaluate(to_structures(crystals), crystals.G, to_structures(split.train), config)
     settings = {
         "drawn": arguments.num_samples,
         "without_possible_cell": int((~possible).sum()),

@@ -30,12 +30,14 @@ from crystalformer.data.primitive import build_structures
 from crystalformer.rl.reward.base import describe_problems
 from crystalformer.sampling.sample import sample
 from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
-from matterform.evaluation.summary import ReportConfig, summarize
+from matterform.evaluation.summary import EvaluationConfig, evaluate
 from matterform.io.cif import parse_structure
 from matterform.io.formats import iterate_csv
 from matterform.plots.curves import TRAINING, VALIDATION, new_figure
 from matterform.potentials.base import Potential, PropertyModel
-from matterform.potentials.load import PotentialConfig, PropertyConfig, load_property, open_potential
+from matterform.potentials.config import PotentialConfig, PropertyConfig
+from matterform.potentials.load import load_property
+from matterform.potentials.open import open_potential
 from matterform.stability.above_hull import METASTABLE_EV, above_hull, check_references, stability_shares
 from matterform.stability.hull import Hull, open_hull
 from matterform.stability.references import References, load_references
@@ -111,7 +113,7 @@ def judge(
     """Validity, symmetry, uniqueness, novelty: a row a sample, False where there is no crystal; and the protocol."""
     places = [index for index, structure in enumerate(built) if structure is not None]
     structures = [structure for structure in built if structure is not None]
-    table, summary = summarize(structures, groups[places], known, ReportConfig(strict=True))
+    table, summary = evaluate(structures, groups[places], known, EvaluationConfig(strict=True))
     table = table.set_index(pd.Index(places)).reindex(range(len(built)))
     for name in JUDGED:
         table[name] = table[name].eq(True)

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from matterform.io.formats import iterate_records
-from matterform.potentials.load import PotentialConfig, open_potential
+from matterform.potentials.config import PotentialConfig
+from matterform.potentials.open import open_potential
 from matterform.progress import progress_bar
 from matterform.stability.above_hull import METASTABLE_EV, PotentialFit, fit_potential_references
 from matterform.stability.corrections import mp2020_corrections

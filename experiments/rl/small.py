@@ -20,7 +20,7 @@ from crystalformer.cli import main
 from crystalformer.rl.ppo.loss import Objective
 from crystalformer.rl.ppo.train import PpoConfig
 from crystalformer.rl.reward.load import RewardConfig
-from matterform.potentials.load import PotentialConfig
+from matterform.potentials.config import PotentialConfig
 from matterform.training.optimizers import OptimizerConfig
 
 REFERENCES = pathlib.Path(__file__).parent / "results" / "hull_mp20" / "references.json"

@@ -34,7 +34,7 @@ MEANINGS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class EvaluationConfig:
     """What to evaluate beyond structural validity. `composition` needs SMACT: matterform[eval]."""
 
     strict: bool = True
@@ -43,19 +43,19 @@ class ReportConfig:
     matcher: MatcherConfig = MatcherConfig()
 
 
-class Report(NamedTuple):
+class Evaluation(NamedTuple):
     """`table` has a row per structure, in order; `summary` can be written as JSON."""
 
     table: "pd.DataFrame"
     summary: dict[str, Any]
 
 
-def summarize(
+def evaluate(
     structures: Sequence["pymatgen.core.Structure"],
     requested: Sequence[int] | np.ndarray | None = None,
     reference: Sequence["pymatgen.core.Structure"] | None = None,
-    config: ReportConfig = ReportConfig(),
-) -> Report:
+    config: EvaluationConfig = EvaluationConfig(),
+) -> Evaluation:
     """Evaluates crystals without relaxing them.
 
     Args:
@@ -84,7 +84,7 @@ def summarize(
     if reference is not None:
         columns["novel"] = is_novel(structures, reference, config.matcher)
     table = table.assign(**columns)
-    return Report(table, _summary(table, None if reference is None else len(reference), config))
+    return Evaluation(table, _summary(table, None if reference is None else len(reference), config))
 
 
 def tabulate(structures: Sequence["pymatgen.core.Structure"]) -> "pd.DataFrame":
@@ -117,7 +117,7 @@ def describe(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _summary(table: "pd.DataFrame", num_reference: int | None, config: ReportConfig) -> dict[str, Any]:
+def _summary(table: "pd.DataFrame", num_reference: int | None, config: EvaluationConfig) -> dict[str, Any]:
     metrics = {
         name: {"share": float(table[name].mean()), "meaning": meaning}
         for name, meaning in MEANINGS.items()

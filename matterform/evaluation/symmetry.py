@@ -1,4 +1,4 @@
-"""Space-group fidelity: whether a crystal has the symmetry that was asked for."""
+"""Space groups found by spglib, and whether they are the requested ones."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,23 +29,14 @@ def find_symmetry(structures: Sequence["pymatgen.core.Structure"], symprec_ang: 
     return Symmetry(space_group, num_atoms)
 
 
-def keeps_space_group(
-    structures: Sequence["pymatgen.core.Structure"],
-    requested: Sequence[int] | np.ndarray,
-    symprec_ang: float = SYMPREC_ANG,
-) -> Bool[np.ndarray, " b"]:
-    """Whether the space group found anew is the requested one. More symmetry than asked for is no match either.
+def is_requested(found: Int[np.ndarray, " b"], requested: Sequence[int] | np.ndarray) -> Bool[np.ndarray, " b"]:
+    """Whether each space group that was found is the requested one; more symmetry than requested is no match.
 
     Raises:
         ValueError: there is not one requested space group per structure.
     """
-    return is_requested(find_symmetry(structures, symprec_ang).space_group, requested)
-
-
-def is_requested(found: Int[np.ndarray, " b"], requested: Sequence[int] | np.ndarray) -> Bool[np.ndarray, " b"]:
-    """Compares space groups found with those asked for; a ValueError where their numbers differ."""
     if len(requested) != len(found):
-        raise ValueError(f"requested: expected {len(found)} space groups, one a structure; found {len(requested)}")
+        raise ValueError(f"requested: expected {len(found)} space groups, one per structure; found {len(requested)}")
     return found == np.asarray(requested)
 
 

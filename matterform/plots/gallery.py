@@ -62,7 +62,7 @@ def write_picture(
     """Writes a PNG with a gallery of crystals and the statistics of all of them.
 
     Args:
-        table: what `report.summarize` made of `structures`.
+        table: what `evaluation.summary.evaluate` made of `structures`.
         reference: what `report.tabulate` made of the crystals to compare with, usually the training set.
 
     Raises:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from matterform.potentials.base import Potential, Predictions, Wanted, batches_of_like_size
-from matterform.potentials.load import PotentialConfig, load_potential
+from matterform.potentials.config import PotentialConfig
+from matterform.potentials.load import load_potential
 from matterform.potentials.torch_state import torch_threads
 from matterform.processes import death_explained, worker_pool
 
@@ -26,7 +27,7 @@ DEATH = (
 
 
 @contextlib.contextmanager
-def spread(config: PotentialConfig) -> Iterator[Potential]:
+def open_in_workers(config: PotentialConfig) -> Iterator[Potential]:
     """The potential of `config` in `config.workers` processes; predictions come in order and are those of one process.
 
     Processes are spawned, so a script must keep what it does under `if __name__ == "__main__":`.

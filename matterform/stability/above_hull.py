@@ -106,14 +106,12 @@ def check_references(hull: Hull, references: References | None, potential: "Pote
             'with `matterform references` (or, if it only has another name, change "potential" in their file)'
         )
     if references is not None and references.corrected not in (None, potential.corrected):
+        words = {True: "already in", False: "added to"}
         raise ValueError(
-            f"the references were fitted with corrections {_told(references.corrected)} the energies of "
-            f"{potential.name}, now {_told(potential.corrected)}: give --mlff-corrected (in Python: corrected) as then"
+            f"the references were fitted with corrections {words[references.corrected]} the energies of "
+            f"{potential.name}, now {words[bool(potential.corrected)]}: give --mlff-corrected "
+            "(in Python: mlff_corrected) as then"
         )
-
-
-def _told(corrected: bool | None) -> str:
-    return "already in" if corrected else "added to"
 
 
 class _Energies(NamedTuple):

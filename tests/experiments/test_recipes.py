@@ -9,7 +9,7 @@ import types
 import pytest
 
 from crystalformer.rl.reward.load import check_reward
-from matterform.potentials.load import PotentialConfig
+from matterform.potentials.config import PotentialConfig
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 

@@ -18,7 +18,9 @@ from crystalformer.rl.reward.property import dielectric_reward, property_reward
 from matterform.evaluation.composition import compositional_validity
 from matterform.io.files import existing
 from matterform.potentials.base import Potential, PropertyModel
-from matterform.potentials.load import PotentialConfig, PropertyConfig, load_property, open_potential
+from matterform.potentials.config import PotentialConfig, PropertyConfig
+from matterform.potentials.load import load_property
+from matterform.potentials.open import open_potential
 from matterform.potentials.torch_state import torch_threads
 from matterform.stability.hull import open_hull
 from matterform.stability.references import load_references

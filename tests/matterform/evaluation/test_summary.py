@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from matterform.evaluation.summary import ReportConfig, describe, summarize, tabulate
+from matterform.evaluation.summary import EvaluationConfig, describe, evaluate, tabulate
 
 
 def test_table_describes_each_crystal(rock_salt):
@@ -23,7 +23,7 @@ def test_table_describes_each_crystal(rock_salt):
 
 def test_shares_are_those_of_the_table(rock_salt):
     structures = [rock_salt(), rock_salt(), rock_salt(0.9, anion="I"), rock_salt(anion="Br")]
-    report = summarize(structures, [225, 221, 225, 225], reference=[rock_salt(5.7)])
+    report = evaluate(structures, [225, 221, 225, 225], reference=[rock_salt(5.7)])
     shares = {name: metric["share"] for name, metric in report.summary["metrics"].items()}
     assert shares == {
         "valid": 0.75,
@@ -40,7 +40,7 @@ def test_shares_are_those_of_the_table(rock_salt):
 
 
 def test_absurd_crystals_lower_the_shares_and_nothing_else(absurd, rock_salt):
-    report = summarize([*absurd.values(), rock_salt()], [225] * 8)
+    report = evaluate([*absurd.values(), rock_salt()], [225] * 8)
     assert report.summary["structures"] == 8
     assert report.summary["metrics"]["valid_strict"]["share"] == pytest.approx(1 / 8)
     assert report.summary["metrics"]["space_group_kept"]["share"] == pytest.approx(1 / 8)
@@ -55,7 +55,7 @@ def test_absurd_crystals_lower_the_shares_and_nothing_else(absurd, rock_salt):
 
 
 def test_summary_states_its_protocol_and_survives_json(rock_salt):
-    summary = summarize([rock_salt()], [225], config=ReportConfig(unique=False, strict=False)).summary
+    summary = evaluate([rock_salt()], [225], config=EvaluationConfig(unique=False, strict=False)).summary
     assert json.loads(json.dumps(summary)) == summary
     assert set(summary["metrics"]) == {"valid", "valid_between_sites", "space_group_kept", "space_group_kept_tight"}
     protocol = summary["protocol"]
@@ -68,7 +68,7 @@ def test_summary_states_its_protocol_and_survives_json(rock_salt):
 
 
 def test_text_gives_each_share_its_meaning(rock_salt):
-    lines = describe(summarize([rock_salt(), rock_salt(0.9)], [225, 225]).summary).splitlines()
+    lines = describe(evaluate([rock_salt(), rock_salt(0.9)], [225, 225]).summary).splitlines()
     assert lines[0] == "2 crystals, not relaxed"
     assert lines[1].startswith("  50.0 %  valid: no distance below 0.5 Å")
     assert lines[-1] == "     1    not valid: atoms too close"
@@ -76,14 +76,14 @@ def test_text_gives_each_share_its_meaning(rock_salt):
 
 def test_wrong_input_is_refused(rock_salt):
     with pytest.raises(ValueError, match="at least one"):
-        summarize([])
+        evaluate([])
     with pytest.raises(ValueError, match="expected 1 space groups, one a structure; found 2"):
-        summarize([rock_salt()], [225, 225])
+        evaluate([rock_salt()], [225, 225])
 
 
 def test_composition_is_judged_on_request(rock_salt):
     pytest.importorskip("smact")
-    report = summarize([rock_salt()], config=ReportConfig(composition=True))
+    report = evaluate([rock_salt()], config=EvaluationConfig(composition=True))
     assert report.summary["metrics"]["valid_composition"]["share"] == 1
     assert report.summary["protocol"]["oxidation_states"] == "smact14"
     assert isinstance(report.table, pd.DataFrame)

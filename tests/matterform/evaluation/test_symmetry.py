@@ -1,7 +1,7 @@
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from matterform.evaluation.symmetry import find_symmetry, keeps_space_group
+from matterform.evaluation.symmetry import find_symmetry, is_requested
 
 
 def test_rock_salt_is_recognised_in_every_cell(rock_salt):
@@ -12,10 +12,10 @@ def test_rock_salt_is_recognised_in_every_cell(rock_salt):
 
 
 def test_fidelity_compares_one_by_one(rock_salt):
-    structures = [rock_salt(), rock_salt()]
-    assert keeps_space_group(structures, [225, 221]).tolist() == [True, False]
-    with pytest.raises(ValueError, match="expected 2 space groups, one a structure; found 1"):
-        keeps_space_group(structures, [225])
+    found = find_symmetry([rock_salt(), rock_salt()]).space_group
+    assert is_requested(found, [225, 221]).tolist() == [True, False]
+    with pytest.raises(ValueError, match="expected 2 space groups, one per structure; found 1"):
+        is_requested(found, [225])
 
 
 def test_tolerance_decides_on_small_displacements(rock_salt):
@@ -42,5 +42,5 @@ def test_sites_of_mixed_occupancy_are_told_apart():
 
 def test_most_real_crystals_have_the_space_group_of_the_table(real_crystals):
     table = [structure.properties["spacegroup.number"] for structure in real_crystals]
-    assert keeps_space_group(real_crystals, table, 0.1).all()
-    assert keeps_space_group(real_crystals, table, 0.01).mean() == pytest.approx(0.99)
+    assert is_requested(find_symmetry(real_crystals, 0.1).space_group, table).all()
+    assert is_requested(find_symmetry(real_crystals, 0.01).space_group, table).mean() == pytest.approx(0.99)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from matterform.potentials.load import PropertyConfig, load_property
+from matterform.potentials.config import PropertyConfig
+from matterform.potentials.load import load_property
 from matterform.potentials.matgl import load_matgl, load_matgl_property, matgl_potential, matgl_property
 
 matgl = pytest.importorskip("matgl")

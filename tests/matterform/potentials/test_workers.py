@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from matterform.potentials.load import PotentialConfig, open_potential
+from matterform.potentials.config import PotentialConfig
+from matterform.potentials.open import open_potential
 
 
 def test_workers_answer_in_order_what_one_process_answers(crystals, impossible):

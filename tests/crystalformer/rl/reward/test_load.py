@@ -12,7 +12,7 @@ from crystalformer.rl.reward.load import RewardConfig, check_reward, open_reward
 from matterform.commandline import parse
 from matterform.config import from_dict, to_dict
 from matterform.potentials.base import Properties, PropertyModel
-from matterform.potentials.load import PotentialConfig
+from matterform.potentials.config import PotentialConfig
 from matterform.stability.references import References, save_references
 
 EMT = PotentialConfig(mlff_model="ase", mlff_variant="ase.calculators.emt:EMT", mlff_corrected=True)
