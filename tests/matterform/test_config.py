@@ -6,7 +6,7 @@ from typing import Literal, Optional
 
 import pytest
 
-from matterform.config import from_dict, load_config, load_values, save_config, to_dict
+from matterform.config import from_dict, load_config, load_values, named, save_config, setting, to_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,11 @@ class Run:
     resume: bool = False
     seed: int | str = 0
     budget: float | int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rate:
+    rate: float = setting(1.0, "lr")
 
 
 FULL = Run(
@@ -145,12 +150,64 @@ def test_config_that_would_come_back_different_is_not_saved(tmp_path):
 
 
 def test_annotation_that_configs_cannot_hold_is_refused():
+    class Table:
+        pass
+
     @dataclasses.dataclass(frozen=True)
     class Holder:
-        table: dict[str, int]
+        table: Table
 
-    with pytest.raises(TypeError, match="'table' has the annotation"):
+    with pytest.raises(TypeError, match=r"Holder has an annotation .*Table"):
         from_dict(Holder, {"table": {}})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    data: pathlib.Path = setting(dataclasses.MISSING, "train_path")
+    learning_rate: float = setting(1e-4, "lr")
+    optimizer: Optimizer = setting(Optimizer(), "optim")
+    stages: tuple[Rate, ...] = ()
+    fallback: Rate | None = None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: a\nlearning_rate: 1e-3\nstages: [{rate: 2}]\nfallback: {rate: 3}",
+        "train_path: a\nlr: 1e-3\nstages: [{lr: 2}]\nfallback: {lr: 3}",
+    ],
+    ids=["names", "aliases"],
+)
+def test_published_names_of_keys_are_understood(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(text)
+    expected = Fit(data=pathlib.Path("a"), learning_rate=1e-3, stages=(Rate(rate=2.0),), fallback=Rate(rate=3.0))
+    fit = load_config(Fit, tmp_path / "run.yaml")
+    assert fit == expected
+    assert list(to_dict(fit)) == ["data", "learning_rate", "optimizer", "stages", "fallback"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": "a", "lr": 1, "learning_rate": 1}, "lr and learning_rate are two names of one key"),
+        ({"data": "a", "stages": [{"rate": 1, "lr": 1}]}, r"stages\[0\]\.rate and stages\[0\]\.lr are two names"),
+        ({"data": "a", "lrr": 1}, "unknown key 'lrr'; did you mean 'lr'"),
+        ({"data": "a", "lr": "x"}, "learning_rate: expected float, found 'x'"),
+        ({"lr": 1}, "missing key 'data'"),
+    ],
+)
+def test_mistakes_with_published_names_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(Fit, values)
+
+
+def test_options_of_a_call_get_the_names_of_the_fields():
+    start = object()
+    assert named(Fit, {"lr": start, "data": 1}) == {"learning_rate": start, "data": 1}
+    with pytest.raises(ValueError, match="'learning_rat'; did you mean 'learning_rate'"):
+        named(Fit, {"learning_rat": 1})
+    with pytest.raises(ValueError, match="lr and learning_rate are two names"):
+        named(Fit, {"lr": 1, "learning_rate": 1})
 
 
 def test_plain_values_of_a_file_are_read(tmp_path):
