@@ -16,10 +16,9 @@ from matterform.io.files import write_atomically
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
-    from atomformer.config import AtomformerConfig
+    from atomformer.config import AtomformerConfig, TrainConfig
     from atomformer.data.rows import Row
     from atomformer.data.sources import ReadRow
-    from atomformer.training import TrainConfig
 
 USAGE = """usage: atomformer COMMAND [OPTIONS]
 
@@ -91,11 +90,11 @@ atomformer pretrain --train molecules.xyz --run-dir runs/denoise --formation-ene
 
 atomformer pretrain --run-dir runs/base --resume
 """
-FINETUNE = """Fine-tunes a model on properties, or on energies and forces; without --start-from it begins anew.
+FINETUNE = """Fine-tunes a model on properties, or on energies and forces; without --model it begins anew.
 
 The run folder holds config.yaml, metrics.csv, curves.png, checkpoints/ to resume and model/ to use.
 
-atomformer finetune --train qm9.parquet --label-columns gap --start-from atomformer-base --run-dir runs/gap
+atomformer finetune --train qm9.parquet --label-columns gap --model atomformer-base --run-dir runs/gap
 
 atomformer finetune --train atom3d-lba --split train --validation-split val --task LBA --run-dir runs/lba
 
@@ -139,7 +138,8 @@ def run_training(command: str, argv: Sequence[str], recipe: "TrainConfig | None"
     """Trains from flags, on top of a saved config or of a `recipe`; or on from where a run was interrupted."""
     import jax
 
-    from atomformer.training import FinetuneConfig, PretrainConfig, train
+    from atomformer.config import FinetuneConfig, PretrainConfig
+    from atomformer.training import train
     from matterform.plots.curves import write_learning_curves
     from matterform.training.mesh import initialize_distributed
 

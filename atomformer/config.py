@@ -1,7 +1,11 @@
-"""Sizes and options of AtomFormer."""
+"""Settings of AtomFormer: its network, its losses, its training; importing this module loads no JAX."""
 
 import dataclasses
+import pathlib
 from typing import Any, Literal
+
+from matterform.config import setting
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 # The published sizes: width, heads, blocks, Gaussians.
 SIZES = {
@@ -16,6 +20,9 @@ HEADS = ("formation_energy", "forces", "total_energy", "total_forces", "masked",
 ENERGY_HEADS = ("formation_energy", "total_energy")
 FORCE_HEADS = ("forces", "total_forces")
 
+CLEAN_TERMS = ("formation_energy", "total_energy", "forces", "relaxed_coords", "labels")
+CORRUPTED_TERMS = ("masked", "denoising")
+
 Periodic = Literal["none", "minimum_image", "images"]
 Problem = Literal["regression", "binary", "multiclass"]
 
@@ -29,7 +36,7 @@ class EnergyScale:
 
     references: tuple[tuple[int, float], ...] = ()  # (atomic number, eV an atom), of every element there is
     scale: float = 1.0  # eV
-    per_atom: bool = False
+    per_atom: bool = False  # the number is an energy per atom
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
@@ -43,23 +50,23 @@ class EnergyScale:
 class AtomformerConfig:
     """Everything that defines the network. The defaults are the published `base` with its S2EF heads."""
 
-    vocab_size: int = 123
-    dim: int = 768
-    num_heads: int = 32
-    depth: int = 12
-    mlp_ratio: int = 4
+    vocab_size: int = 123  # tokens: elements and special ones
+    dim: int = 768  # width of the layers
+    num_heads: int = 32  # attention heads
+    depth: int = 12  # blocks of attention and MLP
+    mlp_ratio: int = 4  # width of the MLP over dim
     k: int = 128  # Gaussians that a distance is expanded in
-    dropout: float = 0.0
-    gradient_checkpointing: bool = False
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    heads: tuple[str, ...] = ("formation_energy", "forces")
+    dropout: float = 0.0  # probability, on the outputs of attention and MLP
+    gradient_checkpointing: bool = False  # compute blocks again in the backward pass, to save memory
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the layers; parameters stay float32
+    heads: tuple[str, ...] = ("formation_energy", "forces")  # outputs, among HEADS
     conservative: bool = False  # forces and denoising as the gradient of the energy head
     num_labels: int = 1  # of the classification head
-    problem: Problem = "regression"
-    label_names: tuple[str, ...] = ()
+    problem: Problem = "regression"  # of the classification head
+    label_names: tuple[str, ...] = ()  # one for each label, or none
     label_mean: tuple[float, ...] = ()  # the labels' units: label = mean + scale x output; empty: 0 and 1
-    label_scale: tuple[float, ...] = ()
-    periodic: Periodic = "none"
+    label_scale: tuple[float, ...] = ()  # in the labels' units; empty: 1
+    periodic: Periodic = "none"  # distances of atoms in a cell: as they stand, to the nearest or to all images
     cutoff: float = 6.0  # Å, of the images where periodic is "images"; nothing else is cut off
     energy: EnergyScale = EnergyScale()
 
@@ -101,3 +108,114 @@ def model_config(size: str, **changes: Any) -> AtomformerConfig:
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
     return AtomformerConfig(**{**SIZES[size], **changes})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the terms, 0 where a term is off, and how structures are corrupted for the last two.
+
+    `masked` and `denoising` see a corrupted copy of the structure, all other terms the structure itself.
+    """
+
+    formation_energy: float = 0.0  # weight of formation energies
+    total_energy: float = 0.0  # weight of total energies
+    forces: float = 0.0  # weight of forces
+    relaxed_coords: float = 0.0  # weight of the positions after relaxation
+    labels: float = 0.0  # weight of properties
+    masked: float = 0.0  # weight of guessing masked atoms
+    denoising: float = 0.0  # weight of finding the noise added to coordinates
+    errors_per_atom: bool = False  # energy errors are divided by the number of atoms
+    error: Literal["l1", "l2"] = "l1"  # absolute or squared errors
+    mask_probability: float | Literal["cosine"] = 0.15  # cosine: a share cos(pi u / 2), u ~ U(0, 1), of each structure
+    noise_ang: float = 0.05  # Å: standard deviation of the noise on every coordinate of atoms that are not fixed
+
+    def __post_init__(self) -> None:
+        for name in (*CLEAN_TERMS, *CORRUPTED_TERMS):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a weight, at least 0; got {getattr(self, name)}")
+        if not any(getattr(self, name) for name in (*CLEAN_TERMS, *CORRUPTED_TERMS)):
+            raise ValueError(f"at least one of {', '.join((*CLEAN_TERMS, *CORRUPTED_TERMS))} must be positive")
+        if self.relaxed_coords and self.denoising:
+            raise ValueError("relaxed_coords and denoising both train the coordinate head; choose one")
+        if self.mask_probability != "cosine" and not 0 < self.mask_probability <= 1:
+            raise ValueError(f"mask_probability must lie in (0, 1], or be cosine; got {self.mask_probability}")
+        if not self.noise_ang > 0:
+            raise ValueError(f"noise_ang must be positive; got {self.noise_ang}")
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The terms that are on."""
+        return tuple(name for name in (*CLEAN_TERMS, *CORRUPTED_TERMS) if getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole training run.
+
+    `train` and `validation` are anything that `atomformer prepare` reads, or what it wrote. Without `validation`, a
+    share `validation_fraction` of the training set is held out, drawn from `seed`.
+    """
+
+    train: pathlib.Path = setting(dataclasses.MISSING, "train_path")  # structures, in any format or prepared
+    run_dir: pathlib.Path = setting(dataclasses.MISSING, "folder")  # new folder for all results, or one to resume
+    validation: pathlib.Path | None = setting(None, "valid_path")  # held-out structures, as `train`
+    validation_fraction: float = setting(0.05, "val_split")  # share of `train` held out if no `validation` is given
+    split: str | None = None  # part of a Hugging Face folder to train on
+    validation_split: str | None = None  # part of the same folder, or of `validation`, to validate on
+    # Folder or hub id of a model whose encoder, and heads where they fit, to start from; by default random weights.
+    model: str | None = setting(None, "start_from", "checkpoint", "restore_path")
+    freeze: Literal["none", "encoder"] = "none"  # what is not to change
+    task: Literal["SMP", "RES", "MSP", "LEP", "PPI", "LBA", "PSR", "RSR"] | None = None  # of ATOM3D
+    label_columns: tuple[str, ...] = ()  # properties to learn; by default `labels`
+    standardize: bool = True  # labels of a regression get the training set's mean and deviation as origin and unit
+    fit_references: bool = False  # energies are learned as differences from energies per element, by least squares
+    isolated_atoms: pathlib.Path | None = None  # file of single atoms: their energies are the references, up to a shift
+    size: Literal["tiny", "mini", "small", "base", "large"] | None = None  # instead of dim, num_heads, depth and k
+    network: AtomformerConfig = AtomformerConfig()  # heads follow from the loss; with `model` sizes from there
+    loss: LossConfig = LossConfig(formation_energy=1.0, forces=1.0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig(epochs=10)
+    batch_size: int = setting(128, "batchsize")  # structures a step, over all devices and processes
+    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
+    ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; used instead of them
+    seed: int = 42  # of weights, held-out structures, batches, masks and noise
+    keep: int = 2  # checkpoints to resume from
+    wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
+
+    def __post_init__(self) -> None:
+        if self.validation is None and not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie in [0, 1); got {self.validation_fraction}")
+        for name in ("batch_size", "accumulate", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.fit_references and self.isolated_atoms is not None:
+            raise ValueError("give fit_references or isolated_atoms, not both")
+        if self.task is not None and not self.loss.labels:
+            raise ValueError(f"task {self.task} needs the loss term labels; give it a weight")
+
+
+# The published recipe of pre-training.
+PUBLISHED = OptimizerConfig(
+    optimizer="adamw", learning_rate=3e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine", warmup_fraction=0.001
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Pre-training: energies and forces, masked atoms, coordinate denoising, or several at once, by their weights."""
+
+    network: AtomformerConfig = AtomformerConfig(gradient_checkpointing=True)
+    optimizer: OptimizerConfig = PUBLISHED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Fine-tuning on properties (`label_columns`, or an ATOM3D `task`), or on energies and forces by their weights."""
+
+    validation_fraction: float = setting(0.1, "val_split")  # share of `train` held out if no `validation` is given
+    loss: LossConfig = LossConfig(labels=1.0)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        optimizer="adamw", learning_rate=1e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine"
+    )
+    loop: LoopConfig = LoopConfig(epochs=50)
+    batch_size: int = setting(16, "batchsize")  # structures a step, over all devices and processes

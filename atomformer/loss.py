@@ -6,7 +6,6 @@ contributes to the denominator, so that the mean over the whole set is the publi
 depends neither on its companions nor on the number of devices.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from atomformer.config import ENERGY_HEADS, FORCE_HEADS, AtomformerConfig
+from atomformer.config import CLEAN_TERMS, CORRUPTED_TERMS, ENERGY_HEADS, FORCE_HEADS, AtomformerConfig, LossConfig
 from atomformer.data.dataset import Dataset, atom_counts, pieces
 from atomformer.data.examples import Requirements, StructureExample, stack_labels
 from atomformer.data.structure import Structure
@@ -25,48 +24,6 @@ from atomformer.network.transformer import make_apply
 from matterform.training.step import ExampleLoss, Metrics
 
 VALIDATION_SEED = 0  # masks and noise of a structure in validation are the same in every epoch and run
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the terms, 0 where a term is off, and how structures are corrupted for the last two.
-
-    `masked` and `denoising` see a corrupted copy of the structure, all other terms the structure itself.
-    """
-
-    formation_energy: float = 0.0
-    total_energy: float = 0.0
-    forces: float = 0.0
-    relaxed_coords: float = 0.0
-    labels: float = 0.0
-    masked: float = 0.0
-    denoising: float = 0.0
-    errors_per_atom: bool = False  # energy errors are divided by the number of atoms
-    error: Literal["l1", "l2"] = "l1"
-    mask_probability: float | Literal["cosine"] = 0.15  # cosine: a share cos(pi u / 2), u ~ U(0, 1), of each structure
-    noise_ang: float = 0.05  # standard deviation of the noise on every coordinate of atoms that are not fixed
-
-    def __post_init__(self) -> None:
-        for name in (*CLEAN_TERMS, *CORRUPTED_TERMS):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is a weight, at least 0; got {getattr(self, name)}")
-        if not any(getattr(self, name) for name in (*CLEAN_TERMS, *CORRUPTED_TERMS)):
-            raise ValueError(f"at least one of {', '.join((*CLEAN_TERMS, *CORRUPTED_TERMS))} must be positive")
-        if self.relaxed_coords and self.denoising:
-            raise ValueError("relaxed_coords and denoising both train the coordinate head; choose one")
-        if self.mask_probability != "cosine" and not 0 < self.mask_probability <= 1:
-            raise ValueError(f"mask_probability must lie in (0, 1], or be cosine; got {self.mask_probability}")
-        if not self.noise_ang > 0:
-            raise ValueError(f"noise_ang must be positive; got {self.noise_ang}")
-
-    @property
-    def active(self) -> tuple[str, ...]:
-        """The terms that are on."""
-        return tuple(name for name in (*CLEAN_TERMS, *CORRUPTED_TERMS) if getattr(self, name))
-
-
-CLEAN_TERMS = ("formation_energy", "total_energy", "forces", "relaxed_coords", "labels")
-CORRUPTED_TERMS = ("masked", "denoising")
 
 
 def required_heads(loss: LossConfig, conservative: bool) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import pathlib
 import shutil
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,26 +16,19 @@ import optax
 from jaxtyping import Int64, PRNGKeyArray
 
 from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
-from atomformer.config import ENERGY_HEADS, FORCE_HEADS, SIZES, AtomformerConfig, EnergyScale
+from atomformer.config import ENERGY_HEADS, FORCE_HEADS, SIZES, AtomformerConfig, EnergyScale, TrainConfig
 from atomformer.data.dataset import Dataset, atom_counts, fingerprint, select
 from atomformer.data.examples import make_take, stack_labels
 from atomformer.data.references import fit_energy_scale, isolated_energies
 from atomformer.data.sources import load_dataset
-from atomformer.loss import (
-    LossConfig,
-    average_counts,
-    make_example_loss,
-    metric_names,
-    required_heads,
-    requirements,
-)
+from atomformer.loss import average_counts, make_example_loss, metric_names, required_heads, requirements
 from atomformer.network.parameters import Params, init_params
 from atomformer.network.transformer import make_apply
 from atomformer.prediction.metrics import ATOM3D
 from matterform.training.batches import BatchPlan, bucket_lengths, make_batch_plan
-from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
+from matterform.training.loop import FitResult, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
-from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.optimizers import make_optimizer
 from matterform.training.run import check_data, check_run, claim_run, open_run
 from matterform.training.state import TrainState, inference_params, init_state
 from matterform.training.step import make_eval_step, make_train_step
@@ -43,81 +36,9 @@ from matterform.training.step import make_eval_step, make_train_step
 logger = logging.getLogger(__name__)
 
 # A resumed run may train longer, report elsewhere, find its data elsewhere; the rest must stay.
-FREE = ("run_dir", "loop", "keep", "wandb_project", "train", "validation", "start_from")
+FREE = ("run_dir", "loop", "keep", "wandb_project", "train", "validation", "model")
 VALIDATION_KEY = 1  # folded into the seed where a validation set is split off
 ENCODER_SIZES = ("vocab_size", "dim", "num_heads", "depth", "mlp_ratio", "k")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """A whole training run.
-
-    `train` and `validation` are anything that `atomformer prepare` reads, or what it wrote. Without `validation`, a
-    share `validation_fraction` of the training set is held out, drawn from `seed`.
-    """
-
-    train: pathlib.Path
-    run_dir: pathlib.Path
-    validation: pathlib.Path | None = None
-    validation_fraction: float = 0.05
-    split: str | None = None  # part of a Hugging Face folder to train on
-    validation_split: str | None = None  # part of the same folder, or of `validation`, to validate on
-    start_from: str | None = None  # folder or hub id of a model whose encoder, and heads where they fit, to start from
-    freeze: Literal["none", "encoder"] = "none"  # what is not to change
-    task: Literal["SMP", "RES", "MSP", "LEP", "PPI", "LBA", "PSR", "RSR"] | None = None  # of ATOM3D
-    label_columns: tuple[str, ...] = ()  # properties to learn; by default `labels`
-    standardize: bool = True  # labels of a regression get the training set's mean and deviation as origin and unit
-    fit_references: bool = False  # energies are learned as differences from energies per element, by least squares
-    isolated_atoms: pathlib.Path | None = None  # file of single atoms: their energies are the references, up to a shift
-    size: Literal["tiny", "mini", "small", "base", "large"] | None = None  # instead of dim, num_heads, depth and k
-    model: AtomformerConfig = AtomformerConfig()  # heads follow from the loss; with start_from sizes from there
-    loss: LossConfig = LossConfig(formation_energy=1.0, forces=1.0)
-    optimizer: OptimizerConfig = OptimizerConfig()
-    loop: LoopConfig = LoopConfig(epochs=10)
-    batch_size: int = 128  # structures a step, over all devices and processes
-    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
-    ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; used instead of them
-    seed: int = 42
-    keep: int = 2  # checkpoints to resume from
-    wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
-
-    def __post_init__(self) -> None:
-        if self.validation is None and not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie in [0, 1); got {self.validation_fraction}")
-        for name in ("batch_size", "accumulate", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.fit_references and self.isolated_atoms is not None:
-            raise ValueError("give fit_references or isolated_atoms, not both")
-        if self.task is not None and not self.loss.labels:
-            raise ValueError(f"task {self.task} needs the loss term labels; give it a weight")
-
-
-# The published recipe of pre-training.
-PUBLISHED = OptimizerConfig(
-    optimizer="adamw", learning_rate=3e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine", warmup_fraction=0.001
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainConfig):
-    """Pre-training: energies and forces, masked atoms, coordinate denoising, or several at once, by their weights."""
-
-    model: AtomformerConfig = AtomformerConfig(gradient_checkpointing=True)
-    optimizer: OptimizerConfig = PUBLISHED
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainConfig):
-    """Fine-tuning on properties (`label_columns`, or an ATOM3D `task`), or on energies and forces by their weights."""
-
-    validation_fraction: float = 0.1
-    loss: LossConfig = LossConfig(labels=1.0)
-    optimizer: OptimizerConfig = OptimizerConfig(
-        optimizer="adamw", learning_rate=1e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine"
-    )
-    loop: LoopConfig = LoopConfig(epochs=50)
-    batch_size: int = 16
 
 
 class Split(NamedTuple):
@@ -140,7 +61,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     data = {"train": fingerprint(split.train), "rows": len(split.rows)}
     data["validation"] = None if split.validation is None else fingerprint(split.validation)
     check_data(config, data, resume)
-    start = None if config.start_from is None else from_pretrained(config.start_from)
+    start = None if config.model is None else from_pretrained(config.model)
     model = resolve_model(config, split.train, None if start is None else start.config)
     columns = label_columns(config)
     required = requirements(config.loss, columns)
@@ -245,15 +166,15 @@ def resolve_model(config: TrainConfig, dataset: Dataset, start: AtomformerConfig
     Raises:
         ValueError: the data lack what is asked for.
     """
-    model = config.model
+    model = config.network
     if start is not None:
         asked = SIZES[config.size] if config.size is not None else {}
         if differing := [name for name, value in asked.items() if getattr(start, name) != value]:
             found = ", ".join(f"{name}={getattr(start, name)}" for name in differing)
-            raise ValueError(f"size {config.size} differs from {config.start_from}, which has {found}; leave it out")
+            raise ValueError(f"size {config.size} differs from {config.model}, which has {found}; leave it out")
         if start.periodic != model.periodic:
-            logger.warning("%s has periodic=%s, this run %s", config.start_from, start.periodic, model.periodic)
-        model = _replaced(model, {name: getattr(start, name) for name in ENCODER_SIZES}, str(config.start_from))
+            logger.warning("%s has periodic=%s, this run %s", config.model, start.periodic, model.periodic)
+        model = _replaced(model, {name: getattr(start, name) for name in ENCODER_SIZES}, str(config.model))
     elif config.size is not None:
         model = _replaced(model, SIZES[config.size], f"size {config.size}")
     heads = required_heads(config.loss, model.conservative)
@@ -300,7 +221,7 @@ def _label_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     if (unknown := np.isnan(labels).all(axis=0)).any():
         name = _label_names(dataset, columns)[int(np.argmax(unknown))]
         raise ValueError(f"{config.train}: no structure has a value of {name}; leave that column out")
-    problem, num_labels = config.model.problem, labels.shape[1]
+    problem, num_labels = config.network.problem, labels.shape[1]
     if config.task is not None:
         task = ATOM3D[config.task]
         problem, num_labels = task.problem, task.num_labels
@@ -308,7 +229,7 @@ def _label_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
             found = f"{', '.join(columns)} hold {labels.shape[1]}"
             raise ValueError(f"task {config.task} learns {num_labels} labels a structure; the label columns {found}")
     elif problem == "multiclass":
-        num_labels = max(config.model.num_labels, int(np.nanmax(labels)) + 1)
+        num_labels = max(config.network.num_labels, int(np.nanmax(labels)) + 1)
     settings: dict[str, Any] = {"problem": problem, "num_labels": num_labels}
     settings["label_names"] = _label_names(dataset, columns)
     if problem == "multiclass":  # a wrong number of columns is refused with the data

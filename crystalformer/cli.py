@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from crystalformer.config import Model
+from crystalformer.config import WeightsConfig
 from matterform.commandline_old import dispatch, parse, parse_run, report_run, say
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from crystalformer.config import TransformerConfig
-    from crystalformer.rl.dpo.train import DpoConfig
-    from crystalformer.rl.ppo.train import PpoConfig
-    from crystalformer.training import TrainConfig
+    from crystalformer.config import TrainConfig, TransformerConfig
+    from crystalformer.rl.config import DpoConfig, PpoConfig
 
 USAGE = """usage: crystalformer COMMAND [OPTIONS]
 
@@ -78,7 +76,7 @@ class Sample:
     chunk_size: int | None = None  # crystals at a time; by default what fits in 1 GiB
     mcmc: int = 0  # sweeps of Markov chain Monte Carlo over elements and coordinates, with letters kept
     mcmc_width: float = 0.1  # of a coordinate move, as an angle (rad)
-    model: Model = Model()
+    weights: WeightsConfig = WeightsConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ class Score:
     structures: tyro.conf.Positional[pathlib.Path]
     out: pathlib.Path = pathlib.Path("scores.csv")
     workers: int = 1  # processes that read a CSV
-    model: Model = Model()
+    weights: WeightsConfig = WeightsConfig()
 
 
 def main(argv: Sequence[str] | None = None, recipe: "TrainConfig | PpoConfig | DpoConfig | None" = None) -> int:
@@ -137,7 +135,8 @@ crystalformer train --run-dir runs/mp20 --resume
 
 def run_train(argv: Sequence[str], recipe: Any = None) -> int:
     """Trains from flags, on top of a saved config or of a `recipe`; or on from where a run was interrupted."""
-    from crystalformer.training import TrainConfig, train
+    from crystalformer.config import TrainConfig
+    from crystalformer.training import train
     from matterform.training.mesh import initialize_distributed
 
     run, resume, processes = parse_run(TrainConfig, "crystalformer train", TRAIN, argv, recipe)
@@ -157,7 +156,7 @@ def run_sample(arguments: Sample) -> int:
     from crystalformer.sampling.sample import sample_chunks
     from crystalformer.table import TableWriter, table_rows
 
-    checkpoint = load_model(arguments.model)
+    checkpoint = load_model(arguments.weights)
     params, config = checkpoint.params, checkpoint.config
     by_file = {} if arguments.constraints is None else read_constraints(arguments.constraints)
     constraints = make_constraints(
@@ -261,7 +260,7 @@ def run_score(arguments: Score) -> int:
     from crystalformer.loss import log_prob
     from crystalformer.table import TableWriter, table_rows
 
-    checkpoint = load_model(arguments.model)
+    checkpoint = load_model(arguments.weights)
     crystals, places, refused = read_any(arguments.structures, n_max=checkpoint.config.n_max, workers=arguments.workers)
     for row, reason in refused.items():
         sys.stderr.write(f"crystalformer: {arguments.structures}, structure {row} refused: {reason}\n")

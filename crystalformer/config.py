@@ -1,8 +1,11 @@
-"""Sizes of the network and how it computes; which weights to use."""
+"""Settings of CrystalFormer: its network, its weights, its training; importing this module loads no JAX."""
 
 import dataclasses
 import pathlib
 from typing import Literal
+
+from matterform.config import setting
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 Generation = Literal["rotary", "absolute"]
 
@@ -16,23 +19,23 @@ class TransformerConfig:
     turns queries and keys, `absolute` adds a learned table to the tokens (MP-20, code version 0.3).
     """
 
-    Nf: int = 5
-    Kx: int = 16
-    Kl: int = 4
-    n_max: int = 21
+    Nf: int = 5  # Fourier frequencies of a coordinate
+    Kx: int = 16  # components of the mixture of a coordinate
+    Kl: int = 4  # components of the mixture of the lattice
+    n_max: int = 21  # slots for sites; a crystal has at most n_max - 1
     h0_size: int = 256  # width of the first letter's MLP; 0 makes it a table
-    num_layers: int = 16
-    num_heads: int = 16
-    key_size: int = 64
-    model_size: int = 64
-    embed_size: int = 32
-    atom_types: int = 119
-    wyck_types: int = 28
+    num_layers: int = setting(16, "transformer_layers")  # blocks of attention and MLP
+    num_heads: int = 16  # attention heads
+    key_size: int = 64  # width of an attention head
+    model_size: int = 64  # width of the layers
+    embed_size: int = 32  # width of the embeddings of space groups, elements and letters
+    atom_types: int = 119  # padding and the elements
+    wyck_types: int = 28  # padding and the Wyckoff letters a-z, A
     dropout_rate: float = 0.1  # on the outputs of attention and MLP
-    attn_rate: float = 0.1  # on the weights of attention
+    attn_rate: float = setting(0.1, "attn_dropout")  # on the weights of attention
     widening_factor: int = 4  # width of the MLP over model_size
     sigmamin: float = 1e-3  # least width of the lattice's normal distributions
-    generation: Generation = "rotary"
+    generation: Generation = "rotary"  # how positions enter; absolute for weights of MP-20, code version 0.3
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the layers; parameters stay float32
     remat: bool = False  # compute layers again in the backward pass, to save memory
 
@@ -67,12 +70,62 @@ class TransformerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
+class WeightsConfig:
     """Which weights to use. Sizes are read off them; give what they do not tell if it differs from the published."""
 
-    checkpoint: pathlib.Path | None = None  # a published or own .pkl; by default the small model that ships
+    # A published or own .pkl; by default the small model that ships.
+    model: pathlib.Path | None = setting(None, "checkpoint", "restore_path")
     num_heads: int | None = None  # of a published file: the tree tells only num_heads x key_size
-    key_size: int | None = None
+    key_size: int | None = None  # of a published file, as num_heads
     Kx: int | None = None  # components of the coordinate mixtures
     n_max: int | None = None  # slots for sites (rotary weights take any number)
     compute_dtype: str | None = None  # float32 or bfloat16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the parts of the loss; the coordinates have weight 1."""
+
+    lamb_a: float = 1.0  # weight of the elements
+    lamb_w: float = 1.0  # weight of the Wyckoff letters
+    lamb_l: float = 1.0  # weight of the lattice
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative; got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole training run.
+
+    `train` and `validation` are CSV files or folders that `crystalformer prepare` made. Without `validation`, a
+    share `validation_fraction` of the training set is held out, drawn from `seed`.
+    """
+
+    train: pathlib.Path = setting(dataclasses.MISSING, "train_path")  # CSV of crystals, or a prepared folder
+    run_dir: pathlib.Path = setting(dataclasses.MISSING, "folder")  # new folder for all results, or one to resume
+    validation: pathlib.Path | None = setting(None, "valid_path")  # held-out crystals, as `train`
+    validation_fraction: float = setting(0.1, "val_split")  # share of `train` held out if no `validation` is given
+    transformer: TransformerConfig = TransformerConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig(epochs=100)
+    batch_size: int = setting(100, "batchsize")  # crystals a step, over all devices and processes
+    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
+    ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; published instead of them
+    seed: int = 42  # of weights, held-out crystals, batches and dropout
+    # A published or own .pkl whose weights training starts from; by default random ones.
+    model: pathlib.Path | None = setting(None, "start_from", "checkpoint", "restore_path")
+    publish_every: int = 50  # epochs between published files; the last epoch and the best one are always published
+    keep: int = 2  # checkpoints to resume from
+    workers: int = 1  # processes that read a CSV
+    wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
+
+    def __post_init__(self) -> None:
+        if self.validation is None and not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie in [0, 1); got {self.validation_fraction}")
+        for name in ("batch_size", "accumulate", "publish_every", "keep", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")

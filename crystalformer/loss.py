@@ -1,6 +1,5 @@
 """Log-probability of crystals and the training loss (spec section 3)."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from crystalformer.config import TransformerConfig
+from crystalformer.config import LossConfig, TransformerConfig
 from crystalformer.data.batches import bucket_lengths
 from crystalformer.data.crystals import Crystals, check_crystals, num_slots, truncate
 from crystalformer.network import distributions
@@ -34,20 +33,6 @@ class LogProb(NamedTuple):
     def total(self) -> Float[Any, "*b"]:
         """log p of the whole crystal."""
         return self.w + self.xyz + self.a + self.l
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the parts of the loss beside the coordinates' own 1."""
-
-    lamb_a: float = 1.0
-    lamb_w: float = 1.0
-    lamb_l: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not value >= 0:
-                raise ValueError(f"{name} must not be negative; got {value}")
 
 
 def crystal_log_prob(

@@ -4,9 +4,7 @@ A run folder holds config.yaml, metrics.csv, TensorBoard events, checkpoints/<st
 published/epoch_NNNNNN.pkl (to use).
 """
 
-import dataclasses
 import logging
-import pathlib
 import zlib
 from typing import Any, NamedTuple
 
@@ -17,16 +15,16 @@ from jaxtyping import PRNGKeyArray
 
 from crystalformer.checkpoint.publish import make_publisher, publish_results
 from crystalformer.checkpoint.published import load_checkpoint
-from crystalformer.config import TransformerConfig
+from crystalformer.config import TrainConfig
 from crystalformer.data.batches import make_take, plan_batches
 from crystalformer.data.crystals import Crystals
 from crystalformer.data.dataset import load_crystals
-from crystalformer.loss import LossConfig, make_example_loss
+from crystalformer.loss import make_example_loss
 from crystalformer.network.parameters import init_params
 from matterform.config import to_dict
-from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
+from matterform.training.loop import FitResult, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
-from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.optimizers import make_optimizer
 from matterform.training.run import check_run, claim_run, open_run
 from matterform.training.state import TrainState, init_state
 from matterform.training.step import ExampleLoss, make_eval_step, make_train_step
@@ -37,40 +35,6 @@ PARTS = ("loss_w", "loss_xyz", "loss_a", "loss_l")
 # A resumed run may train longer, report elsewhere, read faster, find its data elsewhere; the rest must stay.
 FREE = ("run_dir", "loop", "workers", "keep", "publish_every", "wandb_project", "train", "validation")
 VALIDATION_KEY = 1  # folded into the seed where a validation set is split off
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """A whole training run.
-
-    `train` and `validation` are CSV files or folders that `crystalformer prepare` made. Without `validation`, a
-    share `validation_fraction` of the training set is held out, drawn from `seed`.
-    """
-
-    train: pathlib.Path
-    run_dir: pathlib.Path
-    validation: pathlib.Path | None = None
-    validation_fraction: float = 0.1
-    transformer: TransformerConfig = TransformerConfig()
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    loop: LoopConfig = LoopConfig(epochs=100)
-    batch_size: int = 100  # crystals a step, over all devices and processes
-    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
-    ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; published instead of them
-    seed: int = 42
-    start_from: pathlib.Path | None = None  # a published .pkl whose weights training starts from
-    publish_every: int = 50  # epochs between published files; the last epoch and the best one are always published
-    keep: int = 2  # checkpoints to resume from
-    workers: int = 1  # processes that read a CSV
-    wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
-
-    def __post_init__(self) -> None:
-        if self.validation is None and not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie in [0, 1); got {self.validation_fraction}")
-        for name in ("batch_size", "accumulate", "publish_every", "keep", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
 
 
 class Split(NamedTuple):
@@ -170,9 +134,9 @@ def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
 
 def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:
     """Fresh or published weights; a resumed run has its own, and needs these only for their shapes."""
-    if config.start_from is None or resume:
+    if config.model is None or resume:
         return init_params(key, config.transformer)
-    return load_checkpoint(config.start_from, **to_dict(config.transformer)).params
+    return load_checkpoint(config.model, **to_dict(config.transformer)).params
 
 
 def make_validation(

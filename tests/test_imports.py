@@ -76,6 +76,13 @@ def test_importing_the_packages_loads_nothing_heavy():
     assert [name for name in HEAVY if name in modules] == []
 
 
+def test_importing_settings_loads_neither_jax_nor_pymatgen_nor_torch():
+    configs = ("matterform.config", "matterform.training.config", "matterform.potentials.config")
+    families = ("crystalformer.config", "crystalformer.rl.config", "atomformer.config", "agedi.config")
+    modules, _ = import_in_fresh_process([*configs, *families])
+    assert [name for name in ("jax", "pydantic", *HEAVY) if name in modules] == []
+
+
 def test_importing_opens_no_file_of_ours():
     _, opened = import_in_fresh_process([name for package in PACKAGES for name in modules_of(package)])
     ours = [path for path in opened if path.startswith(tuple(str(ROOT / package) for package in PACKAGES))]

@@ -14,8 +14,7 @@ from agedi.data.config import EXTENSIVE
 from agedi.data.reference_energies import parse_reference_energies
 from agedi.training.loss_balance import parse_loss_balance
 from matterform.config import from_dict, load_config, to_dict
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 Part = TypeVar("Part", "FitConfig", "DataConfig", "ModelOptions")
 

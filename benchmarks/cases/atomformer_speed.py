@@ -22,10 +22,10 @@ import numpy as np
 import optax
 import tyro
 
-from atomformer.config import SIZES, AtomformerConfig, model_config
+from atomformer.config import SIZES, AtomformerConfig, LossConfig, model_config
 from atomformer.data.examples import StructureExample
 from atomformer.data.structure import Structure
-from atomformer.loss import LossConfig, make_example_loss
+from atomformer.loss import make_example_loss
 from atomformer.network.transformer import make_transformer
 from benchmarks.baselines import atomformer as plain_atomformer
 from benchmarks.timing import machine_limits, num_parameters, peak_rss_mib, report, time_calls

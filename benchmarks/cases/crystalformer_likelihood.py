@@ -21,14 +21,15 @@ import tyro
 from benchmarks.baselines.crystalformer import make_plain_loss
 from benchmarks.timing import num_parameters, peak_rss_mib, report, time_calls
 from crystalformer import read_csv
-from crystalformer.config import TransformerConfig
+from crystalformer.config import LossConfig, TransformerConfig
 from crystalformer.data.batches import bucket_lengths
 from crystalformer.data.crystals import Crystals, num_slots, truncate
-from crystalformer.loss import LossConfig, make_example_loss
+from crystalformer.loss import make_example_loss
 from crystalformer.network.parameters import init_params
 from matterform.training.batches import PlannedBatch, make_batch_plan
+from matterform.training.config import OptimizerConfig
 from matterform.training.mesh import make_mesh
-from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.optimizers import make_optimizer
 from matterform.training.state import init_state
 from matterform.training.step import Batch, make_train_step
 

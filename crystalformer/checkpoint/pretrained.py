@@ -9,16 +9,16 @@ import numpy as np
 from jaxtyping import Int
 
 from crystalformer.checkpoint.published import Checkpoint, load_checkpoint
-from crystalformer.config import Model
+from crystalformer.config import WeightsConfig
 
 FOLDER = pathlib.Path(__file__).parents[1] / "assets"
 NAME = "mp20_biternary"
 
 
-def load_model(model: Model) -> Checkpoint:
+def load_model(weights: WeightsConfig) -> Checkpoint:
     """The weights asked for, with the hyper-parameters given; errors as in `load_checkpoint`."""
-    given = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
-    path = given.pop("checkpoint", None)
+    given = {name: value for name, value in dataclasses.asdict(weights).items() if value is not None}
+    path = given.pop("model", None)
     return load_pretrained(**given) if path is None else load_checkpoint(path, **given)
 
 

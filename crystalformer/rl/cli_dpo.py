@@ -27,7 +27,8 @@ chosen crystal is the likelier one; reward_..., beta times each one's gain.
 
 def run_dpo(argv: Sequence[str], recipe: Any = None) -> int:
     """Trains on pairs from flags, on top of a saved config or of a `recipe`; or goes on with an interrupted run."""
-    from crystalformer.rl.dpo.train import DpoConfig, train_dpo
+    from crystalformer.rl.config import DpoConfig
+    from crystalformer.rl.dpo.train import train_dpo
     from matterform.training.mesh import initialize_distributed
 
     run, resume, processes = parse_run(DpoConfig, "crystalformer dpo", DPO, argv, recipe)

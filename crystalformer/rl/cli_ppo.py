@@ -12,7 +12,7 @@ holds config.yaml, metrics.csv, epochs.jsonl, curves.png, samples/, checkpoints/
 
 Towards stable crystals, with CHGNet's energies and the hull of Alexandria:
 
-crystalformer ppo --checkpoint epoch_005500.pkl --reward ehull --mlff-model chgnet --convex-path convex_hull.json.bz2
+crystalformer ppo --model epoch_005500.pkl --reward ehull --mlff-model chgnet --convex-path convex_hull.json.bz2
 --run-dir runs/stable
 
 Towards a band gap of 3 eV, in two space groups, with a model of matgl:
@@ -29,7 +29,8 @@ crystalformer ppo --run-dir runs/hard --resume --epochs 200
 
 def run_ppo(argv: Sequence[str], recipe: Any = None) -> int:
     """Fine-tunes from flags, on top of a saved config or of a `recipe`; or goes on with an interrupted run."""
-    from crystalformer.rl.ppo.train import PpoConfig, fine_tune
+    from crystalformer.rl.config import PpoConfig
+    from crystalformer.rl.ppo.train import fine_tune
     from matterform.training.mesh import initialize_distributed
 
     run, resume, processes = parse_run(PpoConfig, "crystalformer ppo", PPO, argv, recipe)

@@ -14,18 +14,16 @@ import logging
 import pathlib
 
 from atomformer.checkpoint.published import from_pretrained
-from atomformer.config import AtomformerConfig
+from atomformer.config import AtomformerConfig, FinetuneConfig, LossConfig, PretrainConfig, TrainConfig
 from atomformer.data.dataset import write_dataset
 from atomformer.data.rows import row_from_atoms
 from atomformer.data.sources import iterate_rows
-from atomformer.loss import LossConfig
 from atomformer.prediction.evaluation import evaluate
-from atomformer.training import FinetuneConfig, PretrainConfig, TrainConfig, train
+from atomformer.training import train
 from matterform.io.files import write_atomically
 from matterform.io.formats import read_structures, to_atoms
 from matterform.plots.curves import new_figure
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 # Small enough for two cores: a twentieth of `tiny`'s arithmetic, and more accurate on so few structures.
 NETWORK = AtomformerConfig(dim=64, num_heads=4, depth=4, k=64)
@@ -54,7 +52,7 @@ def main() -> None:
             PretrainConfig(
                 train=unlabelled,
                 run_dir=denoising,
-                model=model,
+                network=model,
                 loss=LossConfig(denoising=1.0, noise_ang=0.05),
                 optimizer=OPTIMIZER,
                 loop=LoopConfig(epochs=arguments.pretrain_epochs),
@@ -72,9 +70,9 @@ def finetuning(arguments: argparse.Namespace, model: AtomformerConfig, start: st
     return FinetuneConfig(
         train=arguments.data / "acac_train_300K.extxyz.gz",
         run_dir=run_dir,
-        start_from=start,
+        model=start,
         isolated_atoms=arguments.data / "acac_isolated_atoms.extxyz",
-        model=model,
+        network=model,
         loss=LossConfig(total_energy=1.0, forces=10.0),
         optimizer=OPTIMIZER,
         loop=LoopConfig(epochs=arguments.epochs, log_every=5 * STEPS_PER_EPOCH, validate_every=5 * STEPS_PER_EPOCH),

@@ -1,6 +1,6 @@
 """Fine-tunes AtomFormer on a task of ATOM3D (Townshend et al. 2021) and evaluates it with the task's metrics.
 
-    python experiments/atomformer/atom3d.py LBA --data atom3d-lba --start-from atomformer-base --run-dir runs/lba
+    python experiments/atomformer/atom3d.py LBA --data atom3d-lba --model atomformer-base --run-dir runs/lba
 
 `--data` is a folder of Hugging Face's `datasets` or of parquet files with the splits train, validation (or val) and
 test and the column `labels`. Tasks: SMP, PSR, LBA, RSR (regressions), RES (20 classes), MSP, LEP, PPI (binary). What
@@ -19,7 +19,7 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=ATOM3D)
     parser.add_argument("--data", required=True, help="folder with the splits")
-    parser.add_argument("--start-from", required=True, help="folder or hub id of a pre-trained model")
+    parser.add_argument("--model", required=True, help="folder or hub id of a pre-trained model")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--validation-split", default="val")
     arguments, rest = parser.parse_known_args(argv)
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
         [
             "finetune",
             *("--train", arguments.data, "--split", "train", "--validation-split", arguments.validation_split),
-            *("--task", arguments.task, "--start-from", arguments.start_from, "--run-dir", arguments.run_dir),
+            *("--task", arguments.task, "--model", arguments.model, "--run-dir", arguments.run_dir),
             *rest,
         ]
     )

@@ -12,8 +12,8 @@ import pathlib
 import sys
 
 from atomformer.cli import main
-from atomformer.training import PretrainConfig
-from matterform.training.loop import LoopConfig
+from atomformer.config import PretrainConfig
+from matterform.training.config import LoopConfig
 
 RECIPE = PretrainConfig(
     train=pathlib.Path("s2ef-15m"),

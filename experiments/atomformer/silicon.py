@@ -14,14 +14,12 @@ import logging
 import pathlib
 
 from atomformer.checkpoint.published import from_pretrained
-from atomformer.config import AtomformerConfig, EnergyScale
+from atomformer.config import AtomformerConfig, EnergyScale, FinetuneConfig, LossConfig
 from atomformer.data.sources import iterate_rows
-from atomformer.loss import LossConfig
 from atomformer.prediction.evaluation import evaluate, write_parity
-from atomformer.training import FinetuneConfig, train
+from atomformer.training import train
 from matterform.io.files import write_atomically
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 NETWORK = AtomformerConfig(
     dim=64, num_heads=4, depth=4, k=64, conservative=True, cutoff=5.0, energy=EnergyScale(per_atom=True)
@@ -44,7 +42,7 @@ def main() -> None:
             train=arguments.data / "mlearn_Si_train.extxyz.gz",
             run_dir=arguments.out / periodic,
             fit_references=True,
-            model=dataclasses.replace(NETWORK, periodic=periodic),
+            network=dataclasses.replace(NETWORK, periodic=periodic),
             loss=LossConfig(total_energy=10.0, forces=10.0, errors_per_atom=True),
             optimizer=OptimizerConfig(
                 optimizer="adamw",

@@ -13,9 +13,8 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.training import TrainConfig
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from crystalformer.config import TrainConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 RECIPE = TrainConfig(
     train=pathlib.Path("alex_20/train"),

@@ -10,10 +10,8 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.config import TransformerConfig
-from crystalformer.training import TrainConfig
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from crystalformer.config import TrainConfig, TransformerConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 RECIPE = TrainConfig(
     train=pathlib.Path("mp_20/train.csv"),

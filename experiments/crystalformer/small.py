@@ -25,16 +25,15 @@ import tyro
 from crystalformer.checkpoint.pretrained import FOLDER, NAME, load_pretrained, training_spacegroups
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
 from crystalformer.cli import main
-from crystalformer.config import TransformerConfig
+from crystalformer.config import TrainConfig, TransformerConfig
 from crystalformer.data.crystals import Crystals, cell_parameters, iterate_crystals, to_structures
 from crystalformer.sampling.sample import sample
 from crystalformer.symmetry.lattice import cell_problem
-from crystalformer.training import TrainConfig, load_split
+from crystalformer.training import load_split
 from matterform.config import load_config
 from matterform.evaluation import summary
 from matterform.evaluation.summary import EvaluationConfig, describe, tabulate
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 EPOCHS, STEPS_PER_EPOCH = 100, 101
 RESULTS = pathlib.Path(__file__).parent / "results" / "small"

@@ -25,7 +25,7 @@ import tyro
 from pymatgen.core import Structure
 
 from crystalformer.checkpoint.pretrained import load_model, training_spacegroups
-from crystalformer.config import Model
+from crystalformer.config import WeightsConfig
 from crystalformer.data.primitive import build_structures
 from crystalformer.rl.reward.base import describe_problems
 from crystalformer.sampling.sample import sample
@@ -100,7 +100,7 @@ def open_judges(arguments: Compare) -> Iterator[Judges]:
 
 def draw(arguments: Compare, weights: pathlib.Path | None) -> tuple[np.ndarray, list[Structure | None]]:
     """Space groups and crystals; None where a sample is no crystal."""
-    model = load_model(Model(checkpoint=weights))
+    model = load_model(WeightsConfig(model=weights))
     counts = count_spacegroups(arguments.spacegroup) if arguments.spacegroup else training_spacegroups()
     groups = draw_spacegroups(counts, arguments.number, [arguments.seed])
     crystals = sample(model.params, model.config, jax.random.key(arguments.seed), groups)

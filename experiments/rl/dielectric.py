@@ -1,6 +1,6 @@
 """The published recipe towards dielectrics: PPO with dielectric constant times band gap as reward.
 
-    python experiments/rl/dielectric.py --checkpoint epoch_005500.pkl --dielectric-path dielectric_model \
+    python experiments/rl/dielectric.py --model epoch_005500.pkl --dielectric-path dielectric_model \
         --property-path MEGNet-MP-2019.4.1-BandGap-mfi --run-dir runs/rl_dielectric
 
 Both paths are folders of matgl models: one of the dielectric tensor, and the multi-fidelity MEGNet of band gaps, here
@@ -12,10 +12,8 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.rl.ppo.loss import Objective
-from crystalformer.rl.ppo.train import PpoConfig
-from crystalformer.rl.reward.load import RewardConfig
-from matterform.training.optimizers import OptimizerConfig
+from crystalformer.rl.config import ObjectiveConfig, PpoConfig, RewardConfig
+from matterform.training.config import OptimizerConfig
 
 RECIPE = PpoConfig(
     run_dir=pathlib.Path("runs/rl_dielectric"),
@@ -23,7 +21,7 @@ RECIPE = PpoConfig(
     batch_size=1000,
     epochs=200,
     ppo_epochs=5,
-    objective=Objective(clip_ratio=0.2, beta=2.0),
+    objective=ObjectiveConfig(clip_ratio=0.2, beta=2.0),
     optimizer=OptimizerConfig(learning_rate=1e-5),
 )
 

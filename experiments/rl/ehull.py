@@ -1,6 +1,6 @@
 """The published recipe towards stable crystals: PPO with minus the energy above the hull as reward.
 
-    python experiments/rl/ehull.py --checkpoint epoch_005500.pkl --mlff_model orb --mlff_path orb-v2-20241011.ckpt \
+    python experiments/rl/ehull.py --model epoch_005500.pkl --mlff_model orb --mlff_path orb-v2-20241011.ckpt \
         --convex_path convex_hull_pbe_2023.12.29.json.bz2 --run-dir runs/rl_ehull
 
 Batches of 1000 crystals, five steps of Adam at 1e-5 on each, clip range 0.2, beta 0.1, 200 epochs (CrystalFormer-RL,
@@ -13,11 +13,9 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.rl.ppo.loss import Objective
-from crystalformer.rl.ppo.train import PpoConfig
-from crystalformer.rl.reward.load import RewardConfig
+from crystalformer.rl.config import PpoConfig, RewardConfig
 from matterform.potentials.config import PotentialConfig
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import OptimizerConfig
 
 RECIPE = PpoConfig(
     run_dir=pathlib.Path("runs/rl_ehull"),
@@ -25,7 +23,7 @@ RECIPE = PpoConfig(
     batch_size=1000,
     epochs=200,
     ppo_epochs=5,
-    objective=Objective(clip_ratio=0.2, beta=0.1),
+    objective=ObjectiveConfig(clip_ratio=0.2, beta=0.1),
     optimizer=OptimizerConfig(learning_rate=1e-5),
 )
 

@@ -1,10 +1,10 @@
 """The published settings of preference optimisation: beta 0.1, Adam at 1e-5, no smoothing, for any published weights.
 
-    python experiments/rl/pairs.py --checkpoint epoch_005500.pkl --chosen stable.csv --rejected unstable.csv
+    python experiments/rl/pairs.py --model epoch_005500.pkl --chosen stable.csv --rejected unstable.csv
     python experiments/rl/pairs.py --scored scored.csv --score e_above_hull --lower-is-better --group-by spacegroup
 
 Every flag of `crystalformer dpo` overrides the recipe; `--resume` goes on with an interrupted run. A first look, with
-the small model that ships: leave out --checkpoint. A scored table is made of samples, whose energies above a hull (a
+the small model that ships: leave out --model. A scored table is made of samples, whose energies above a hull (a
 folder of `matterform hull`) are those of a potential, CHGNet unless --mlff_model names another:
 
     crystalformer sample --num-samples 4000 --out samples
@@ -17,9 +17,8 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.rl.dpo.train import DpoConfig, PreferenceConfig
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from crystalformer.rl.config import DpoConfig, PreferenceConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 RECIPE = DpoConfig(
     run_dir=pathlib.Path("runs/dpo"),

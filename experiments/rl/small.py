@@ -17,11 +17,9 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.rl.ppo.loss import Objective
-from crystalformer.rl.ppo.train import PpoConfig
-from crystalformer.rl.reward.load import RewardConfig
+from crystalformer.rl.config import PpoConfig, RewardConfig
 from matterform.potentials.config import PotentialConfig
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import OptimizerConfig
 
 REFERENCES = pathlib.Path(__file__).parent / "results" / "hull_mp20" / "references.json"
 
@@ -36,7 +34,7 @@ STABLE = PpoConfig(
     batch_size=200,
     epochs=200,
     ppo_epochs=5,
-    objective=Objective(clip_ratio=0.2, beta=0.1),
+    objective=ObjectiveConfig(clip_ratio=0.2, beta=0.1),
     optimizer=OptimizerConfig(learning_rate=1e-4),
     save_every=25,
     publish_every=25,

@@ -18,9 +18,10 @@ from jax.sharding import Mesh
 from matterform.progress import progress_bar
 from matterform.training.batches import BatchPlan, Take, load_batches, place_of, steps_before
 from matterform.training.checkpoint import Checkpoints
+from matterform.training.config import LoopConfig, OptimizerConfig
 from matterform.training.mesh import replicate, to_global
 from matterform.training.metrics import MetricsWriter, StepMetrics
-from matterform.training.optimizers import OptimizerConfig, with_rate_scale
+from matterform.training.optimizers import with_rate_scale
 from matterform.training.state import TrainState, inference_params
 from matterform.training.step import Evaluate, TrainStep, mean_metrics
 
@@ -28,30 +29,6 @@ logger = logging.getLogger(__name__)
 
 Outcome = Literal["finished", "early_stop", "time_limit", "interrupted"]
 STOPS: tuple[Outcome | None, ...] = (None, "time_limit", "interrupted")  # what can come between two steps
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """When to stop and how often to do what; periods count steps, and None means once an epoch."""
-
-    epochs: int | None = None
-    max_steps: int | None = None  # with epochs or max_minutes: whichever comes first
-    max_minutes: float | None = None  # of wall-clock time in this process, compiling included
-    log_every: int | None = None
-    validate_every: int | None = None
-    checkpoint_every: int | None = None
-    checkpoint_seconds: float = 0.0  # least time between checkpoints, where steps are fast and writing is slow
-    patience: int | None = None  # validations without a lower loss before stopping; None never stops early
-
-    def __post_init__(self) -> None:
-        if self.epochs is None and self.max_steps is None and self.max_minutes is None:
-            raise ValueError("epochs or max_steps must be given, or max_minutes; found none of them")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes must be positive, or none; got {self.max_minutes}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("max_minutes", "checkpoint_seconds") and value is not None and value < 1:
-                raise ValueError(f"{field.name} must be at least 1, or none; got {value}")
 
 
 class Validation(NamedTuple):

@@ -2,68 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from matterform.training.config import OptimizerConfig
+
 # Learning rate as a function of the number of steps already taken.
 Schedule = Callable[[Any], Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Adam or AdamW, with gradient clipping and a schedule.
-
-    With t the number of steps already taken, the learning rate is
-    `constant`: learning_rate; `inverse_time`: learning_rate / (1 + decay t);
-    `cosine`: from learning_rate at t = 0 to final_fraction of it at t = total_steps, and so on after;
-    `plateau`: learning_rate, times plateau_factor whenever the loss has not fallen for plateau_patience epochs;
-    each times (t + 1) / warmup_steps while t < warmup_steps.
-    """
-
-    optimizer: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.0  # decoupled (adamw only)
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float | None = None  # largest norm of the whole gradient
-    clip_value: float | None = None  # largest absolute value of each entry, applied before clip_norm
-    schedule: Literal["constant", "cosine", "inverse_time", "plateau"] = "constant"
-    warmup_steps: int = 0
-    warmup_fraction: float = 0.0  # of total_steps, in place of warmup_steps
-    total_steps: int | None = None  # of the cosine and of warmup_fraction; None is the whole run
-    final_fraction: float = 0.0  # cosine only
-    decay: float = 0.0  # inverse_time only, per step
-    plateau_factor: float = 0.95  # plateau only, as the next one
-    plateau_patience: int = 100  # validations, or epochs where there are none
-
-    def __post_init__(self) -> None:
-        _check_member("optimizer", self.optimizer, ("adam", "adamw"))
-        _check_member("schedule", self.schedule, ("constant", "cosine", "inverse_time", "plateau"))
-        _check("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
-        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        _check("b1", self.b1, 0 <= self.b1 < 1, "in [0, 1)")
-        _check("b2", self.b2, 0 <= self.b2 < 1, "in [0, 1)")
-        _check("eps", self.eps, self.eps > 0, "positive")
-        _check("clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "positive, or none")
-        _check("clip_value", self.clip_value, self.clip_value is None or self.clip_value > 0, "positive, or none")
-        _check("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
-        _check("warmup_fraction", self.warmup_fraction, 0 <= self.warmup_fraction < 1, "in [0, 1)")
-        _check("final_fraction", self.final_fraction, 0 <= self.final_fraction <= 1, "in [0, 1]")
-        _check("decay", self.decay, self.decay >= 0, "at least 0")
-        _check("plateau_factor", self.plateau_factor, 0 < self.plateau_factor < 1, "in (0, 1)")
-        _check("plateau_patience", self.plateau_patience, self.plateau_patience >= 1, "at least 1")
-        if self.warmup_steps and self.warmup_fraction:
-            raise ValueError(f"give warmup_steps or warmup_fraction; got {self.warmup_steps}, {self.warmup_fraction}")
-        if self.optimizer == "adam" and self.weight_decay:
-            raise ValueError(f"weight_decay needs optimizer='adamw'; got {self.weight_decay} with 'adam'")
-        _check(
-            "total_steps", self.total_steps, self.total_steps is None or self.total_steps >= 1, "at least 1, or none"
-        )
 
 
 def make_schedule(config: OptimizerConfig) -> Schedule:
@@ -131,12 +80,3 @@ def _make_rate(config: OptimizerConfig) -> Schedule:
     if config.schedule == "inverse_time":
         return lambda count: config.learning_rate / (1 + config.decay * count)
     return optax.constant_schedule(config.learning_rate)
-
-
-def _check(field: str, value: Any, right: bool, expected: str) -> None:
-    if not right:
-        raise ValueError(f"{field} must be {expected}; got {value}")
-
-
-def _check_member(field: str, value: str, members: tuple[str, ...]) -> None:
-    _check(field, repr(value), value in members, f"one of {', '.join(members)}")

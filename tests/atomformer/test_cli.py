@@ -272,7 +272,7 @@ def evaluate(*flags: str, data: str = "toys.xyz") -> list[str]:
 
 GAP = ["--label-columns", "gap"]
 TOTAL = ["--labels", "0", "--total-energy", "1"]
-START = ["--start-from", "model"]
+START = ["--model", "model"]
 
 MISTAKES = {
     "command": (["trian"], "unknown command 'trian'"),
@@ -311,7 +311,7 @@ MISTAKES = {
     "negative weight": (pretrain("--forces", "-1"), "forces is a weight, at least 0"),
     "indivisible width": (pretrain("--dim", "17"), "dim must be a multiple of num_heads"),
     # models
-    "absent start": (finetune(*GAP, "--start-from", "absent"), "absent does not exist"),
+    "absent start": (finetune(*GAP, "--model", "absent"), "absent does not exist"),
     "size of another start": (finetune(*GAP, *START, "--size", "tiny"), "dim=16"),
     "width of another start": (finetune(*GAP, *START, "--dim", "32"), "dim is given as 32, but model makes it 16"),
     "size and width": (finetune(*GAP, "--size", "tiny", "--dim", "32"), "dim is given as 32, but size tiny"),

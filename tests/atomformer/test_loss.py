@@ -16,13 +16,12 @@ import pytest
 import scipy.stats
 
 from atomformer.checkpoint.published import from_pretrained, to_published
-from atomformer.config import AtomformerConfig
+from atomformer.config import AtomformerConfig, LossConfig
 from atomformer.data.dataset import atom_counts, from_rows
 from atomformer.data.examples import StructureExample, make_take
 from atomformer.data.rows import check_row
 from atomformer.data.structure import Structure
 from atomformer.loss import (
-    LossConfig,
     average_counts,
     choose_masked,
     clean_errors,

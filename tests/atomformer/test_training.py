@@ -19,27 +19,17 @@ import atomformer
 from atomformer import training
 from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
 from atomformer.cli import main
-from atomformer.config import AtomformerConfig, EnergyScale
-from atomformer.loss import LossConfig
+from atomformer.config import AtomformerConfig, EnergyScale, FinetuneConfig, LossConfig, PretrainConfig, TrainConfig
 from atomformer.network.features import element_features
 from atomformer.network.parameters import init_params
 from atomformer.network.transformer import make_apply
 from atomformer.prediction.metrics import ATOM3D
-from atomformer.training import (
-    FinetuneConfig,
-    PretrainConfig,
-    TrainConfig,
-    first_params,
-    load_split,
-    resolve_model,
-    train,
-)
+from atomformer.training import first_params, load_split, resolve_model, train
 from matterform.config import load_config
 from matterform.io.formats import read_structures, write_structures
 from matterform.training.batches import bucket_lengths
 from matterform.training.checkpoint import Checkpoints
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -221,7 +211,7 @@ def test_encoders_and_heads_of_the_same_shape_are_taken_over(start):
 
 @pytest.mark.parametrize("freeze", ["none", "encoder"])
 def test_weight_decay_and_moving_averages_leave_what_is_frozen(toy_file, start, tmp_path, freeze):
-    flags = ["--start-from", start, "--freeze", freeze, "--label-columns", "gap", "--batch-size", 24]
+    flags = ["--model", start, "--freeze", freeze, "--label-columns", "gap", "--batch-size", 24]
     flags += ["--weight-decay", 0.5, "--ema-decay", 0.9, "--validation-fraction", 0, *BRIEF]
     assert run("finetune", "--train", toy_file, "--run-dir", tmp_path / "run", *flags) == 0
     before, after = from_pretrained(start), from_pretrained(tmp_path / "run" / "model")
@@ -235,7 +225,7 @@ def test_weight_decay_and_moving_averages_leave_what_is_frozen(toy_file, start, 
 
 def test_units_of_energy_heads_come_with_them(toy_file, start):
     dataset, _ = atomformer.load_dataset(toy_file)
-    config = FinetuneConfig(train=toy_file, run_dir=toy_file, start_from=str(start), loss=LossConfig(forces=1.0))
+    config = FinetuneConfig(train=toy_file, run_dir=toy_file, model=str(start), loss=LossConfig(forces=1.0))
     taken = resolve_model(config, dataset, from_pretrained(start).config)
     assert taken.energy == from_pretrained(start).config.energy
     assert (taken.dim, taken.depth, taken.heads) == (16, 2, ("forces",))
@@ -247,14 +237,14 @@ def test_units_of_energy_heads_come_with_them(toy_file, start):
     ("changes", "message"),
     [
         ({"size": "tiny"}, r"size tiny .*dim=16"),
-        ({"model": AtomformerConfig(dim=32, num_heads=2)}, "dim"),
+        ({"network": AtomformerConfig(dim=32, num_heads=2)}, "dim"),
         ({"loss": LossConfig(forces=1.0), "fit_references": True}, "references need"),
         ({"label_columns": ("gpa",)}, "no column 'gpa'"),
     ],
 )
 def test_what_contradicts_the_start_or_the_data_is_named(toy_file, start, changes, message):
     dataset, _ = atomformer.load_dataset(toy_file)
-    config = FinetuneConfig(train=toy_file, run_dir=toy_file, start_from=str(start), label_columns=("gap",))
+    config = FinetuneConfig(train=toy_file, run_dir=toy_file, model=str(start), label_columns=("gap",))
     with pytest.raises(ValueError, match=message):
         resolve_model(dataclasses.replace(config, **changes), dataset, from_pretrained(start).config)
 
@@ -277,7 +267,7 @@ def base(toy_file, tmp_path_factory) -> TrainConfig:
         train=toy_file,
         run_dir=tmp_path_factory.mktemp("runs") / "whole",
         validation_fraction=0.25,
-        model=AtomformerConfig(**TINY, dropout=0.1),
+        network=AtomformerConfig(**TINY, dropout=0.1),
         loss=LossConfig(formation_energy=1.0, forces=1.0, masked=0.5, denoising=1.0),
         optimizer=OptimizerConfig(learning_rate=0.05, schedule="constant", clip_norm=5.0),
         loop=LoopConfig(epochs=4, log_every=2, validate_every=2, checkpoint_every=3),

@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks.baselines.crystalformer import make_plain_loss, make_plain_network, make_plain_sampler
 from crystalformer import sample
-from crystalformer.config import TransformerConfig
+from crystalformer.config import LossConfig, TransformerConfig
 from crystalformer.data.crystals import Crystals
-from crystalformer.loss import LossConfig, make_example_loss
+from crystalformer.loss import make_example_loss
 from crystalformer.network.parameters import Params, init_params
 from crystalformer.network.transformer import make_apply
 from crystalformer.symmetry.wyckoff import symmetry_tables

@@ -41,7 +41,7 @@ def samples(run):
     """Twenty crystals drawn by the run's weights."""
     flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1"]
     weights = run / "run" / "published" / "best.pkl"
-    assert main(["sample", f"--checkpoint={weights}", f"--out={run / 'samples'}", *flags]) == 0
+    assert main(["sample", f"--model={weights}", f"--out={run / 'samples'}", *flags]) == 0
     return run / "samples"
 
 
@@ -96,7 +96,7 @@ def test_the_table_holds_the_log_probabilities_of_its_crystals(run, samples):
 def test_the_same_seed_gives_the_same_table(run, samples):
     weights = run / "run" / "published" / "best.pkl"
     flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1"]
-    assert main(["sample", f"--checkpoint={weights}", f"--out={run / 'again'}", *flags]) == 0
+    assert main(["sample", f"--model={weights}", f"--out={run / 'again'}", *flags]) == 0
     assert (run / "again" / "samples.csv").read_text() == (samples / "samples.csv").read_text()
 
 
@@ -106,7 +106,7 @@ def test_score_reads_csv_and_cif_alike(run, samples):
     Structure.from_spacegroup("Fm-3m", Lattice.cubic(5), ["Na", "F"], [[0] * 3, [0.5] * 3]).to(str(cif), fmt="cif")
     tables = {}
     for name, source in (("csv", run / "crystals.csv"), ("cif", cif)):
-        assert main(["score", str(source), f"--checkpoint={weights}", f"--out={run / name}.csv"]) == 0
+        assert main(["score", str(source), f"--model={weights}", f"--out={run / name}.csv"]) == 0
         with (run / f"{name}.csv").open(newline="") as file:
             tables[name] = {row["index"]: float(row["logp"]) for row in csv.DictReader(file)}
     assert len(tables["csv"]) == 16
@@ -121,7 +121,7 @@ def test_scores_keep_the_places_of_their_crystals(run, capsys):
     for i, cation in enumerate(("K", "Rb"), start=1):
         salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(6), [cation, "F"], [[0] * 3, [0.5] * 3])
         salt.to(str(folder / f"{i}.cif"), fmt="cif")
-    assert main(["score", str(folder), f"--checkpoint={weights}", f"--out={run / 'places'}.csv"]) == 0
+    assert main(["score", str(folder), f"--model={weights}", f"--out={run / 'places'}.csv"]) == 0
     assert "structure 0 refused" in capsys.readouterr().err
     with (run / "places.csv").open(newline="") as file:
         found = {int(row["index"]): row["formula"] for row in csv.DictReader(file)}
@@ -131,7 +131,7 @@ def test_scores_keep_the_places_of_their_crystals(run, capsys):
 def test_refined_samples_do_not_depend_on_chunks(run, samples):
     weights = run / "run" / "published" / "best.pkl"
     flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1", "--chunk-size=8"]
-    assert main(["sample", f"--checkpoint={weights}", f"--out={run / 'chunks'}", *flags]) == 0
+    assert main(["sample", f"--model={weights}", f"--out={run / 'chunks'}", *flags]) == 0
     chunks, whole = (read_table(folder / "samples.csv", n_max=5) for folder in (run / "chunks", samples))
     np.testing.assert_array_equal(chunks.A, whole.A)
     np.testing.assert_allclose(chunks.XYZ, whole.XYZ, atol=1e-5)
@@ -166,8 +166,8 @@ def test_help_names_every_command(capsys):
         ),
         (["train", "--run-dir"], "--run-dir"),
         (["train", "--config=absent.yaml", "--run-dir=new"], "absent.yaml"),
-        (["sample", "--out=new", "--checkpoint=absent.pkl"], "absent.pkl"),
-        (["sample", "--out=new", "--checkpoint=crystals.csv"], "crystals.csv"),
+        (["sample", "--out=new", "--model=absent.pkl"], "absent.pkl"),
+        (["sample", "--out=new", "--model=crystals.csv"], "crystals.csv"),
         (["sample", "--out=new", "--spacegroup", "231"], "1..230; got 231"),
         (["sample", "--out=new", "--spacegroup", "225", "--elements", "Xy"], "Xy"),
         (["sample", "--out=new", "--spacegroup", "1", "--letters", "b"], "space group 1 has a to a"),
@@ -189,8 +189,8 @@ def test_a_mistake_ends_in_one_line_and_status_2(arguments, words, run, samples,
     monkeypatch.chdir(run)
     (run / "bad.json").write_text(json.dumps({"atoms": []}))
     (run / "half.csv").write_text("".join((run / "crystals.csv").read_text().partition("salt-8")[:1]))
-    if arguments[0] == "sample" and not any(word.startswith("--checkpoint") for word in arguments):
-        arguments = [*arguments, "--checkpoint=run/published/best.pkl"]
+    if arguments[0] == "sample" and not any(word.startswith("--model") for word in arguments):
+        arguments = [*arguments, "--model=run/published/best.pkl"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert words in error

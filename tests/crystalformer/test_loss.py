@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from crystalformer.config import LossConfig
 from crystalformer.data.crystals import Crystals, iterate_crystals, truncate
-from crystalformer.loss import LossConfig, crystal_log_prob, log_prob, make_example_loss
+from crystalformer.loss import crystal_log_prob, log_prob, make_example_loss
 from crystalformer.network.parameters import as_network
 from crystalformer.network.transformer import make_apply
 from crystalformer.symmetry.lattice import free_parameters

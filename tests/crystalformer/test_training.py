@@ -17,13 +17,13 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
+from crystalformer.config import TrainConfig
 from crystalformer.data.crystals import iterate_crystals
 from crystalformer.data.dataset import load_crystals, open_dataset, prepare
 from crystalformer.network.parameters import init_params
-from crystalformer.training import TrainConfig, load_split, train
+from crystalformer.training import load_split, train
 from matterform.config import load_config
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 CACHE = {
     "jax_compilation_cache_dir": None,
@@ -160,7 +160,8 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_happened(whole, tmp
 def test_four_devices_give_the_losses_of_one(whole, tmp_path):
     code = f"""
 import dataclasses, pathlib, jax
-from crystalformer.training import TrainConfig, train
+from crystalformer.training import train
+from crystalformer.config import TrainConfig
 from matterform.config import load_config
 assert jax.device_count() == 4
 config = load_config(TrainConfig, {str(whole.run_dir / "config.yaml")!r})
@@ -224,7 +225,7 @@ def test_training_starts_from_published_weights(base, tmp_path):
     config = dataclasses.replace(
         base,
         run_dir=tmp_path / "run",
-        start_from=path,
+        model=path,
         optimizer=OptimizerConfig(learning_rate=1e-12),
         loop=LoopConfig(max_steps=1),
         validation_fraction=0.0,
@@ -236,7 +237,7 @@ def test_training_starts_from_published_weights(base, tmp_path):
 
 
 def test_published_weights_of_other_sizes_are_refused(golden, base, tmp_path):
-    config = dataclasses.replace(base, run_dir=tmp_path / "run", start_from=golden.path)
+    config = dataclasses.replace(base, run_dir=tmp_path / "run", model=golden.path)
     with pytest.raises(ValueError, match=rf"{golden.path.name}: \w+=\S+ was given, but the weights have"):
         train(config)
     assert not config.run_dir.exists()

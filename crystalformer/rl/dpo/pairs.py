@@ -1,6 +1,5 @@
 """Preference pairs as data: read from two files row by row, or made from one scored table, best against worst."""
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Hashable, Sequence
@@ -11,6 +10,7 @@ from jaxtyping import Float, Int
 
 from crystalformer.data.crystals import Crystals, iterate_crystals, num_slots, truncate
 from crystalformer.data.dataset import open_dataset, open_properties, read_any
+from crystalformer.rl.config import PairingConfig
 from crystalformer.symmetry.wyckoff import symmetry_tables
 from crystalformer.table import read_table
 from matterform.io.files import damage_explained, existing, is_compressed
@@ -32,29 +32,6 @@ class PairData(NamedTuple):
     pairs: Pairs
     rows: Int[np.ndarray, "p 2"]  # of the chosen and of the rejected crystal
     refused: dict[int, str]  # {row: reason}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairingConfig:
-    """How a scored table becomes pairs.
-
-    In each group the best crystal is paired with the worst, the second best with the second worst and so on, as long
-    as their scores differ by `score_margin`; none is used twice, and of equal scores the earlier row is the better.
-    """
-
-    score: str | None = None  # the column of numbers, of which larger is better
-    lower_is_better: bool = False  # of energies above hull, say
-    group_by: Literal["formula", "spacegroup"] = "formula"  # the reduced formula, or the space group's number
-    score_margin: float = 0.0  # least difference of the scores of a pair, in their unit; equal ones are never paired
-    pairs_per_group: int | None = None  # at most; none: half of the group
-
-    def __post_init__(self) -> None:
-        if self.group_by not in ("formula", "spacegroup"):
-            raise ValueError(f"group_by must be formula or spacegroup; got {self.group_by!r}")
-        if not (self.score_margin >= 0 and math.isfinite(self.score_margin)):
-            raise ValueError(f"score_margin must be a number of at least 0; got {self.score_margin}")
-        if self.pairs_per_group is not None and self.pairs_per_group < 1:
-            raise ValueError(f"pairs_per_group must be at least 1, or none; got {self.pairs_per_group}")
 
 
 class Rows(NamedTuple):

@@ -5,11 +5,10 @@ pairs.csv, the rows of the pairs and their log-probabilities under these; and re
 """
 
 import csv
-import dataclasses
 import logging
 import pathlib
 import zlib
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +18,18 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from crystalformer.checkpoint.pretrained import load_model
 from crystalformer.checkpoint.publish import make_publisher, publish_results
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
-from crystalformer.config import Model, TransformerConfig
+from crystalformer.config import TransformerConfig
 from crystalformer.data.batches import bucket_lengths, make_take
 from crystalformer.data.crystals import Crystals, check_crystals, num_slots
 from crystalformer.loss import crystal_log_prob, log_prob
 from crystalformer.network.parameters import Params, as_network
-from crystalformer.rl.dpo.pairs import PairData, PairingConfig, Pairs, pairs_from_scores, read_pairs, take_crystals
+from crystalformer.rl.config import DpoConfig, PreferenceConfig
+from crystalformer.rl.dpo.pairs import PairData, Pairs, pairs_from_scores, read_pairs, take_crystals
 from matterform.io.files import existing, write_atomically
 from matterform.training.batches import BatchPlan, Take, make_batch_plan
-from matterform.training.loop import FitResult, LoopConfig, Validation, fit, last_step, metric_columns
+from matterform.training.loop import FitResult, Validation, fit, last_step, metric_columns
 from matterform.training.mesh import make_mesh
-from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.optimizers import make_optimizer
 from matterform.training.run import check_data, check_run, claim_run, open_run
 from matterform.training.state import init_state
 from matterform.training.step import ExampleLoss, make_eval_step, make_train_step
@@ -39,76 +39,9 @@ logger = logging.getLogger(__name__)
 METRICS = ("accuracy", "ranked", "margin", "logp_chosen", "logp_rejected", "reward_chosen", "reward_rejected")
 # A resumed run may train longer, report elsewhere, find its data and first weights elsewhere; the rest must stay.
 FREE = ("run_dir", "loop", "workers", "keep", "publish_every", "wandb_project", "chosen", "rejected", "scored")
-FREE += ("model.checkpoint",)
+FREE += ("weights.model",)
 VALIDATION_KEY = 1  # folded into the seed where held-out pairs are split off
 IMPOSSIBLE = -1e6  # the network gives what its masks forbid about -1e10, whose differences are only rounding
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreferenceConfig:
-    """The loss of a pair, with m = (log p - log p_reference)(chosen) - (log p - log p_reference)(rejected).
-
-    `dpo`: -(1 - label_smoothing) log sigmoid(beta m) - label_smoothing log sigmoid(-beta m) (Rafailov et al. 2023,
-    eq. 7; smoothed as by Mitchell 2023); `ipo`: (m - 1 / (2 beta))^2 (Azar et al. 2023, eq. 17); either one minus
-    gamma log p(chosen).
-    """
-
-    loss: Literal["dpo", "ipo"] = "dpo"
-    beta: float = 0.1  # how closely the weights stay to the reference; larger is closer
-    label_smoothing: float = 0.0  # share of pairs that may be the wrong way round (dpo only)
-    gamma: float = 0.0  # weight of the chosen crystals' own likelihood
-
-    def __post_init__(self) -> None:
-        if self.loss not in ("dpo", "ipo"):
-            raise ValueError(f"loss must be dpo or ipo; got {self.loss!r}")
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive; got {self.beta}")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing must lie in [0, 0.5); got {self.label_smoothing}")
-        if self.label_smoothing and self.loss == "ipo":
-            raise ValueError(f"label_smoothing belongs to the loss dpo; got {self.label_smoothing} with ipo")
-        if not self.gamma >= 0:
-            raise ValueError(f"gamma must not be negative; got {self.gamma}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DpoConfig:
-    """A whole run.
-
-    The pairs are `chosen` and `rejected`, row by row, or come from the table `scored` as `pairing` says. A share
-    `validation_fraction` of them is held out, drawn from `seed`.
-    """
-
-    run_dir: pathlib.Path
-    chosen: pathlib.Path | None = None  # CSV, prepared folder, CIFs, extxyz, ...; row i is preferred to ...
-    rejected: pathlib.Path | None = None  # ... row i of this one
-    scored: pathlib.Path | None = None  # or: a CSV of crystals with a column of scores
-    pairing: PairingConfig = PairingConfig()
-    validation_fraction: float = 0.1
-    model: Model = Model()  # the weights to start from, which are the reference as well
-    preference: PreferenceConfig = PreferenceConfig()
-    dropout: bool = False  # in training; the reference never has any
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, clip_norm=1.0)
-    loop: LoopConfig = LoopConfig(epochs=10)
-    batch_size: int = 64  # pairs a step, over all devices and processes
-    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
-    seed: int = 42
-    publish_every: int = 10  # epochs between published files; the last epoch and the best one are always published
-    keep: int = 2  # checkpoints to resume from
-    workers: int = 1  # processes that read a CSV of CIFs
-    wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie in [0, 1); got {self.validation_fraction}")
-        for name in ("batch_size", "accumulate", "publish_every", "keep", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-
-    @property
-    def train(self) -> str:
-        """Where the pairs come from, for messages."""
-        return str(self.scored) if self.scored is not None else f"{self.chosen} with {self.rejected}"
 
 
 class Example(NamedTuple):
@@ -173,7 +106,7 @@ def train_dpo(config: DpoConfig, resume: bool = False) -> FitResult:
     check_run(config, resume, FREE)
     mesh = make_mesh()
     _check_batch_size(config, mesh.size)
-    start = load_checkpoint(existing(config.run_dir / "reference.pkl")) if resume else load_model(config.model)
+    start = load_checkpoint(existing(config.run_dir / "reference.pkl")) if resume else load_model(config.weights)
     data = load_pairs(config, start.config)
     if resume:
         reference = read_reference(config.run_dir, data)

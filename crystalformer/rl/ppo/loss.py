@@ -7,8 +7,7 @@ with gradients through every logp. In expectation over samples of the present we
 mean R - beta KL(policy || reference): the optimum is the reference times exp(R / beta), normalised.
 """
 
-import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,31 +17,7 @@ from crystalformer.config import TransformerConfig
 from crystalformer.data.crystals import Crystals
 from crystalformer.loss import crystal_log_prob
 from crystalformer.network.parameters import Params, as_network
-
-Baseline = Literal["running", "group"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
-    """The constants of the objective, and how rewards become advantages.
-
-    `running` subtracts the running mean of the batches' mean rewards. `group` subtracts the mean of the crystals of the
-    same space group and divides by their standard deviation, as GRPO does (Shao et al., arXiv:2402.03300, section
-    4.1.2); a space group with a single crystal falls back on mean and deviation of the batch.
-    """
-
-    clip_ratio: float = 0.2
-    beta: float = 0.1  # weight of the divergence from the reference
-    baseline: Baseline = "running"
-    baseline_decay: float = 0.95  # of the running mean, per epoch
-
-    def __post_init__(self) -> None:
-        if not 0 < self.clip_ratio < 1:
-            raise ValueError(f"clip_ratio must lie in (0, 1); got {self.clip_ratio}")
-        if not self.beta >= 0:
-            raise ValueError(f"beta must not be negative; got {self.beta}")
-        if not 0 <= self.baseline_decay < 1:
-            raise ValueError(f"baseline_decay must lie in [0, 1); got {self.baseline_decay}")
+from crystalformer.rl.config import ObjectiveConfig
 
 
 class Example(NamedTuple):
@@ -54,7 +29,7 @@ class Example(NamedTuple):
     advantage: Float[Any, "*b"]  # R - b
 
 
-def make_ppo_loss(config: TransformerConfig, objective: Objective):
+def make_ppo_loss(config: TransformerConfig, objective: ObjectiveConfig):
     """The negative objective of one crystal, as `matterform.training` takes it; without dropout.
 
     Metrics: `ratio`, `clip_share` (1 where the ratio is outside the clip range) and `kl_step`, whose mean estimates
@@ -71,7 +46,7 @@ def make_ppo_loss(config: TransformerConfig, objective: Objective):
 
 
 def ppo_loss(
-    logp: Float[Array, ""], example: Example, objective: Objective
+    logp: Float[Array, ""], example: Example, objective: ObjectiveConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The negative objective and its metrics from the log-probability of one crystal."""
     log_ratio = logp - example.logp_old
@@ -87,7 +62,7 @@ def advantages(
     rewards: Float[np.ndarray, " b"],
     spacegroups: Int[np.ndarray, " b"],
     running_mean: float | None,
-    objective: Objective,
+    objective: ObjectiveConfig,
 ) -> tuple[Float[np.ndarray, " b"], float]:
     """R - b for every crystal, and the running mean that the next epoch starts from.
 

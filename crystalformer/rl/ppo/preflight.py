@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from crystalformer.rl.config import PATHS, RewardConfig
 from crystalformer.rl.ppo.rollout import Policy, Rollout, Stopwatch, roll_out, take_examples
 from crystalformer.rl.reward.base import Reward, describe_problems
-from crystalformer.rl.reward.load import RewardConfig
 from crystalformer.symmetry.wyckoff import draw_spacegroups
 from matterform.io.files import checksum
 from matterform.training.mesh import to_global
@@ -21,7 +21,6 @@ from matterform.training.step import Batch, PartedStep
 
 logger = logging.getLogger(__name__)
 
-PATHS = ("convex_path", "references", "property_path", "dielectric_path", "novelty_reference")
 TRIAL = 3  # folded into the seed; `fine_tune` folds 1 and 2
 TRIAL_SIZE = 16  # crystals in each process
 

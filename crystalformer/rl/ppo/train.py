@@ -7,7 +7,6 @@ same.
 """
 
 import contextlib
-import dataclasses
 import logging
 import math
 import pathlib
@@ -23,17 +22,18 @@ from jaxtyping import Float
 from crystalformer.checkpoint.pretrained import load_model, training_spacegroups
 from crystalformer.checkpoint.publish import publish
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
-from crystalformer.config import Model, TransformerConfig
+from crystalformer.config import LossConfig, TransformerConfig
 from crystalformer.data.batches import make_take, plan_batches
 from crystalformer.data.crystals import Crystals
 from crystalformer.data.dataset import from_structures, load_crystals
-from crystalformer.loss import LossConfig, make_example_loss
-from crystalformer.rl.ppo.loss import Objective, advantages, make_ppo_loss
-from crystalformer.rl.ppo.preflight import PATHS, check_memory, fingerprints, refuse_if_all_failed, try_reward
+from crystalformer.loss import make_example_loss
+from crystalformer.rl.config import PATHS, PpoConfig
+from crystalformer.rl.ppo.loss import advantages, make_ppo_loss
+from crystalformer.rl.ppo.preflight import check_memory, fingerprints, refuse_if_all_failed, try_reward
 from crystalformer.rl.ppo.record import Record, epoch_row
 from crystalformer.rl.ppo.rollout import Policy, Rollout, Stopwatch, gather_crystals, roll_out, share_of, take_examples
 from crystalformer.rl.reward.base import Reward
-from crystalformer.rl.reward.load import RewardConfig, open_reward
+from crystalformer.rl.reward.load import open_reward
 from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
 from crystalformer.training import make_validation
 from matterform.io.files import existing
@@ -43,7 +43,7 @@ from matterform.training.checkpoint import Checkpoints
 from matterform.training.loop import Outcome, Validation, run_validation, stop_agreed, stop_on_signals
 from matterform.training.mesh import make_local_mesh, make_mesh, replicate, to_global, together
 from matterform.training.metrics import StepMetrics
-from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.optimizers import make_optimizer
 from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
 from matterform.training.state import TrainState, init_state
 from matterform.training.step import Batch, PartedStep, make_parted_step
@@ -54,61 +54,11 @@ logger = logging.getLogger(__name__)
 # elsewhere; the rest must stay.
 FREE = (
     *("run_dir", "epochs", "max_minutes", "keep", "publish_every", "save_every", "wandb_project", "validation"),
-    *("part_size", "optimizer.learning_rate", "model.checkpoint", "spacegroups_from"),
+    *("part_size", "optimizer.learning_rate", "weights.model", "spacegroups_from"),
     *(f"reward.{name}" for name in ("reward_workers", "property_batch_size", *PATHS)),
     *(f"reward.potential.{name}" for name in ("workers", "threads", "device", "mlff_batch_size", "mlff_path")),
 )
 GROUPS, CRYSTALS = 1, 2  # folded into the seed, for what is drawn
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PpoConfig:
-    """A whole run.
-
-    Space groups are drawn from `spacegroup`, each as often, or as often as `spacegroups_from` has them; by default as
-    often as the shipped model's training set has them.
-    """
-
-    run_dir: pathlib.Path
-    model: Model = Model()
-    reward: RewardConfig = RewardConfig()
-    spacegroup: tuple[int, ...] = ()
-    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared); its crystals of less than n_max sites
-    batch_size: int = 1000  # crystals an epoch, over all processes
-    epochs: int = 100
-    max_minutes: float | None = None  # of wall-clock time in this process
-    ppo_epochs: int = 5  # optimiser steps on each batch of samples
-    objective: Objective = Objective()
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
-    sft_epochs: int = 0  # steps towards the likelihood of good relaxed samples; needs a reward that relaxes
-    sft_min_reward: float = -0.1  # what counts as good
-    part_size: int = 16  # crystals that each device computes with at a time: bounds the memory; more on GPUs
-    validation: pathlib.Path | None = None  # data set whose loss is logged
-    save_every: int = 10  # epochs between tables of samples
-    publish_every: int = 10  # epochs between published files; the last epoch is always published
-    keep: int = 2  # checkpoints to resume from
-    seed: int = 42
-    wandb_project: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "part_size", "save_every", "publish_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if min(self.ppo_epochs, self.sft_epochs) < 0 or self.ppo_epochs + self.sft_epochs == 0:
-            raise ValueError(f"ppo_epochs or sft_epochs must be positive; got {self.ppo_epochs} and {self.sft_epochs}")
-        if self.spacegroup and self.spacegroups_from is not None:
-            raise ValueError("give spacegroup or spacegroups_from, not both")
-        if wrong := [group for group in self.spacegroup if not 1 <= group <= 230]:
-            raise ValueError(f"spacegroup must lie in 1..230; got {wrong[0]}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes must be positive, or none; got {self.max_minutes}")
-
-    @property
-    def train(self) -> str:
-        """Where its data come from, for messages."""
-        files = (getattr(self.reward, name) for name in PATHS)
-        paths = (self.spacegroups_from, *files, self.reward.potential.mlff_path)
-        return ", ".join(str(path) for path in paths if path is not None) or str(reference_file(self))
 
 
 class TuneResult(NamedTuple):
@@ -147,7 +97,7 @@ def fine_tune(config: PpoConfig, resume: bool = False) -> TuneResult:
     """
     check_run(config, resume, FREE)
     share_of(config.batch_size)  # before anything is written
-    checkpoint = load_checkpoint(existing(reference_file(config))) if resume else load_model(config.model)
+    checkpoint = load_checkpoint(existing(reference_file(config))) if resume else load_model(config.weights)
     network, reference = checkpoint.config, checkpoint.params
     frequencies = spacegroup_frequencies(config, network)
     held_out = None if config.validation is None else load_crystals(config.validation, network)

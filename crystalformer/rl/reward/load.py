@@ -5,13 +5,14 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from crystalformer.rl.config import CUSTOM, RewardConfig
 from crystalformer.rl.reward import combine
 from crystalformer.rl.reward.base import Reward
-from crystalformer.rl.reward.custom import WORST, Workers, custom_reward, load_function, open_workers
+from crystalformer.rl.reward.custom import Workers, custom_reward, load_function, open_workers
 from crystalformer.rl.reward.energy import ehull_reward, force_reward
 from crystalformer.rl.reward.pairwise import pair_reward
 from crystalformer.rl.reward.property import dielectric_reward, property_reward
@@ -24,65 +25,6 @@ from matterform.potentials.open import open_potential
 from matterform.potentials.torch_state import torch_threads
 from matterform.stability.hull import open_hull
 from matterform.stability.references import load_references
-
-CUSTOM = "module:function"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardConfig:
-    """What to reward, larger is better, and with which models. Several rewards are added with their weights."""
-
-    reward: tuple[str, ...] = ("ehull",)  # ehull, force, property, dielectric, pair, or module:function of your own
-    weights: tuple[float, ...] = ()  # one a reward; by default 1 each
-    convex_path: pathlib.Path | None = None  # ehull: the reference hull, as a file of entries or a folder made of it
-    references: pathlib.Path | None = None  # ehull: energies of the elements (JSON), for a hull of formation energies
-    relax_steps: int = 0  # ehull: steps of relaxation before; 0 takes crystals as they are
-    stress_weight: float = 1.0  # force: of the stress (eV/angstrom^3) beside the forces (eV/angstrom)
-    property_path: pathlib.Path | None = None  # property: folder of the model; dielectric: that of the band gap
-    fidelity: int | None = None  # of a multi-fidelity property model: 0 PBE, 1 GLLB-SC, 2 HSE, 3 SCAN
-    property_batch_size: int = 64  # structures that a property model evaluates together
-    target: float | None = None  # property: what to aim at, in the model's unit
-    property_form: Literal["absolute", "squared"] = "absolute"  # property: of the error
-    dielectric_path: pathlib.Path | None = None  # dielectric: folder of the model of the dielectric tensor
-    reward_clip: float = 10.0  # ehull: eV/atom, to both sides; property: the largest error that counts
-    custom_worst: float = WORST  # module:function: of crystals that cannot be built; lower values count as this one
-    reward_workers: int = 0  # module:function: processes among which a batch is divided; a potential has its own
-    reward_low: float | None = None  # least and largest value of the whole, before penalties and bonuses
-    reward_high: float | None = None
-    validity_penalty: float = 0.0  # for atoms too close for their radii, and densities that solids do not have
-    composition_penalty: float = 0.0  # for oxidation states that cannot balance (SMACT)
-    unknown_penalty: float = 0.0  # ehull: for chemical systems of which the hull has no compound with all elements
-    uniqueness_bonus: float = 0.0  # for the first of its kind in a batch
-    novelty_bonus: float = 0.0  # for crystals that match none of the reference
-    novelty_reference: pathlib.Path | None = None  # crystals in any format, usually the training set
-    potential: PotentialConfig = PotentialConfig()
-
-    def __post_init__(self) -> None:
-        if not self.reward:
-            raise ValueError(f"reward: expected at least one of {', '.join(KINDS)}, found none")
-        for name in self.reward:
-            if name not in KINDS and ":" not in name:
-                raise ValueError(f"reward: expected one of {', '.join(KINDS)}, found {name!r}")
-        if len(set(self.reward)) < len(self.reward):
-            raise ValueError(f"reward: each may be there once; found {', '.join(self.reward)}")
-        if self.weights and len(self.weights) != len(self.reward):
-            raise ValueError(f"weights: expected one for each of {len(self.reward)} rewards, found {len(self.weights)}")
-        if not all(0 < weight < np.inf for weight in self.weights):
-            raise ValueError(f"weights must be positive; found {self.weights}")
-        if not 0 < self.reward_clip < np.inf:
-            raise ValueError(f"reward_clip must be positive; found {self.reward_clip:g}")
-        if self.reward_low is not None and self.reward_high is not None and not self.reward_low < self.reward_high:
-            raise ValueError(f"reward_low must be below reward_high; found {self.reward_low} and {self.reward_high}")
-        if not np.isfinite(self.custom_worst):
-            raise ValueError(f"custom_worst must be finite; found {self.custom_worst}")
-        if self.target is not None and not np.isfinite(self.target):
-            raise ValueError(f"target must be finite; found {self.target}")
-        if self.property_batch_size < 1:
-            raise ValueError(f"property_batch_size must be at least 1; found {self.property_batch_size}")
-        sizes = ("relax_steps", "stress_weight", "reward_workers", "validity_penalty", "composition_penalty")
-        for name in (*sizes, "unknown_penalty", "uniqueness_bonus", "novelty_bonus"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
 
 
 class RewardContext(NamedTuple):

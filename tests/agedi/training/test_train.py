@@ -35,8 +35,9 @@ from agedi.training.train import (
 )
 from matterform.io.formats import write_structures
 from matterform.training.checkpoint import Checkpoints
+from matterform.training.config import OptimizerConfig
 from matterform.training.mesh import make_mesh
-from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.optimizers import make_optimizer
 from matterform.training.state import init_state
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -11,15 +11,15 @@ import pytest
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
 from crystalformer.loss import LogProb
 from crystalformer.rl.cli_dpo import run_dpo
-from crystalformer.rl.dpo.train import DpoConfig, PreferenceConfig
+from crystalformer.rl.config import DpoConfig, PreferenceConfig
 from crystalformer.table import COLUMNS, TableWriter, table_rows
 from matterform.commandline import dispatch
 from matterform.config import load_config
-from matterform.training.loop import LoopConfig
+from matterform.training.config import LoopConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-FLAGS = ["--checkpoint=start.pkl", "--scored=scored.csv", "--score=energy", "--lower-is-better", "--batch-size=4"]
+FLAGS = ["--model=start.pkl", "--scored=scored.csv", "--score=energy", "--lower-is-better", "--batch-size=4"]
 FLAGS += ["--group-by=spacegroup"]
 
 
@@ -104,7 +104,7 @@ def test_help_explains_by_example(capsys):
         (["--run-dir=new", *FLAGS, "--score-margin=9"], "no two of one spacegroup differ by 9 or more"),
         (["--run-dir=new", *FLAGS, "--score=G"], "no two of one spacegroup differ; none of its rows"),
         (["--run-dir=new", *FLAGS, "--accumulate=3"], "multiple of devices x accumulate = 1 x 3 = 3; got 4"),
-        (["--run-dir=new", *FLAGS, "--checkpoint=scored.csv"], "scored.csv"),
+        (["--run-dir=new", *FLAGS, "--model=scored.csv"], "scored.csv"),
         (["--run-dir=new", *FLAGS, "--num-heads=4"], "num_heads=4 was given, but it was trained with 2"),
         (["--run-dir=new", *FLAGS, "--beta=0"], "beta must be positive; got 0.0"),
         (["--run-dir=new", *FLAGS, "--loss=hinge"], "--loss"),

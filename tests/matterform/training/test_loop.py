@@ -12,10 +12,11 @@ import pytest
 
 from matterform.training.batches import make_batch_plan, switch_plans
 from matterform.training.checkpoint import Checkpoints, complete_steps
-from matterform.training.loop import LoopConfig, Progress, Validation, fit, metric_columns, stop_on_signals
+from matterform.training.config import LoopConfig, OptimizerConfig
+from matterform.training.loop import Progress, Validation, fit, metric_columns, stop_on_signals
 from matterform.training.mesh import make_mesh
 from matterform.training.metrics import open_metrics
-from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.optimizers import make_optimizer
 from matterform.training.state import init_state
 from matterform.training.step import make_eval_step, make_train_step
 

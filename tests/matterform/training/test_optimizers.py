@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from matterform.training.optimizers import OptimizerConfig, make_optimizer, make_schedule, with_rate_scale
+from matterform.training.config import OptimizerConfig
+from matterform.training.optimizers import make_optimizer, make_schedule, with_rate_scale
 
 
 def rates(counts, **options):

@@ -14,10 +14,11 @@ import numpy as np
 
 from matterform.training.batches import make_batch_plan
 from matterform.training.checkpoint import Checkpoints
-from matterform.training.loop import FitResult, LoopConfig, Validation, fit, metric_columns
+from matterform.training.config import LoopConfig, OptimizerConfig
+from matterform.training.loop import FitResult, Validation, fit, metric_columns
 from matterform.training.mesh import initialize_distributed, make_mesh
 from matterform.training.metrics import open_metrics
-from matterform.training.optimizers import OptimizerConfig, make_optimizer
+from matterform.training.optimizers import make_optimizer
 from matterform.training.state import init_state
 from matterform.training.step import make_eval_step, make_train_step
 

@@ -14,8 +14,8 @@ from pymatgen.entries.computed_entries import ComputedEntry
 from crystalformer.data.crystals import Crystals
 from crystalformer.data.dataset import prepare
 from crystalformer.loss import LogProb
+from crystalformer.rl.config import PairingConfig
 from crystalformer.rl.dpo.pairs import (
-    PairingConfig,
     best_against_worst,
     group_keys,
     pairs_from_scores,

@@ -17,16 +17,15 @@ import numpy as np
 import pytest
 
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
-from crystalformer.config import Model
+from crystalformer.config import WeightsConfig
 from crystalformer.data.crystals import Crystals
 from crystalformer.loss import LogProb, log_prob
+from crystalformer.rl.config import DpoConfig, PairingConfig, PreferenceConfig
 from crystalformer.rl.dpo import train as dpo
-from crystalformer.rl.dpo.pairs import PairingConfig, Pairs, take_crystals
+from crystalformer.rl.dpo.pairs import Pairs, take_crystals
 from crystalformer.rl.dpo.train import (
     METRICS,
-    DpoConfig,
     Example,
-    PreferenceConfig,
     load_pairs,
     make_pair_loss,
     preference_loss,
@@ -36,8 +35,7 @@ from crystalformer.rl.dpo.train import (
 )
 from crystalformer.table import COLUMNS, TableWriter, table_rows
 from matterform.config import load_config
-from matterform.training.loop import LoopConfig
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import LoopConfig, OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -74,7 +72,7 @@ def base(network, lively, pairs, tmp_path_factory) -> DpoConfig:
         chosen=write_table(folder / "chosen.csv", pairs.chosen),
         rejected=write_table(folder / "rejected.csv", pairs.rejected),
         validation_fraction=0.25,
-        model=Model(checkpoint=folder / "start.pkl"),
+        weights=WeightsConfig(model=folder / "start.pkl"),
         optimizer=OptimizerConfig(learning_rate=3e-3, clip_norm=1.0),
         loop=LoopConfig(epochs=4, log_every=2, validate_every=4, checkpoint_every=4),
         batch_size=4,
@@ -223,7 +221,7 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_happened(whole, tmp
                 os.kill(os.getpid(), signal.SIGTERM)
 
     start = shutil.copy(whole.model.checkpoint, tmp_path / "start.pkl")
-    config = dataclasses.replace(whole, run_dir=tmp_path / "stopped", model=Model(checkpoint=start))
+    config = dataclasses.replace(whole, run_dir=tmp_path / "stopped", weights=WeightsConfig(model=start))
     logger, handler = logging.getLogger("matterform.training.loop"), Terminator()
     level = logger.level
     logger.addHandler(handler)
@@ -303,7 +301,8 @@ def test_held_out_pairs_are_disjoint_complete_and_decided_by_the_seed(base, pair
 def test_four_devices_give_the_losses_of_one(whole, tmp_path):
     code = f"""
 import dataclasses, pathlib, jax
-from crystalformer.rl.dpo.train import DpoConfig, train_dpo
+from crystalformer.rl.dpo.train import train_dpo
+from crystalformer.rl.config import DpoConfig
 from matterform.config import load_config
 assert jax.device_count() == 4
 config = load_config(DpoConfig, {str(whole.run_dir / "config.yaml")!r})

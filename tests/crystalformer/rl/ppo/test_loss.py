@@ -8,7 +8,8 @@ import pytest
 
 from crystalformer.loss import crystal_log_prob
 from crystalformer.network.parameters import as_network
-from crystalformer.rl.ppo.loss import Example, Objective, advantages, make_ppo_loss, ppo_loss
+from crystalformer.rl.config import ObjectiveConfig
+from crystalformer.rl.ppo.loss import Example, advantages, make_ppo_loss, ppo_loss
 
 
 def example_of(logp_old, logp_reference, advantage) -> Example:
@@ -17,18 +18,18 @@ def example_of(logp_old, logp_reference, advantage) -> Example:
 
 def test_loss_by_hand():
     # r = e^0.5 = 1.6487, A = 1 - 0.1 * (-1 - -3) = 0.8: clipped to 1.2, min(1.319, 0.96).
-    loss, metrics = ppo_loss(jnp.float32(-1), example_of(-1.5, -3, 1), Objective())
+    loss, metrics = ppo_loss(jnp.float32(-1), example_of(-1.5, -3, 1), ObjectiveConfig())
     assert float(loss) == pytest.approx(-0.96, rel=1e-6)
     assert jax.tree.map(float, metrics) == pytest.approx(
         {"ratio": 1.6487213, "clip_share": 1.0, "kl_step": 1.6487213 - 1 - 0.5}, rel=1e-5
     )
     # A = -1 - 0.2 = -1.2: the minimum is the unclipped -1.978.
-    loss, _ = ppo_loss(jnp.float32(-1), example_of(-1.5, -3, -1), Objective())
+    loss, _ = ppo_loss(jnp.float32(-1), example_of(-1.5, -3, -1), ObjectiveConfig())
     assert float(loss) == pytest.approx(1.2 * 1.6487213, rel=1e-6)
 
 
 def test_ratio_is_one_and_the_gradient_is_that_of_reinforce_at_the_first_step(tiny_config, lively, random_crystals):
-    params, objective = lively(tiny_config), Objective(beta=0.3)
+    params, objective = lively(tiny_config), ObjectiveConfig(beta=0.3)
     crystals = jax.tree.map(jnp.asarray, random_crystals(6, tiny_config.n_max))
 
     def logps(params):
@@ -60,7 +61,7 @@ def test_policy_over_letters_converges_to_the_analytic_optimum(beta):
     # All letters are enumerated, each weighted by the probability to draw it, so nothing is left to chance.
     rewards = jnp.array([0.3, -0.2, 0.5, 0.0, -1.0])
     reference = jax.nn.log_softmax(jnp.array([0.0, 1.0, -1.0, 0.5, 0.2]))
-    objective, optimizer = Objective(beta=beta), optax.adam(0.02)
+    objective, optimizer = ObjectiveConfig(beta=beta), optax.adam(0.02)
 
     def loss(logits, old, baseline):
         losses, _ = jax.vmap(lambda logp, example: ppo_loss(logp, example, objective))(
@@ -84,7 +85,7 @@ def test_policy_over_letters_converges_to_the_analytic_optimum(beta):
 
 
 def test_running_baseline_by_hand():
-    objective = Objective(baseline_decay=0.9)
+    objective = ObjectiveConfig(baseline_decay=0.9)
     first, mean = advantages(np.array([1.0, 3.0]), np.array([1, 2]), None, objective)
     np.testing.assert_allclose(first, [-1, 1])
     assert mean == 2.0
@@ -95,7 +96,7 @@ def test_running_baseline_by_hand():
 
 def test_group_baseline_by_hand():
     rewards, groups = np.array([1.0, 3.0, 5.0, 2.0, 2.0]), np.array([225, 225, 14, 62, 62])
-    values, mean = advantages(rewards, groups, 7.0, Objective(baseline="group"))
+    values, mean = advantages(rewards, groups, 7.0, ObjectiveConfig(baseline="group"))
     batch = (rewards[2] - rewards.mean()) / rewards.std()  # the only one of its group
     np.testing.assert_allclose(values, [-1, 1, batch, 0, 0], rtol=1e-6)
     assert mean == pytest.approx(0.95 * 7 + 0.05 * 2.6)
@@ -103,7 +104,7 @@ def test_group_baseline_by_hand():
 
 def test_equal_rewards_teach_nothing_whatever_their_rounding():
     rewards = np.full(7, 0.1) + np.array([0, 1, -1, 0, 2, 0, -1]) * 1e-17
-    values, _ = advantages(rewards, np.full(7, 225), None, Objective(baseline="group"))
+    values, _ = advantages(rewards, np.full(7, 225), None, ObjectiveConfig(baseline="group"))
     assert not values.any()
 
 
@@ -117,4 +118,4 @@ def test_equal_rewards_teach_nothing_whatever_their_rounding():
 )
 def test_wrong_constants_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        Objective(**wrong)
+        ObjectiveConfig(**wrong)

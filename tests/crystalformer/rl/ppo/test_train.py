@@ -18,18 +18,17 @@ from pymatgen.core import Lattice, Structure
 
 from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
 from crystalformer.cli import main
-from crystalformer.config import Model
+from crystalformer.config import WeightsConfig
 from crystalformer.loss import log_prob
-from crystalformer.rl.ppo.loss import Objective
+from crystalformer.rl.config import ObjectiveConfig, PpoConfig, RewardConfig
 from crystalformer.rl.ppo.record import Record
 from crystalformer.rl.ppo.rollout import score_built
-from crystalformer.rl.ppo.train import PpoConfig, fine_tune, spacegroup_frequencies
+from crystalformer.rl.ppo.train import fine_tune, spacegroup_frequencies
 from crystalformer.rl.reward.base import Reward, make_scores
-from crystalformer.rl.reward.load import RewardConfig
 from crystalformer.symmetry.wyckoff import draw_spacegroups
 from crystalformer.table import read_table
 from matterform.io.formats import write_structures
-from matterform.training.optimizers import OptimizerConfig
+from matterform.training.config import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -101,7 +100,7 @@ def importable(folder, monkeypatch):
 def base(folder) -> PpoConfig:
     return PpoConfig(
         run_dir=folder / "whole",
-        model=Model(checkpoint=folder / "start.pkl"),
+        weights=WeightsConfig(model=folder / "start.pkl"),
         reward=RewardConfig(reward=("ppo_test_rewards:lightness",)),
         spacegroup=(225, 221, 62),
         batch_size=12,
@@ -284,7 +283,7 @@ def test_reward_rises(base, folder):
         epochs=12,
         ppo_epochs=4,
         part_size=32,
-        objective=Objective(beta=0.0, baseline="group"),
+        objective=ObjectiveConfig(beta=0.0, baseline="group"),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         save_every=100,
         publish_every=100,
@@ -309,7 +308,7 @@ def test_reward_rises(base, folder):
 def test_wrong_rewards_are_one_line_and_leave_nothing_behind(function, message, folder, capsys):
     run = folder / f"wrong_{function}"
     start = str(folder / "start.pkl")
-    status = main(["ppo", "--checkpoint", start, "--reward", f"ppo_test_rewards:{function}", "--run-dir", str(run)])
+    status = main(["ppo", "--model", start, "--reward", f"ppo_test_rewards:{function}", "--run-dir", str(run)])
     complaint = capsys.readouterr().err.strip()
     assert status == 2
     assert len(complaint.splitlines()) == 1
@@ -368,7 +367,7 @@ def test_samples_and_rewards_do_not_depend_on_the_number_of_devices(base, folder
 def command_of(folder: pathlib.Path, reward: str = "lightness") -> list[str]:
     """The settings of `base` as a command of another process."""
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from crystalformer.cli import main; sys.exit(main())"
-    flags = [f"--checkpoint={folder / 'start.pkl'}", "--reward", f"ppo_test_rewards:{reward}", "--spacegroup"]
+    flags = [f"--model={folder / 'start.pkl'}", "--reward", f"ppo_test_rewards:{reward}", "--spacegroup"]
     flags += ["225", "221", "62", "--batch-size=12", "--ppo-epochs=2", "--part-size=8", "--learning-rate=3e-3"]
     return [sys.executable, "-c", code, str(folder), "ppo", *flags]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from crystalformer.rl.reward.load import RewardConfig, check_reward, open_reward
+from crystalformer.rl.config import RewardConfig
+from crystalformer.rl.reward.load import check_reward, open_reward
 from matterform.commandline import parse
 from matterform.config import from_dict, to_dict
 from matterform.potentials.base import Properties, PropertyModel
