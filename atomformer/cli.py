@@ -1,124 +1,152 @@
 """The command line `atomformer`: prepare, pretrain, finetune, predict, evaluate."""
 
-import csv
 import dataclasses
-import json
-import math
+import functools
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from matterform.commandline_old import dispatch, parse, parse_run, report_run, say
-from matterform.io.files import write_atomically
+from atomformer.config import FinetuneConfig, PretrainConfig, Task, TrainConfig
+from matterform.commandline import Command, TrainingRun, on_interrupt, report_run, say, this_command
+from matterform.commandline import main as run_command
+from matterform.config import setting
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
-    from atomformer.config import AtomformerConfig, TrainConfig
+    from atomformer.config import AtomformerConfig
     from atomformer.data.rows import Row
     from atomformer.data.sources import ReadRow
+    from atomformer.prediction.predict import Prediction
 
-USAGE = """usage: atomformer COMMAND [OPTIONS]
+DESCRIPTION = """A transformer over atoms for energies, forces and properties.
 
-A transformer over atoms for energies, forces and properties.
+`atomformer COMMAND --help` explains a command. Lengths are in angstrom, energies in eV, forces in eV/angstrom."""
 
-commands:
-  prepare    structures of any kind -> a folder that training opens instantly, or parquet
-  pretrain   energies and forces, masked atoms, coordinate denoising
-  finetune   energies and forces, or properties, from published weights or from nothing
-  predict    energies, forces, properties or features of structures
-  evaluate   errors against known values: numbers, table, picture
-
-`atomformer COMMAND --help` explains a command. Lengths are in angstrom, energies in eV, forces in eV/angstrom.
-"""
+Out = Annotated[pathlib.Path, tyro.conf.arg(aliases=["-o"])]
+MODEL_NAMES = ("checkpoint", "restore_path", "model_name_or_path")
+OUT_NAMES = ("output", "save_path")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepare:
-    """Converts structures once, with bounded memory: extxyz, traj, LMDB, ASE databases, CIF, CSV, parquet, folders of
-    Hugging Face's `datasets`, and the pre-training sets as distributed (--kind).
+class PrepareArguments:
+    """Converts structures into a folder that training opens instantly, or into a parquet file; memory is bounded.
 
-    Structures that cannot be used are left out and listed, with the reason, in OUT.refused.csv.
+    Sources are extxyz, traj, LMDB, ASE databases, CIF, CSV, parquet, folders of Hugging Face's `datasets`, and the
+    pre-training sets as they are distributed (--kind). Structures that cannot be used are left out and listed with the
+    reason in OUT.refused.csv.
 
     atomformer prepare s2ef_train_2M/ oc20 --kind oc20
     """
 
-    source: tyro.conf.Positional[pathlib.Path]
-    out: tyro.conf.Positional[pathlib.Path]  # a folder for training, or NAME.parquet for others
-    kind: Literal["structures", "mptrj", "oc20", "oc22", "odac23", "spice"] = "structures"
-    split: str | None = None  # part of a Hugging Face folder
+    source: pathlib.Path  # file or folder of structures
+    out: Out = setting(dataclasses.MISSING, *OUT_NAMES)  # new folder for training, or NAME.parquet
+    kind: Literal["structures", "mptrj", "oc20", "oc22", "odac23", "spice"] = "structures"  # format of the source
+    split: str | None = None  # split of a Hugging Face folder, e.g. train; needed where there are several
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Predict:
-    """Writes structures with what a model says of them, in the format of the output's suffix.
+class PredictArguments:
+    """Predicts energies, forces, properties or features of structures and writes them with the structures.
 
-    atomformer predict molecules.xyz --model runs/acac/model -o predicted.extxyz
+    Structures that cannot be used are named on standard error and left out.
+
+    atomformer predict molecules.xyz --model runs/acac -o predicted.extxyz
     """
 
-    structures: tyro.conf.Positional[pathlib.Path]
-    model: str  # folder, .safetensors file or Hugging Face id
-    out: Annotated[pathlib.Path, tyro.conf.arg(aliases=["-o"])] = pathlib.Path("predicted.extxyz")
-    features: pathlib.Path | None = None  # also writes the hidden states, as .npz: system (m, dim), atoms, offsets
-    split: str | None = None  # part of a Hugging Face folder
+    structures: tyro.conf.Positional[pathlib.Path]  # file or folder of structures, in any format
+    model: str = setting(dataclasses.MISSING, *MODEL_NAMES)  # run folder, model folder, .safetensors or Hugging Face id
+    out: Out = setting(pathlib.Path("predicted.extxyz"), *OUT_NAMES)  # file for the results, format by its suffix
+    features: pathlib.Path | None = None  # .npz file for the hidden states: system (m, dim), atoms (n, dim), offsets
+    split: str | None = None  # split of a Hugging Face folder, e.g. test
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Compares predictions with what the structures know; writes evaluation.json, parity.csv and parity.png.
+class EvaluateArguments:
+    """Compares predictions with known values; writes evaluation.json, parity.csv and parity.png.
 
-    atomformer evaluate acac_test_300K.extxyz.gz --model runs/acac/model --out evaluation
+    atomformer evaluate acac_test_300K.extxyz.gz --model runs/acac --out evaluation
     """
 
-    structures: tyro.conf.Positional[pathlib.Path]
-    model: str  # folder, .safetensors file or Hugging Face id
-    out: pathlib.Path = pathlib.Path("evaluation")  # folder; what it held of an earlier evaluation is replaced
-    label_columns: tuple[str, ...] = ()  # where the labels are; by default under the names they were learned by
-    task: Literal["SMP", "RES", "MSP", "LEP", "PPI", "LBA", "PSR", "RSR"] | None = None  # of ATOM3D, for its metrics
-    split: str | None = None  # part of a Hugging Face folder
+    structures: tyro.conf.Positional[pathlib.Path]  # file or folder of structures with known values
+    model: str = setting(dataclasses.MISSING, *MODEL_NAMES)  # run folder, model folder, .safetensors or Hugging Face id
+    out: Out = setting(pathlib.Path("evaluation"), *OUT_NAMES)  # folder; replaces an earlier evaluation there
+    label_columns: tuple[str, ...] = ()  # properties with the known labels; none: those the model was trained on
+    task: Task | None = None  # ATOM3D task whose metrics to report; none: all metrics of the model's problem
+    split: str | None = None  # split of a Hugging Face folder, e.g. test
 
 
-PRETRAIN = """Pre-trains a model: formation energies and forces, unless the loss weights say otherwise.
+# Hugging Face TrainingArguments, and flags of its example scripts, with exactly one counterpart here.
+TRAINING_ALIASES = {
+    "--output_dir": "--run-dir",
+    "--num_train_epochs": "--epochs",
+    "--adam_beta1": "--b1",
+    "--adam_beta2": "--b2",
+    "--adam_epsilon": "--eps",
+    "--max_grad_norm": "--clip-norm",
+    "--lr_scheduler_type": "--schedule",
+    "--warmup_ratio": "--warmup-fraction",
+    "--logging_steps": "--log-every",
+    "--eval_steps": "--validate-every",
+    "--save_steps": "--checkpoint-every",
+    "--save_total_limit": "--keep",
+    "--early_stopping_patience": "--patience",
+    "--model_name_or_path": "--model",
+    "--train_file": "--train",
+    "--train_dir": "--train",
+    "--validation_file": "--validation",
+    "--train_split": "--split",
+    "--train_split_name": "--split",
+    "--eval_split_name": "--validation-split",
+}
+_BATCH = "give --batch-size, the structures per step over all devices, and --accumulate, the parts it is computed in"
+_PRECISION = "give --compute-dtype bfloat16 for activations in half precision; parameters stay in float32"
+_WHOLE_DEVICES = "not needed: one process uses all its devices; --distributed joins several processes"
+TRAINING_ANSWERS = {
+    "--per_device_train_batch_size": _BATCH,
+    "--per_device_eval_batch_size": _BATCH,
+    "--auto_find_batch_size": _BATCH,
+    "--gradient_accumulation_steps": _BATCH,
+    "--bf16": _PRECISION,
+    "--fp16": _PRECISION,
+    "--tf32": "not needed: JAX chooses the precision of matrix products by JAX_DEFAULT_MATMUL_PRECISION",
+    "--optim": "give --optimizer adam or --optimizer adamw",
+    "--report_to": "TensorBoard events are always written; --wandb-project NAME reports to Weights & Biases too",
+    "--run_name": "the run is named after its folder, --run-dir",
+    "--logging_dir": "TensorBoard events are in the run folder, --run-dir",
+    "--resume_from_checkpoint": "give --run-dir RUN --resume",
+    "--overwrite_output_dir": "remove the run folder, or choose another --run-dir",
+    "--do_train": "not needed: the command trains and, with --validation or --validation-fraction, validates",
+    "--do_eval": "not needed: the command validates with --validation or --validation-fraction",
+    "--do_predict": "use `atomformer predict`",
+    "--evaluation_strategy": "give --validate-every STEPS; by default once per epoch",
+    "--eval_strategy": "give --validate-every STEPS; by default once per epoch",
+    "--save_strategy": "give --checkpoint-every STEPS; by default once per epoch",
+    "--load_best_model_at_end": "not needed: the model of the run is the best one on the validation set",
+    "--group_by_length": "not needed: batches always group structures of similar size",
+    "--dataloader_num_workers": "not needed: batches are loaded ahead of time",
+    "--dataloader_pin_memory": "not needed: batches are loaded ahead of time",
+    "--remove_unused_columns": "not needed: only the columns of the loss terms are read",
+    "--torch_compile": "not needed: every step is compiled",
+    "--deepspeed": _WHOLE_DEVICES,
+    "--fsdp": _WHOLE_DEVICES,
+    "--ddp_find_unused_parameters": _WHOLE_DEVICES,
+    "--local_rank": _WHOLE_DEVICES,
+    "--data_seed": "--seed determines the order of the data as well",
+    "--tokenizer_name": "not needed: the vocabulary is part of the model",
+    "--validation_split_percentage": "give --validation-fraction, e.g. 0.05 for 5 %",
+    "--push_to_hub": "not done here: the folder RUN/model can be uploaded as it is",
+}
+PREDICTION_ANSWERS = {
+    "--per_device_eval_batch_size": "not needed: the size of a batch follows from the sizes of its structures",
+    "--tokenizer_name": "not needed: the vocabulary is part of the model",
+}
 
-The run folder holds config.yaml, metrics.csv, curves.png, checkpoints/ to resume and model/ to use.
 
-atomformer pretrain --train s2ef --run-dir runs/base --size base --epochs 10
-
-atomformer pretrain --train molecules.xyz --run-dir runs/denoise --formation-energy 0 --forces 0 --denoising 1
-
-atomformer pretrain --run-dir runs/base --resume
-"""
-FINETUNE = """Fine-tunes a model on properties, or on energies and forces; without --model it begins anew.
-
-The run folder holds config.yaml, metrics.csv, curves.png, checkpoints/ to resume and model/ to use.
-
-atomformer finetune --train qm9.parquet --label-columns gap --model atomformer-base --run-dir runs/gap
-
-atomformer finetune --train atom3d-lba --split train --validation-split val --task LBA --run-dir runs/lba
-
-atomformer finetune --train md.xyz --labels 0 --total-energy 1 --forces 10 --conservative --size tiny --run-dir runs/md
-"""
-
-
-def main(argv: Sequence[str] | None = None, recipe: "TrainConfig | None" = None) -> int:
-    """Runs a command; 0 on success, 2 with one line on standard error where the user can mend it, 130 if stopped.
-
-    A `recipe` replaces the defaults of `pretrain` or `finetune`.
-    """
-    commands: dict[str, Callable[[Sequence[str]], int]] = {
-        "prepare": lambda rest: run_prepare(parse(Prepare, "atomformer prepare", rest)),
-        "pretrain": lambda rest: run_training("pretrain", rest, recipe),
-        "finetune": lambda rest: run_training("finetune", rest, recipe),
-        "predict": lambda rest: run_predict(parse(Predict, "atomformer predict", rest)),
-        "evaluate": lambda rest: run_evaluate(parse(Evaluate, "atomformer evaluate", rest)),
-    }
-    return dispatch("atomformer", USAGE, commands, argv)
-
-
-def run_prepare(arguments: Prepare) -> int:
-    """Converts a source, and lists what was refused."""
+def run_prepare(arguments: PrepareArguments) -> int:
+    """Converts a source and lists what was refused."""
     from atomformer.data.converters import iterate_raw
     from atomformer.data.sources import iterate_rows, prepare_dataset
 
@@ -128,105 +156,134 @@ def run_prepare(arguments: Prepare) -> int:
         raise ValueError(f"--split is for Hugging Face folders; {arguments.kind} has none")
     else:
         reads = iterate_raw(arguments.kind, arguments.source)
-    summary = prepare_dataset(_counted(reads, "reading structures"), arguments.out)
+    with _nothing_written(arguments.out):
+        summary = prepare_dataset(_counted(reads, "reading structures"), arguments.out)
     _write_refused(arguments.out, summary.refused)
     say(f"{summary.accepted} structures in {arguments.out}; {len(summary.refused)} refused")
     return 0
 
 
-def run_training(command: str, argv: Sequence[str], recipe: "TrainConfig | None" = None) -> int:
-    """Trains from flags, on top of a saved config or of a `recipe`; or on from where a run was interrupted."""
+def run_training(command: str, run: TrainingRun) -> int:
+    """Trains, or continues an interrupted run."""
     import jax
 
-    from atomformer.config import FinetuneConfig, PretrainConfig
     from atomformer.training import train
     from matterform.plots.curves import write_learning_curves
-    from matterform.training.mesh import initialize_distributed
 
-    kind, text = {"pretrain": (PretrainConfig, PRETRAIN), "finetune": (FinetuneConfig, FINETUNE)}[command]
-    run, resume, processes = parse_run(kind, f"atomformer {command}", text, argv, recipe)
-    if processes is not None:
-        initialize_distributed(*processes)
-    result = train(run, resume=resume)
-    if jax.process_index() == 0:
-        try:
-            write_learning_curves(run.run_dir, run.run_dir / "curves.png")
-        except ImportError as error:  # a picture is no reason to fail
-            say(str(error))
-    return report_run("atomformer", command, run.run_dir, result, "model")
+    run_dir = run.config.run_dir
+
+    def safe() -> str:
+        if (run_dir / "config.yaml").exists():
+            return (
+                f"{run_dir} is as at its last checkpoint; go on with: atomformer {command} --run-dir {run_dir} --resume"
+            )
+        return f"training had not begun; start again with: {this_command()}"
+
+    with on_interrupt(safe):
+        run.processes.initialize()
+        result = train(run.config, resume=run.resume)
+        if jax.process_index() == 0:
+            try:
+                write_learning_curves(run_dir, run_dir / "curves.png")
+            except ImportError as error:  # the extra `viz` is missing; the run is complete without a picture
+                say(str(error))
+    return report_run("atomformer", command, run_dir, result, "model")
 
 
-def run_predict(arguments: Predict) -> int:
-    """Predicts structure by structure; refused ones are named and left out."""
-    import numpy as np
-
+def run_predict(arguments: PredictArguments) -> int:
+    """Predicts structure by structure."""
     from atomformer.checkpoint.published import from_pretrained
     from atomformer.data.rows import row_to_atoms
-    from atomformer.prediction.predict import annotate, predict_all
+    from atomformer.prediction.predict import annotate, predict_rows
     from matterform.io.formats import write_structures
 
     model = from_pretrained(arguments.model)
-    rows: list[Row] = []
-    system, atoms = [], []
-
-    def remembered() -> "Iterator[Row]":
-        for row in _usable_rows(arguments.structures, arguments.split, model.config):
-            rows.append(row)
-            yield row
-        if not rows:  # here, so that no empty file is written
-            raise ValueError(f"{arguments.structures} holds no structure that can be used")
+    rows = _usable_rows(arguments.structures, arguments.split, model.config)
+    states: list[Prediction] = []
+    count = 0
 
     def annotated():
-        predictions = predict_all(model, remembered(), features=arguments.features is not None)
-        for index, prediction in enumerate(predictions):
-            yield annotate(row_to_atoms(rows[index]), prediction, model.config.label_names)
-            rows[index] = {}
+        nonlocal count
+        for row, prediction in predict_rows(model, rows, features=arguments.features is not None):
+            count += 1
             if arguments.features is not None:
-                system.append(prediction.system_features)
-                atoms.append(prediction.atom_features)
+                states.append(prediction)
+            yield annotate(row_to_atoms(row), prediction, model.config.label_names)
 
-    write_structures(arguments.out, annotated())
-    if arguments.features is not None:
-        offsets = np.cumsum([0, *(len(part) for part in atoms)])
-        with write_atomically(arguments.features) as temporary, temporary.open("wb") as file:
-            np.savez(file, system=np.stack(system), atoms=np.concatenate(atoms), offsets=offsets)
-    say(f"{len(rows)} structures in {arguments.out}")
+    with _nothing_written(arguments.out):
+        write_structures(arguments.out, annotated())
+        if arguments.features is not None:
+            _write_features(arguments.features, states)
+    say(f"{count} structures in {arguments.out}")
     return 0
 
 
-def run_evaluate(arguments: Evaluate) -> int:
-    """Predicts and compares; prints the errors and writes what is behind them."""
+def run_evaluate(arguments: EvaluateArguments) -> int:
+    """Predicts and compares; prints the errors and writes the values behind them."""
     from atomformer.checkpoint.published import from_pretrained
-    from atomformer.prediction.evaluation import evaluate, write_parity
+    from atomformer.prediction.evaluation import evaluate, write_evaluation
 
     model = from_pretrained(arguments.model)
     rows = _usable_rows(arguments.structures, arguments.split, model.config)
-    evaluation = evaluate(model, rows, label_columns=arguments.label_columns, task=arguments.task)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    defined = {name: value if math.isfinite(value) else None for name, value in evaluation.metrics.items()}
-    with write_atomically(arguments.out / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(defined, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    with write_atomically(arguments.out / "parity.csv") as temporary, temporary.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["quantity", "known", "predicted"])
-        for name, (known, predicted) in evaluation.pairs.items():
-            if known.shape == predicted.shape:
-                values = zip(known.ravel().tolist(), predicted.ravel().tolist(), strict=True)
-                table.writerows([name, *pair] for pair in values)
+    with _nothing_written(arguments.out):
+        evaluation = evaluate(model, rows, label_columns=arguments.label_columns, task=arguments.task)
     for name, value in evaluation.metrics.items():
         say(f"{name:<36} {value:.6g}")
     try:
-        write_parity(arguments.out / "parity.png", evaluation)
-    except ImportError as error:  # a picture is no reason to fail
+        write_evaluation(arguments.out, evaluation)
+    except ImportError as error:  # the extra `viz` is missing; numbers and table are written
         say(str(error))
     return 0
 
 
+COMMANDS = (
+    Command("prepare", PrepareArguments, run_prepare, positional=("--source", "--out")),
+    Command(
+        "pretrain",
+        PretrainConfig,
+        functools.partial(run_training, "pretrain"),
+        aliases=TRAINING_ALIASES,
+        answers=TRAINING_ANSWERS,
+        training=True,
+    ),
+    Command(
+        "finetune",
+        FinetuneConfig,
+        functools.partial(run_training, "finetune"),
+        aliases=TRAINING_ALIASES,
+        answers=TRAINING_ANSWERS,
+        positional=("--model",),
+        training=True,
+    ),
+    Command("predict", PredictArguments, run_predict, answers=PREDICTION_ANSWERS),
+    Command("evaluate", EvaluateArguments, run_evaluate, answers=PREDICTION_ANSWERS),
+)
+
+
+def main(argv: Sequence[str] | None = None, recipe: TrainConfig | None = None) -> int:
+    """Runs a command and returns its exit status, as `matterform.commandline.main`.
+
+    A `recipe` replaces the defaults of the command that trains such a config.
+    """
+    recipes = {} if recipe is None else {c.name: recipe for c in COMMANDS if c.training and type(recipe) is c.arguments}
+    return run_command("atomformer", DESCRIPTION, COMMANDS, argv, recipes)
+
+
+def _nothing_written(out: pathlib.Path):
+    """Ctrl-C in the block: outputs appear whole or not at all."""
+    return on_interrupt(lambda: f"nothing was written to {out}; start again with: {this_command()}")
+
+
 def _usable_rows(path: pathlib.Path, split: str | None, config: "AtomformerConfig") -> "Iterator[Row]":
-    """The rows of a source; those that the model cannot use are named on standard error."""
+    """The rows of a source that the model can use; the others are named on standard error.
+
+    Raises:
+        ValueError: there is no such row.
+    """
     from atomformer.data.inputs import reference_energy
     from atomformer.data.sources import iterate_rows
 
+    count = 0
     for index, row, reason in _counted(iterate_rows(path, split=split), "predicting"):
         if row is not None:
             try:
@@ -236,7 +293,10 @@ def _usable_rows(path: pathlib.Path, split: str | None, config: "AtomformerConfi
         if row is None:
             sys.stderr.write(f"atomformer: {path}, structure {index} left out: {reason}\n")
         else:
+            count += 1
             yield row
+    if not count:
+        raise ValueError(f"{path} holds no structure that can be used")
 
 
 def _counted(reads: "Iterator[ReadRow]", label: str) -> "Iterator[ReadRow]":
@@ -246,13 +306,26 @@ def _counted(reads: "Iterator[ReadRow]", label: str) -> "Iterator[ReadRow]":
             show(number)
 
 
+def _write_features(path: pathlib.Path, predictions: "Sequence[Prediction]") -> None:
+    """Hidden states of m structures: system (m, dim), atoms (n, dim) one after another, offsets (m + 1,)."""
+    import numpy as np
+
+    from matterform.io.files import write_atomically
+
+    atoms = [prediction.atom_features for prediction in predictions]
+    offsets = np.cumsum([0, *(len(part) for part in atoms if part is not None)])
+    system = np.stack([prediction.system_features for prediction in predictions])
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, system=system, atoms=np.concatenate(atoms), offsets=offsets)
+
+
 def _write_refused(out: pathlib.Path, refused: Mapping[int, str]) -> None:
-    """Lists refused entries beside `out`; without any, a list of an earlier attempt goes."""
+    """Lists refused entries beside `out`; removes the list of an earlier attempt if there are none."""
+    from matterform.io.tables import write_table
+
     path = out.with_name(f"{out.name}.refused.csv")
-    if not refused:
+    if refused:
+        rows = ({"index": index, "reason": reason} for index, reason in refused.items())
+        write_table(path, rows, ("index", "reason"))
+    else:
         path.unlink(missing_ok=True)
-        return
-    with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["index", "reason"])
-        table.writerows(refused.items())

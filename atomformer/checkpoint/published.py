@@ -1,4 +1,4 @@
-"""Models on disk in the published layout: a folder with `config.json` and `model.safetensors`."""
+"""Reading and writing models in the published layout: a folder with `config.json` and `model.safetensors`."""
 
 import importlib.util
 import json
@@ -22,6 +22,7 @@ from matterform.io.files import existing, write_atomically
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MODEL_TYPE = "atomformer"
+RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # names inside the folder of a training run
 # Fields of ours that `config.json` holds under their own names; all others are kept together under OUR_KEY.
 PUBLISHED_FIELDS = (
     "vocab_size",
@@ -54,7 +55,7 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 class Pretrained(NamedTuple):
-    """A model as it lies on disk, and its network: `apply(params, key, structure) -> Outputs` for one structure."""
+    """Parameters, config and network of a model: `apply(params, key, structure) -> Outputs` of one structure."""
 
     params: Params
     config: AtomformerConfig
@@ -65,13 +66,14 @@ def from_pretrained(source: str | os.PathLike[str]) -> Pretrained:
     """Reads a published model.
 
     Args:
-        source: a folder with `config.json` and `model.safetensors` (or its shards); one `.safetensors` file with a
-            `config.json` beside it; or, where no such path exists, the id `organisation/name` of a model on Hugging
-            Face, which is taken from the local cache or else downloaded (needs `huggingface_hub`).
+        source: a folder with `config.json` and `model.safetensors` (or its shards); the folder of a training run; a
+            `.safetensors` file with a `config.json` beside it; or, if no such path exists, the id `organisation/name`
+            of a model on Hugging Face, read from the local cache or else downloaded (needs `huggingface_hub`).
 
     Raises:
         FileNotFoundError: there is nothing at `source`.
-        ValueError: what is there is incomplete, damaged, a pickle, or its config disagrees with its weights.
+        ValueError: the files are incomplete, damaged or a pickle, the config disagrees with the weights, or a run has
+            no model yet.
     """
     path = _local_path(source)
     tensors = _read_tensors(path)
@@ -86,7 +88,10 @@ def from_pretrained(source: str | os.PathLike[str]) -> Pretrained:
 def save_pretrained(folder: str | os.PathLike[str], model: Pretrained) -> None:
     """Writes `config.json` and `model.safetensors` in the published layout, both or none.
 
-    `from_pretrained` gives exactly the same model back. The folder must be new or empty.
+    `from_pretrained` returns exactly the same model.
+
+    Raises:
+        ValueError: the folder is not empty, or the parameters do not belong to the config.
     """
     from safetensors.numpy import save_file
 
@@ -100,10 +105,10 @@ def save_pretrained(folder: str | os.PathLike[str], model: Pretrained) -> None:
 def read_config(path: str | os.PathLike[str]) -> AtomformerConfig:
     """The config of a model's folder or `.safetensors` file; unknown keys are ignored.
 
-    Weights, if they are there, tell the heads of a published model; `architectures` does where they are not.
+    The heads of a published model follow from its weights, or without weights from `architectures`.
 
     Raises:
-        ValueError: a key has a wrong value, or the config is one of another model.
+        ValueError: a key has a wrong value, or the config belongs to another kind of model.
     """
     path = existing(path)
     has_weights = path.is_file() or any((path / name).exists() for name in (WEIGHTS, INDEX))
@@ -111,7 +116,11 @@ def read_config(path: str | os.PathLike[str]) -> AtomformerConfig:
 
 
 def write_config(folder: str | os.PathLike[str], config: AtomformerConfig) -> None:
-    """Writes `config.json` into `folder`, with published keys for all that they can say."""
+    """Writes `config.json` into `folder`, under the published keys where there is one.
+
+    Raises:
+        ValueError: reading the file would not give the same config.
+    """
     ours = to_dict(config)
     values: dict[str, Any] = {name: ours.pop(name) for name in PUBLISHED_FIELDS}
     values |= {"problem_type": PROBLEM_TYPES[ours.pop("problem")], **SPECIAL_TOKENS, "model_type": MODEL_TYPE}
@@ -237,9 +246,20 @@ def _pickle_refused(path: pathlib.Path) -> ValueError:
 
 def _local_path(source: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(source)
-    if not path.exists() and HUB_ID.fullmatch(str(source)):
-        return _hub_folder(str(source))
-    return existing(path)
+    if not path.exists():
+        if HUB_ID.fullmatch(str(source)):
+            return _hub_folder(str(source))
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a run folder, a folder with {CONFIG} and {WEIGHTS}, or the id "
+            "ORGANISATION/NAME of a model on Hugging Face, where the published weights are"
+        )
+    if (path / RUN_CONFIG).is_file() and not (path / CONFIG).exists():
+        if not (path / RUN_MODEL).exists():
+            raise ValueError(
+                f"{path} is a run without a model yet: it appears in {path / RUN_MODEL} when training ends"
+            )
+        return path / RUN_MODEL
+    return path
 
 
 def _hub_folder(hub_id: str) -> pathlib.Path:

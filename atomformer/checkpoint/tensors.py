@@ -1,7 +1,7 @@
 """Our parameter tree <-> the tensors of the published layout, by name.
 
-Published blocks are numbered and apart, ours are stacked; published linears are (out, in), ours (in, out). The names
-are those of spec section 4 with, for heads that it does not name, names in the same manner, chosen here:
+Published blocks are separate and numbered, ours are stacked; published linear layers are (out, in), ours (in, out).
+docs/formulas/atomformer.md lists the published names. For heads without a published name ours follow the same scheme:
 `masked_head.{weight,bias}`, `coords_head.{weight,bias}`, `total_energy_norm`, `total_energy_head.weight`,
 `total_force_norm`, `total_force_head.weight`, and `coords_head.step` for denoising along conservative forces.
 """
@@ -87,13 +87,13 @@ def to_published(params: Params, config: AtomformerConfig) -> dict[str, np.ndarr
 
 
 def heads_among(names: Iterable[str]) -> tuple[str, ...]:
-    """The heads of which there is at least one tensor."""
+    """The heads with at least one tensor."""
     modules = {name.split(".")[0] for name in names}
     return tuple(head for head in HEADS if modules & set(HEAD_MODULES[head]))
 
 
 def sizes_among(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The fields of the config that shapes of tensors tell."""
+    """The fields of the config that follow from the shapes of tensors."""
     sizes = {}
     if blocks := [int(match[1]) for name in shapes if (match := BLOCK.match(name))]:
         sizes["depth"] = max(blocks) + 1
@@ -182,7 +182,7 @@ def _our_shape(leaf: Leaf, depth: int) -> tuple[int, ...]:
 
 
 def _problems(shapes: Mapping[str, tuple[int, ...]], config: AtomformerConfig) -> list[str]:
-    """How the tensors differ from those that `config` asks for."""
+    """Differences between the tensors and those that `config` needs."""
     expected = {name: leaf.shape for leaf in _leaves(config) for name in _names(leaf, config.depth)}
     return _differences(shapes, expected)
 
@@ -200,11 +200,11 @@ def _differences(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tu
 
 
 def _disagreement(shapes: Mapping[str, tuple[int, ...]], config: AtomformerConfig) -> str | None:
-    """Which fields of `config` the tensors contradict, if other values of them explain every tensor."""
+    """The fields of `config` that the tensors contradict, if other values of them explain every tensor."""
     wrong = {name: size for name, size in sizes_among(shapes).items() if size != getattr(config, name)}
     try:
         other = dataclasses.replace(config, **wrong)
-    except ValueError:  # damaged tensors can tell sizes that no config may have
+    except ValueError:  # sizes from damaged tensors may be invalid
         return None
     if not wrong or _problems(shapes, other):
         return None

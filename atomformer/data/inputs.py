@@ -1,4 +1,4 @@
-"""From structures as callers have them to the network's input."""
+"""Conversion of ASE Atoms, pymatgen Structures and rows to the input of the network."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 AnyStructure = Union["ase.Atoms", "pymatgen.core.Structure", Row]
 
-# What the network reads of a row.
+# Columns of a row that the network reads.
 INPUT_COLUMNS = ("input_ids", "coords", "cell", "pbc", "token_type_ids")
-# What stands in the rows of padding.
+# Values in the rows of padding.
 FILL = {"tokens": PAD, "positions": 0, "mask": 0, "token_types": 0}
 
 
 def input_row(structure: Any, config: AtomformerConfig) -> Row:
-    """The checked columns that the network reads.
+    """The columns that the network reads, checked.
 
     Raises:
-        ValueError: the structure is none, or has elements whose reference energies the model lacks.
+        ValueError: the argument is no structure, two atoms are at the same place, or the model has no reference energy
+            of an element.
     """
     import ase
 
@@ -56,7 +57,11 @@ def input_row(structure: Any, config: AtomformerConfig) -> Row:
 
 
 def reference_energy(numbers: Int[np.ndarray, " n"], config: AtomformerConfig) -> float:
-    """The sum of the atoms' reference energies (eV), which the network's energies are less; 0 where it has none."""
+    """The sum of the atoms' reference energies (eV), to be added to the network's energy; 0 if the model has none.
+
+    Raises:
+        ValueError: the model has no reference energy of an element.
+    """
     if not config.energy.references or config.energy_head is None:
         return 0.0
     references = dict(config.energy.references)
@@ -67,9 +72,9 @@ def reference_energy(numbers: Int[np.ndarray, " n"], config: AtomformerConfig) -
 
 
 def prepare_structure(row: Row, config: AtomformerConfig) -> Structure:
-    """The network's input, not padded: positions about their mean, wrapped into the reduced cell if it is periodic.
+    """The input of the network without padding: positions (Å) relative to their mean, wrapped if the model is periodic.
 
-    Both are done in double precision, so that structures far from the origin lose nothing in single precision.
+    Both steps are in double precision, so structures far from the origin lose no digits in single precision.
     """
     tokens, positions = row["input_ids"], row["coords"]
     cell = pbc = edges = None
@@ -86,12 +91,12 @@ def prepare_structure(row: Row, config: AtomformerConfig) -> Structure:
 
 @functools.lru_cache(maxsize=128)
 def _reduced(cell: bytes, pbc: bytes) -> Float[np.ndarray, "3 3"]:
-    """`reduced_cell` of arrays' bytes; structures of one run often share their cell."""
+    """`reduced_cell` (Å) of the bytes of arrays, cached because structures often share their cell."""
     return reduced_cell(np.frombuffer(cell).reshape(3, 3), np.frombuffer(pbc, bool))
 
 
 def pad_structures(structures: Sequence[Structure], length: int, capacity: int) -> Structure:
-    """Structures of the same fields side by side, padded to `length` atoms and `capacity` edges."""
+    """A batch of structures with the same fields, padded to `length` atoms and `capacity` edges."""
 
     def padded(parts: Sequence[np.ndarray], fill: int = 0) -> np.ndarray:
         stacked = np.full((len(parts), length, *parts[0].shape[1:]), fill, parts[0].dtype)

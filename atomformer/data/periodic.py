@@ -9,12 +9,12 @@ from jaxtyping import Array, Bool, Float
 
 from atomformer.data.structure import Edges
 
-# Of a Minkowski-reduced cell the nearest image of a wrapped displacement is among these, whatever the cell's shape.
+# In a Minkowski-reduced cell of any shape, the nearest image of a wrapped displacement is among these.
 NEIGHBOURING_CELLS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float32)
 
 
 def reduced_cell(cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
-    """A Minkowski-reduced basis of the same lattice along the periodic directions, completed by unit vectors."""
+    """A Minkowski-reduced basis (Å) of the lattice of the periodic directions, completed by unit vectors."""
     from ase.geometry import complete_cell, minkowski_reduce
 
     if not pbc.any():
@@ -34,9 +34,9 @@ def safe_norm(x: Float[Array, "*s 3"]) -> Float[Array, "*s"]:
 def nearest_images(
     displacements: Float[Array, "*pairs 3"], cell: Float[Array, "3 3"], pbc: Bool[Array, "3"]
 ) -> Float[Array, "*pairs 3"]:
-    """The shortest displacement (Å) to any image; exact in a `reduced_cell` of any shape.
+    """The shortest displacement (Å) to any image; exact in a `reduced_cell`.
 
-    The choice among images is piecewise constant, so gradients pass to the displacement and the cell.
+    The choice of the image is piecewise constant, so gradients pass to the displacement and the cell.
     """
     fractional = jax.lax.stop_gradient(displacements @ jnp.linalg.inv(cell))
     wrapped = displacements - (jnp.round(fractional) * jnp.broadcast_to(pbc, fractional.shape)) @ cell
@@ -49,7 +49,7 @@ def nearest_images(
 def image_edges(
     positions: Float[np.ndarray, "n 3"], cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"], cutoff: float
 ) -> Edges:
-    """All ordered pairs, self-images included, closer than `cutoff` (Å), in any cell; on the host, not padded."""
+    """All ordered pairs of atoms closer than `cutoff` (Å), with images of the atom itself; on the host, not padded."""
     from ase.neighborlist import primitive_neighbor_list
 
     first, second, shift = primitive_neighbor_list("ijS", pbc, cell, positions, cutoff)
@@ -57,6 +57,6 @@ def image_edges(
 
 
 def envelope(distances: Float[Array, "*s"], cutoff: float) -> Float[Array, "*s"]:
-    """Behler's cosine cutoff: 1 at 0, and 0 with zero slope from `cutoff` on."""
+    """Cosine cutoff of Behler and Parrinello (2007): 1 at 0, and 0 with zero slope from `cutoff` (Å) on."""
     inside = distances < cutoff
     return jnp.where(inside, 0.5 * (1 + jnp.cos(jnp.pi * jnp.where(inside, distances, 0.0) / cutoff)), 0.0)

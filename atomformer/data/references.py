@@ -1,4 +1,4 @@
-"""Origins and units of energies: what an atom of each element contributes, and how large differences are."""
+"""Reference energies per element, and the scale of what is left of the energies without them."""
 
 import os
 
@@ -15,7 +15,7 @@ STRUCTURES_AT_ONCE = 10_000  # of a data set that may be larger than memory
 
 
 def isolated_energies(path: str | os.PathLike[str]) -> dict[int, float]:
-    """Energy (eV) by atomic number, from a file of single atoms.
+    """Energies (eV) by atomic number, from a file of single atoms.
 
     Raises:
         ValueError: an entry is not a single atom with an energy.
@@ -36,11 +36,18 @@ def isolated_energies(path: str | os.PathLike[str]) -> dict[int, float]:
 def fit_energy_scale(
     dataset: Dataset, column: str, per_atom: bool, isolated: dict[int, float] | None = None
 ) -> EnergyScale:
-    """References that leave differences of mean zero, and the unit of these differences.
+    """Reference energies (eV) per element that leave residuals of mean zero, and the scale (eV) of the residuals.
 
-    Without `isolated` (eV by atomic number), the references are the least-squares solution (of least norm, where
-    compositions do not tell elements apart); with them, theirs, shifted by the same energy for every atom. The unit is
-    the root mean square of the forces times 1 Å, or else of what is left of the energies (an atom, if `per_atom`).
+    Args:
+        column: the energies, `formation_energy` or `total_energy`.
+        per_atom: whether the network predicts energies per atom.
+        isolated: energies (eV) of isolated atoms by atomic number. With them, the references are these, shifted by the
+            same energy for every atom. Without, they are the least-squares solution, of least norm if the compositions
+            do not determine it.
+
+    Returns:
+        The references, and as the scale the root mean square of the forces times 1 Å, or without forces that of the
+        residuals (per atom if `per_atom`).
 
     Raises:
         ValueError: no energy is known, or `isolated` lacks an element of the data.
@@ -65,7 +72,7 @@ def fit_energy_scale(
     scale = _force_scale(dataset)
     if not scale > 0:
         left = energies - counts @ references
-        # An exact fit leaves rounding, which is no unit.
+        # An exact fit leaves only rounding errors, which are no scale.
         left = np.where(np.abs(left) > ROUNDING * np.abs(energies), left, 0.0)
         scale = float(np.sqrt(np.mean((left / counts.sum(axis=1) if per_atom else left) ** 2)))
     named = tuple((int(z), float(energy)) for z, energy in zip(numbers, references, strict=True))
@@ -73,7 +80,7 @@ def fit_energy_scale(
 
 
 def composition(dataset: Dataset, numbers: np.ndarray) -> np.ndarray:
-    """How many atoms of each of `numbers` every structure has, (m, elements)."""
+    """Number of atoms of each element in `numbers` (atomic numbers) in every structure, (m, elements)."""
     all_sizes, e = atom_counts(dataset), len(numbers)
     place = np.zeros(256, np.int64)
     place[numbers] = np.arange(e)
@@ -87,7 +94,7 @@ def composition(dataset: Dataset, numbers: np.ndarray) -> np.ndarray:
 
 
 def _force_scale(dataset: Dataset) -> float:
-    """The root mean square of the known force components (eV/Å), in double precision; 0 where none is known."""
+    """Root mean square of the known force components (eV/Å), in double precision; 0 if none is known."""
     total, count = 0.0, 0
     for part in pieces(dataset.atoms["forces"]) if "forces" in dataset.atoms else ():
         known = part[np.isfinite(part)].astype(np.float64)

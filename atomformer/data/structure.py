@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 
-AnyArray = Any  # on the host first, on devices later
+AnyArray = Any  # NumPy on the host, JAX on devices
 
 
 class Edges(NamedTuple):
@@ -19,7 +19,7 @@ class Edges(NamedTuple):
 class Structure(NamedTuple):
     """Atoms of one structure, padded to n; rows with `mask` False are padding.
 
-    Without `cell` no distance knows of periodicity. A molecule among crystals has a `cell` and `pbc` False.
+    Without `cell`, distances are not periodic. A molecule in a batch with crystals has a `cell` and `pbc` False.
     """
 
     tokens: Int[AnyArray, " n"]  # atomic numbers, or special tokens
@@ -28,4 +28,4 @@ class Structure(NamedTuple):
     token_types: Int[AnyArray, " n"] | None = None  # 0-2
     cell: Float[AnyArray, "3 3"] | None = None  # rows are lattice vectors, Å
     pbc: Bool[AnyArray, "3"] | None = None
-    edges: Edges | None = None  # explicit images only
+    edges: Edges | None = None  # only with explicit images

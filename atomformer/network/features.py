@@ -1,6 +1,6 @@
-"""Seventeen properties of every element, scaled for the network; special tokens have none.
+"""Seventeen scaled properties of every element, as input of the network; special tokens have none.
 
-The raw values live in data/element_features.csv, written by data/make_element_features.py, which names the sources.
+The raw values are in assets/element_features.csv, written by assets/make_element_features.py, which names the sources.
 """
 
 import csv
@@ -18,12 +18,12 @@ UNKNOWN = -1.0
 
 @functools.cache
 def element_features() -> Float[np.ndarray, "123 17"]:
-    """Features by token, each scaled to [0, 1] over the elements that have it; -1 where not known.
+    """Features of every token, each scaled to [0, 1] over the elements with a known value; -1 if unknown.
 
     Columns: atomic number, mass, neutrons, protons, electrons, period, group, radius, electronegativity, first
     ionisation energy, density, melting point, boiling point, isotopes, specific heat, shells, valence electrons.
-    Published weights bring their own table, of other sources; use that one with them. The array is shared, so it is
-    read-only.
+    Published weights contain their own table, made from other sources, which is used with them. The array is read-only
+    because it is shared.
     """
     with FEATURES_CSV.open(newline="") as file:
         rows = list(csv.reader(file))[1:]

@@ -1,4 +1,4 @@
-"""What is read off the encoder: energies, forces, masked tokens, coordinates, labels; none of it needs labels."""
+"""Output heads on the encoder: energies, forces, masked tokens, coordinates, labels (docs/formulas/atomformer.md)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from atomformer.network.parameters import layer_norm
 
 
 class Outputs(NamedTuple):
-    """Predictions for one structure; None where the model has no such head. Rows of padding hold no meaning."""
+    """Outputs for one structure; None where the model has no such head. Values in rows of padding are meaningless."""
 
     hidden: Float[Array, "rows d"]  # row 0 is the system token, rows 1.. the atoms
     formation_energy: Float[Array, ""] | None = None  # eV; less the config's reference energies, like total_energy
@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
 def read_heads(
     heads: Mapping[str, Any], hidden: Float[Array, "rows d"], mask: Bool[Array, " n"], config: AtomformerConfig
 ) -> Outputs:
-    """Applies every head that has parameters; conservative forces and coordinates come later, from the energy."""
+    """Applies every head that has parameters; conservative forces and coordinates are added by `add_derivatives`."""
     system, atoms = hidden[0], hidden[1:]
     found: dict[str, Array] = {}
     for name, leaves in heads.items():
@@ -46,7 +46,7 @@ def read_heads(
 
 
 def linear_head(leaves: Mapping[str, Any], x: Float[Array, "*s d"]) -> Float[Array, "*s e"]:
-    """Linear(LayerNorm(x)); without norm or bias where the head has none."""
+    """Linear(LayerNorm(x)); without the norm or the bias if the head has none."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     y = (layer_norm(leaves["norm"], x) if "norm" in leaves else x) @ leaves["w"]
     return y + jnp.broadcast_to(leaves["b"], y.shape) if "b" in leaves else y
@@ -64,10 +64,11 @@ def _labels(numbers: Float[Array, " labels"], config: AtomformerConfig) -> Float
 
 
 def add_derivatives(outputs, structure, heads, config: AtomformerConfig) -> Outputs:
-    """`outputs(structure)` with the forces, stress and denoised coordinates that follow from its energy.
+    """`outputs(structure)` with forces (eV/Å), stress and denoised coordinates (Å) as derivatives of the energy.
 
-    Stress is the derivative by a symmetric strain of positions and cell over the volume (eV/Å³, ASE's sign). It means
-    something where all three directions are periodic; `predict_all` and the calculator leave it out elsewhere.
+    The stress (eV/Å³, ASE's sign) is the derivative by a symmetric strain of positions and cell, over the volume
+    (docs/formulas/atomformer.md). It is meaningful only with three periodic directions; otherwise `predict_all` and
+    the calculator leave it out.
     """
 
     def energy(positions: Float[Array, "n 3"], strain: Float[Array, "3 3"]) -> tuple[Float[Array, ""], Outputs]:

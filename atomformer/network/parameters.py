@@ -1,4 +1,7 @@
-"""The parameter tree: names, shapes, initial values. Blocks are stacked on a leading axis, linears are (in, out)."""
+"""The parameter tree: names, shapes, initial values, and LayerNorm, which every part applies.
+
+Blocks are stacked on a leading axis; linear layers are (in, out).
+"""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +18,8 @@ Params = Mapping[str, Any]
 
 NUM_FEATURES = 17
 NUM_TOKEN_TYPES = 4  # three for the caller, one for the system token
-# Å²/eV, of a denoised position = position + step x force; learned. Bonds of 10 eV/Å² ask for 0.1, stiffer for less.
+# Å²/eV: initial value of the learned step in denoised position = position + step x force.
+# The optimum is 0.1 for bonds of 10 eV/Å², and less for stiffer ones.
 FIRST_STEP = 0.01
 NORM_EPS = 1e-5  # added to the variance in every LayerNorm
 
@@ -23,20 +27,21 @@ NORM_EPS = 1e-5  # added to the variance in every LayerNorm
 def init_params(key: PRNGKeyArray, config: AtomformerConfig) -> Params:
     """Fresh float32 parameters.
 
-    Gaussians from U(0, 3), mul 1 and bias 0 (spec section 2), tables N(0, 1), weights N(0, 1/inputs), those that
-    write to the residual stream smaller by sqrt(2 depth); the heads for labels and total energies start at zero.
+    Means and widths of the Gaussians are U(0, 3), mul is 1 and bias 0 (docs/formulas/atomformer.md). Tables are N(0, 1),
+    weights N(0, 1/inputs), smaller by sqrt(2 depth) in projections to the residual stream. The heads for labels and
+    total quantities are zero.
     """
     encoder_key, head_key = jax.random.split(key)
     return {"encoder": _init_encoder(encoder_key, config), "heads": _init_heads(head_key, config)}
 
 
 def fold_halves(out_proj: Float[Array, "*s columns"], dim: int) -> Float[Array, "*s dim"]:
-    """The projection out of a block with its two halves, both of which go to the residual, added; once is enough."""
+    """The output projection of a block with its two halves, which are both added to the residual, summed."""
     return out_proj if out_proj.shape[-1] == dim else out_proj[..., :dim] + out_proj[..., dim:]
 
 
 def fold_params(params: Params, config: AtomformerConfig) -> Params:
-    """The same network with less to compute, for prediction only: training needs the halves of out_proj apart."""
+    """The same network with fewer operations, for prediction only: training needs both halves of out_proj."""
     blocks = params["encoder"]["blocks"]
     blocks = {**blocks, "out_proj": fold_halves(blocks["out_proj"], config.dim)}
     return {**params, "encoder": {**params["encoder"], "blocks": blocks}}

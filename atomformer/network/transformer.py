@@ -1,4 +1,4 @@
-"""The network: an encoder over atoms whose attention is biased by distances (spec sections 2 and 3).
+"""The network: an encoder over atoms whose attention is biased by distances (docs/formulas/atomformer.md).
 
 Everything is written for one structure; callers vmap. Parallel attention and MLP after Dehghani et al. 2023 (ViT-22B),
 the pair bias after Shi et al. 2022 (Graphormer-3D) and Lu et al. 2023 (Uni-Mol+).
@@ -21,7 +21,7 @@ from atomformer.network.parameters import Params, fold_halves, init_params, laye
 Apply = Callable[..., Outputs]
 
 SYSTEM_TYPE = 3  # the token type of the system token
-# What a block reads inside the scan; its part in the pair bias is used before.
+# Parameters that a block reads inside the scan; those of its pair bias are used before.
 BLOCK_LEAVES = ("in_norm", "q_norm", "k_norm", "in_proj", "out_proj")
 
 
@@ -33,14 +33,14 @@ class Transformer(NamedTuple):
 
 
 def make_transformer(key: PRNGKeyArray, config: AtomformerConfig) -> Transformer:
-    """Fresh parameters and `transformer(params, key, structure) -> Outputs` of one structure; key=None: no dropout."""
+    """Fresh parameters, and `transformer(params, key, structure) -> Outputs` of one structure; key=None: no dropout."""
     return Transformer(init_params(key, config), make_apply(config))
 
 
 def make_apply(config: AtomformerConfig) -> Apply:
     """The network as a function of its parameters, for one structure.
 
-    With `conservative` forces and stress are derivatives of the energy, and the function may be differentiated again.
+    With `conservative`, forces and stress are derivatives of the energy; the function can still be differentiated.
     """
 
     def transformer(params: Params, key: PRNGKeyArray | None, structure: Structure) -> Outputs:
@@ -58,7 +58,7 @@ def make_apply(config: AtomformerConfig) -> Apply:
 def encode(
     encoder: Mapping[str, Any], key: PRNGKeyArray | None, structure: Structure, config: AtomformerConfig
 ) -> Float[Array, "rows d"]:
-    """The states of the system token (row 0) and of the atoms after the last block; there is no final norm."""
+    """Hidden states of the system token (row 0) and of the atoms after the last block; there is no final norm."""
     tokens = jnp.concatenate([jnp.full((1,), GRAPH), structure.tokens])
     mask = jnp.concatenate([jnp.ones((1,), bool), structure.mask])
     biases = attention_biases(encoder, tokens, structure, config)
@@ -70,8 +70,8 @@ def encode(
         leaves, bias, dropout_key = inputs
         return block(leaves, dropout_key, x, bias, config), None
 
-    # Of a block only the large matrix products are kept for the backward pass, or with gradient checkpointing nothing:
-    # to compute the rest again is cheaper than to write it to memory and read it back.
+    # Only the large matrix products of a block are kept for the backward pass, with gradient checkpointing nothing:
+    # recomputing the rest is cheaper than writing it to memory and reading it back.
     if config.gradient_checkpointing or not config.conservative:  # a second derivative would pay twice
         policy = None if config.gradient_checkpointing else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # the scan itself prevents it
@@ -100,7 +100,7 @@ def block(
     bias: Float[Array, "rows rows"],
     config: AtomformerConfig,
 ) -> Float[Array, "rows d"]:
-    """Attention and MLP side by side: one projection in, one out, both of whose halves go to the residual."""
+    """Parallel attention and MLP: one projection in, one out, whose two halves are both added to the residual."""
     hidden = config.mlp_ratio * config.dim
     projected = layer_norm(leaves["in_norm"], x) @ leaves["in_proj"]
     mlp = jax.nn.gelu(projected[:, :hidden], approximate=False)
@@ -115,7 +115,7 @@ def attention(
     bias: Float[Array, "rows rows"],
     config: AtomformerConfig,
 ) -> Float[Array, "rows d"]:
-    """Attention with one bias for all heads, normalised queries and keys, and a softmax never in half precision."""
+    """Attention with one bias for all heads and normalised queries and keys; the softmax is never in half precision."""
     rows = projected.shape[0]
     heads = jnp.moveaxis(projected.reshape(rows, 3, config.num_heads, -1), 0, 2)
     query, key, value = layer_norm(leaves["q_norm"], heads[0]), layer_norm(leaves["k_norm"], heads[1]), heads[2]

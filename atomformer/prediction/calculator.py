@@ -29,10 +29,10 @@ class Calculator(AseCalculator):
     """
 
     def __init__(self, model: Pretrained | str | os.PathLike[str]) -> None:
-        """Takes a model, or the place of one for `from_pretrained`.
+        """Takes a model, or a source for `from_pretrained`.
 
         Raises:
-            ValueError: the model has neither energies nor forces.
+            ValueError: the model predicts neither energies nor forces.
         """
         super().__init__()
         model = model if isinstance(model, Pretrained) else from_pretrained(model)
@@ -54,15 +54,17 @@ class Calculator(AseCalculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Fills `results` with all that the model gives; stress only where all three directions are periodic.
+        """Fills `results` with energy (eV), forces (eV/Å) and stress (eV/Å³), as far as the model predicts them.
+
+        The stress needs three periodic directions.
 
         Raises:
-            ValueError: positions that are not finite, two atoms at one place, elements without reference energies.
+            ValueError: positions that are not finite, two atoms at the same place, elements without reference energy.
         """
         super().calculate(atoms, properties, system_changes)
         row = input_row(self.atoms, self.config)
         structure = prepare_structure(row, self.config)
-        outputs: Outputs = jax.device_get(self._apply(self._params, self._with_room(structure)))
+        outputs: Outputs = jax.device_get(self._apply(self._params, self._with_padded_edges(structure)))
         self.results = {}
         if self.config.energy_head is not None:
             energy = float(getattr(outputs, self.config.energy_head)) + reference_energy(row["input_ids"], self.config)
@@ -72,8 +74,8 @@ class Calculator(AseCalculator):
         if outputs.stress is not None and structure.pbc is not None and structure.pbc.all():
             self.results["stress"] = full_3x3_to_voigt_6_stress(outputs.stress.astype(float))
 
-    def _with_room(self, structure: Structure) -> Structure:
-        """The structure with its edges padded, so that a few more do not change the shapes."""
+    def _with_padded_edges(self, structure: Structure) -> Structure:
+        """The structure with padded edges, so that a few more edges do not change the shapes."""
         if structure.edges is None:
             return structure
         n, needed = len(structure.tokens), len(structure.edges.first)

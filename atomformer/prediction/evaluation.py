@@ -1,5 +1,7 @@
-"""How far predictions are from what is known: errors of energies, forces and labels, as numbers, table and picture."""
+"""Errors of predicted energies, forces and labels: as numbers, as a table and as parity plots."""
 
+import json
+import math
 import os
 import pathlib
 import re
@@ -12,14 +14,15 @@ from atomformer.checkpoint.published import Pretrained
 from atomformer.config import ENERGY_HEADS, AtomformerConfig
 from atomformer.data.rows import Row
 from atomformer.prediction.metrics import ATOM3D, task_metrics
-from atomformer.prediction.predict import Prediction, predict_all
+from atomformer.prediction.predict import Prediction, predict_rows
 from matterform.io.files import write_atomically
+from matterform.io.tables import write_table
 
 MEV = 1000.0
 
 
 class Evaluation(NamedTuple):
-    """Errors, and the values behind them: name -> known and predicted, side by side."""
+    """Errors, and the known and predicted values behind them by quantity."""
 
     metrics: dict[str, float]
     pairs: dict[str, tuple[np.ndarray, np.ndarray]]  # energies (eV), forces (components, eV/Å), labels (m, t)
@@ -28,41 +31,33 @@ class Evaluation(NamedTuple):
 def evaluate(
     model: Pretrained, rows: Iterable[Row], *, label_columns: Sequence[str] = (), task: str | None = None
 ) -> Evaluation:
-    """Predicts every row and compares with what it knows.
+    """Predicts every row and compares with the known values in it.
 
-    Energies: mean absolute and root-mean-square errors in meV, and in meV an atom. Forces: the same of the components,
-    in meV/Å, and the cosine between vectors. Labels: the metrics of the model's problem, or of the ATOM3D `task`.
+    Energies: mean absolute and root-mean-square errors in meV and in meV/atom. Forces: the same of the components, in
+    meV/Å, and the mean cosine between the vectors. Labels: the metrics of the model's problem, or of the ATOM3D `task`.
+
+    Args:
+        label_columns: properties with the known labels; by default those that the model was trained on.
 
     Raises:
-        ValueError: a row cannot be used, or nothing is known of what the model predicts.
+        ValueError: a row cannot be used, or no row has a value of anything that the model predicts.
     """
-    kept: list[Row] = []
-
-    def remembered() -> Iterator[Row]:
-        for row in rows:
-            kept.append(row)
-            yield row
-
     columns = label_columns or _columns(model.config)
     found: dict[str, list[tuple[Any, Any]]] = {}
     sizes: dict[str, list[int]] = {}
-    for index, prediction in enumerate(predict_all(model, remembered())):
-        row, kept[index] = kept[index], {}
+    for row, prediction in predict_rows(model, rows):
         for name, known, predicted in _compared(row, prediction, columns):
             found.setdefault(name, []).append((known, predicted))
             sizes.setdefault(name, []).append(len(row["input_ids"]))
     if not found:
-        raise ValueError(f"none of the structures knows what the model predicts: {', '.join(model.config.heads)}")
+        raise ValueError(f"no structure has a known value of what the model predicts: {', '.join(model.config.heads)}")
     if "labels" in found:
         found["labels"] = _filled(found["labels"], columns)
     pairs = {name: _side_by_side(values) for name, values in found.items()}
     metrics: dict[str, float] = {}
     for name, (known, predicted) in pairs.items():
         if name == "labels":
-            wanted = None if task is None else ATOM3D[task].metrics
-            names = model.config.label_names or [f"label {i}" for i in range(known.shape[1])]
-            names = columns if model.config.problem == "multiclass" else names
-            metrics |= task_metrics(model.config.problem, predicted, known, names, wanted)
+            metrics |= _label_metrics(model.config, columns, known, predicted, task)
         elif name == "forces":
             metrics |= force_errors(known, predicted)
         else:
@@ -70,8 +65,17 @@ def evaluate(
     return Evaluation(metrics, pairs)
 
 
+def _label_metrics(
+    config: AtomformerConfig, columns: Sequence[str], known: np.ndarray, predicted: np.ndarray, task: str | None
+) -> dict[str, float]:
+    wanted = None if task is None else ATOM3D[task].metrics
+    names = config.label_names or [f"label {i}" for i in range(known.shape[1])]
+    names = columns if config.problem == "multiclass" else names
+    return task_metrics(config.problem, predicted, known, names, wanted)
+
+
 def energy_errors(name: str, known: np.ndarray, predicted: np.ndarray, atoms: np.ndarray) -> dict[str, float]:
-    """Errors of m energies (eV) of structures with so many `atoms`, in meV."""
+    """Errors in meV and meV/atom of m energies (eV); `atoms` are the numbers of atoms of the structures."""
     errors = (predicted - known) * MEV
     return {
         f"{name}/mae_mev": float(np.abs(errors).mean()),
@@ -83,7 +87,7 @@ def energy_errors(name: str, known: np.ndarray, predicted: np.ndarray, atoms: np
 
 
 def force_errors(known: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Errors of (n, 3) forces (eV/Å), in meV/Å over components; the cosine is over atoms whose force is not 0."""
+    """Errors of the components of (n, 3) forces (eV/Å) in meV/Å; the mean cosine is over atoms whose force is not 0."""
     errors = (predicted - known) * MEV
     norms = np.linalg.norm(known, axis=1) * np.linalg.norm(predicted, axis=1)
     cosines = np.sum(known * predicted, axis=1)[norms > 0] / norms[norms > 0]
@@ -138,8 +142,30 @@ def _side_by_side(values: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray
     return np.stack(known), np.stack(predicted)
 
 
+def write_evaluation(folder: str | os.PathLike[str], evaluation: Evaluation) -> None:
+    """Writes evaluation.json (undefined metrics are null), parity.csv and parity.png; replaces earlier ones.
+
+    Raises:
+        ImportError: matplotlib is missing (extra `viz`); the other two files are written.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    defined = {name: value if math.isfinite(value) else None for name, value in evaluation.metrics.items()}
+    with write_atomically(folder / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(defined, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_table(folder / "parity.csv", _parity_rows(evaluation), ("quantity", "known", "predicted"))
+    write_parity(folder / "parity.png", evaluation)
+
+
+def _parity_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    for name, (known, predicted) in evaluation.pairs.items():
+        if known.shape == predicted.shape:  # classes have one score per class
+            for pair in zip(known.ravel().tolist(), predicted.ravel().tolist(), strict=True):
+                yield {"quantity": name, "known": pair[0], "predicted": pair[1]}
+
+
 def write_parity(path: str | os.PathLike[str], evaluation: Evaluation, title: str = "") -> None:
-    """A picture of predicted against known values, one panel a quantity; classes have none, and alone no picture.
+    """Plots predicted against known values, one panel per quantity; without such a quantity (classes) no file is left.
 
     Raises:
         ImportError: matplotlib is missing; it comes with the extra `viz`.
@@ -154,7 +180,7 @@ def write_parity(path: str | os.PathLike[str], evaluation: Evaluation, title: st
     figure, axes = new_figure(len(panels), title)
     for axis, (name, (known, predicted)) in zip(axes, panels.items(), strict=True):
         unit = f" ({units[name]})" if name in units else ""
-        # Total energies are large and nearly equal: the deviation from their mean is what one wants to see.
+        # Total energies are large and nearly equal, so their deviation from the mean is shown.
         origin = known.mean() if name in ENERGY_HEADS else 0.0
         known, predicted = (known - origin).ravel(), (predicted - origin).ravel()
         low, high = (pick([pick(known), pick(predicted)]) for pick in (np.nanmin, np.nanmax))

@@ -1,4 +1,4 @@
-"""How well predictions meet labels, on the host; missing labels (NaN) are left out and what is left is counted."""
+"""Metrics of regression and classification; missing labels (NaN) are left out, and the remaining ones are counted."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 
 class Atom3dTask(NamedTuple):
-    """One task of ATOM3D (Townshend et al. 2021): how to fine-tune for it, and the metrics it is judged by."""
+    """A task of ATOM3D (Townshend et al. 2021, arXiv:2012.04035): the problem to fine-tune for, and its metrics."""
 
     title: str
     problem: str  # a key of METRICS
@@ -41,19 +41,23 @@ def rmse(predictions: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) 
 
 
 def pearson(predictions: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> float:
-    """Linear correlation; NaN where either side is constant, as an untrained head's predictions are."""
+    """Pearson's linear correlation; NaN if either side is constant, e.g. for predictions of an untrained head."""
+    from scipy.stats import pearsonr
+
     predictions, labels = _labelled(predictions, labels)
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return float("nan")
-    return float(np.corrcoef(predictions, labels)[0, 1])
+    return float(pearsonr(predictions, labels).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def spearman(predictions: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> float:
-    """Correlation of ranks, equal values sharing their mean rank; NaN where either side is constant."""
-    from scipy.stats import rankdata
+    """Spearman's correlation of ranks, with the mean rank for equal values; NaN if either side is constant."""
+    from scipy.stats import spearmanr
 
     predictions, labels = _labelled(predictions, labels)
-    return pearson(rankdata(predictions), rankdata(labels))
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return float("nan")
+    return float(spearmanr(predictions, labels).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def accuracy(classes: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> float:
@@ -63,12 +67,12 @@ def accuracy(classes: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) 
 
 
 def auroc(scores: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> float:
-    """Probability that a random positive scores above a random negative, a tie counting half.
+    """Area under the ROC curve: probability that a random positive scores above a random negative; ties count half.
 
     Raises:
         ValueError: the labels are of one class only, or not 0 and 1.
     """
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
     scores, labels = _labelled(scores, labels)
     _check_classes(labels, 2)
@@ -76,8 +80,8 @@ def auroc(scores: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> f
     positives, negatives = int(positive.sum()), int((~positive).sum())
     if positives == 0 or negatives == 0:
         raise ValueError(f"AUROC needs both classes: found {positives} labels 1 and {negatives} labels 0")
-    # Mann and Whitney: the rank sum of the positives, less what they would have among themselves, counts the pairs won.
-    wins = rankdata(scores)[positive].sum() - positives * (positives + 1) / 2
+    # Mann and Whitney's U counts the pairs in which the positive scores higher; its p-value is not needed.
+    wins = mannwhitneyu(scores[positive], scores[~positive], method="asymptotic").statistic
     return float(wins / (positives * negatives))
 
 
@@ -100,13 +104,17 @@ def task_metrics(
     names: Sequence[str],
     metrics: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Metrics of every target as "name/metric", and as "name/count" how many labels they rest on.
+    """Metrics of every target as "name/metric", and the number of its labels as "name/count".
 
     Args:
         problem: "regression", "binary" (predictions are logits, labels 0 and 1) or "multiclass" (predictions are one
-            score for each class, labels the class; one target).
-        names: one for every target, that is, column of the labels.
-        metrics: those wanted, such as `ATOM3D["LBA"].metrics`; None gives all of the problem.
+            score per class, labels the class; one target).
+        names: one per target, that is, per column of the labels.
+        metrics: the metrics to compute, such as `ATOM3D["LBA"].metrics`; None computes all of the problem.
+
+    Raises:
+        ValueError: an unknown problem or metric, shapes that do not match, a target without labels, labels that are no
+            classes, or predictions that are not finite.
     """
     if problem not in METRICS:
         raise ValueError(f"unknown problem {problem!r}: expected {', '.join(METRICS)}")
@@ -138,7 +146,7 @@ def task_metrics(
 
 
 def _labelled(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64, where there is a label."""
+    """Predictions and labels as float64, without those that have no label."""
     known = ~np.isnan(labels)
     if not known.any():
         raise ValueError(f"all {len(labels)} labels are missing, so nothing can be measured")
@@ -153,6 +161,6 @@ def _check_finite(predictions: np.ndarray) -> None:
 
 
 def _check_classes(labels: np.ndarray, count: int) -> None:
-    """Refuses known labels that are no classes."""
+    """Checks that known labels are classes from 0 to count - 1."""
     if len(wrong := labels[(labels != np.round(labels)) | (labels < 0) | (labels >= count)]):
         raise ValueError(f"label {wrong[0]:g} is no class: expected whole numbers from 0 to {count - 1}")

@@ -1,4 +1,4 @@
-"""What a model says of structures: energies, forces, labels and features of any number of them, in batches."""
+"""Energies, forces, labels and features of any number of structures, predicted in batches."""
 
 import collections
 import functools
@@ -31,7 +31,7 @@ WINDOW_ATOMS = 30_000
 
 
 class Prediction(NamedTuple):
-    """What a model says of one structure; None where it has no such head."""
+    """The predictions for one structure; None where the model has no such head."""
 
     formation_energy: float | None = None  # eV, the references included, like total_energy
     total_energy: float | None = None  # eV
@@ -69,21 +69,40 @@ def predict(
 def predict_all(
     model: Pretrained, structures: Iterable[AnyStructure], *, features: bool = False, max_pairs: int = MAX_PAIRS
 ) -> Iterator[Prediction]:
-    """Everything that the model's heads say of each structure, in order; memory does not grow with their number.
+    """The outputs of all heads for each structure, in order; memory does not grow with the number of structures.
 
     Args:
-        features: also the hidden states of the system token and of the atoms.
-        max_pairs: a batch has at most so many pairs of atoms (or edges, with explicit images) and a hundredth of that
-            in atoms, or one structure.
+        features: whether to return the hidden states of the system token and of the atoms too.
+        max_pairs: largest number of pairs of atoms (or of edges, with explicit images) in a batch; a batch has at most
+            a hundredth as many atoms, or a single structure.
 
     Raises:
-        ValueError: names the structure that cannot be used, by its index, and why.
+        ValueError: a structure cannot be used; the message gives its index and the reason.
     """
     config = model.config
     function = _batched_outputs(model.apply, features)
     params = fold_params(model.params, config)
     for row, structure, outputs in _evaluate(functools.partial(function, params), config, structures, max_pairs):
         yield _prediction(row, structure, outputs, config)
+
+
+def predict_rows(
+    model: Pretrained, rows: Iterable[Row], *, features: bool = False, max_pairs: int = MAX_PAIRS
+) -> Iterator[tuple[Row, Prediction]]:
+    """Each row with its prediction, in order, as `predict_all`; only the rows in progress are kept in memory.
+
+    Raises:
+        ValueError: as `predict_all`.
+    """
+    pending: collections.deque[Row] = collections.deque()
+
+    def remembered() -> Iterator[Row]:
+        for row in rows:
+            pending.append(row)
+            yield row
+
+    for prediction in predict_all(model, remembered(), features=features, max_pairs=max_pairs):
+        yield pending.popleft(), prediction
 
 
 def embed(
@@ -130,7 +149,7 @@ def annotate(atoms: "ase.Atoms", prediction: Prediction, label_names: Sequence[s
 
 
 def gives_forces(config: AtomformerConfig) -> bool:
-    """Whether the model's outputs have forces."""
+    """Whether the model predicts forces."""
     return config.conservative or any(name in config.heads for name in ("forces", "total_forces"))
 
 

@@ -326,7 +326,7 @@ MISTAKES = {
     # predicting
     "nothing to predict": (predict(data="empty.xyz"), "empty.xyz holds no structures"),
     "output of no format": (predict("-o", "new.png"), "new.png has an unknown suffix"),
-    "nothing to compare": (evaluate(data="bare.xyz"), "none of the structures knows what the model predicts"),
+    "nothing to compare": (evaluate(data="bare.xyz"), "no structure has a known value of what the model predicts"),
     "a metric of another problem": (evaluate("--task", "RES"), "regression has no metric 'accuracy'"),
     # runs
     "a run that is there": (["pretrain", "--train", "toys.xyz", "--run-dir", "run", *SMALL], "holds a run already"),

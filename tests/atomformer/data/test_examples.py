@@ -172,7 +172,7 @@ def test_batches_of_molecules_and_crystals_go_through_the_network(tiny_config, l
         ({}, ((), ("gap",)), "the data have no column 'gap'"),
         ({"num_labels": 3}, ((), ("spin",)), "the label columns spin hold 1 numbers a structure; .*num_labels = 3"),
         ({"num_labels": 3, "problem": "multiclass"}, ((), ("spin", "spin")), "multiclass problem needs 1"),
-        ({"vocab_size": 5}, ((),), "the data have the token 9; the network knows 5 tokens"),
+        ({"vocab_size": 5}, ((),), "the data have the token 9; the network has 5 tokens"),
         (
             {"energy": EnergyScale(references=tuple((number, -1.0) for number in range(1, 9)))},
             (("formation_energy",),),

@@ -81,7 +81,7 @@ def test_a_task_chooses_its_metrics(make_model):
 
 
 def test_with_nothing_to_compare_the_heads_are_named(make_model):
-    with pytest.raises(ValueError, match="none of the structures knows what the model predicts: classification"):
+    with pytest.raises(ValueError, match="no structure has a known value of what the model predicts: classification"):
         evaluate(make_model(num_labels=1, label_names=("gap",)), rows({}, {"mu": 1.0}))
 
 
