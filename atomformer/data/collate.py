@@ -1,68 +1,81 @@
-"""Structures for message-passing models: all atoms in one list, edges within a radius, Laplacian encodings.
+"""Flattened batches for message-passing models: all atoms in one list, edges within a radius, Laplacian encodings.
 
-Everything here runs on the host and takes structures of any size; transformers read padded batches instead.
+The published library's collator offers the same with its option to flatten. Our own transformer reads padded batches
+(`atomformer.data.examples`); these functions serve other models on the same data. They run on the host.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-# Symmetry makes distances, and components of eigenvectors, equal but for rounding, which must not decide their order.
+from atomformer.data.rows import Row, row_from_atoms
+from matterform.io.formats import to_atoms
+
+if TYPE_CHECKING:
+    import ase
+    import pymatgen.core
+
+# By symmetry, distances and components of eigenvectors are equal except for rounding, which must not decide the order.
 DISTANCE_STEP_ANG = 1e-6
 SAME_COMPONENT = 1e-6
 
 
 class RadiusEdges(NamedTuple):
-    """Directed edges, by receiver, the nearest first: from positions[senders] + shifts @ cell to receivers."""
+    """Directed edges, by receiver, nearest first: from positions[senders] + shifts @ cell to positions[receivers]."""
 
     senders: Int[np.ndarray, " e"]
     receivers: Int[np.ndarray, " e"]
-    shifts: Int[np.ndarray, "e 3"]  # whole lattice vectors; zero where there is no cell
+    shifts: Int[np.ndarray, "e 3"]  # in lattice vectors; zero without a cell
     distances: Float[np.ndarray, " e"]  # Å
 
 
-class Flat(NamedTuple):
-    """The N atoms of several structures in one list; what was not asked for is None."""
+class FlatBatch(NamedTuple):
+    """The N atoms of several structures in one list; None where `flatten` was not asked for it."""
 
     tokens: Int[np.ndarray, " N"]
     positions: Float[np.ndarray, "N 3"]  # Å
-    batch: Int[np.ndarray, " N"]  # index of the structure that an atom is of
+    batch: Int[np.ndarray, " N"]  # index of the structure of each atom
     edges: RadiusEdges | None = None  # indices into the list
     encodings: Float[np.ndarray, "N k"] | None = None
 
 
-Atoms = Mapping[str, Any] | tuple[np.ndarray, np.ndarray]  # a row (see `rows`), or tokens (n,) and positions (n, 3)
+# A row (see `atomformer.data.rows`), or tokens (n,) with positions (n, 3) in Å, besides the usual objects.
+FlatInput = Union["ase.Atoms", "pymatgen.core.Structure", Row, tuple[np.ndarray, np.ndarray]]
 
 
 def flatten(
-    structures: Sequence[Atoms],
+    structures: Sequence[FlatInput],
     *,
     radius: float | None = None,
     max_neighbors: int | None = None,
     num_encodings: int | None = None,
-) -> Flat:
-    """Joins structures, without padding.
+) -> FlatBatch:
+    """Joins structures into one batch without padding.
 
     Args:
-        radius: adds `radius_edges` (Å), across the cell where a row has one.
-        max_neighbors: edges kept for every receiver; None keeps all.
-        num_encodings: adds so many `laplacian_encodings` of the graph of those edges, which needs a `radius`.
+        structures: ASE Atoms, pymatgen Structures, rows, or pairs of tokens and positions (Å).
+        radius: adds the edges of `radius_edges` (Å), periodic if the structure has a cell.
+        max_neighbors: largest number of edges per receiver; None keeps all.
+        num_encodings: adds this number of `laplacian_encodings` of the graph of the edges; needs `radius`.
+
+    Raises:
+        ValueError: no structures, `num_encodings` without `radius`, or tokens and positions of different length.
     """
     if not structures:
         raise ValueError("no structures to flatten: expected at least one")
     if num_encodings is not None and radius is None:
         raise ValueError("num_encodings needs edges: give a radius (Å) too")
-    rows = [row if isinstance(row, Mapping) else {"input_ids": row[0], "coords": row[1]} for row in structures]
+    rows = [_to_row(structure) for structure in structures]
     for index, row in enumerate(rows):
         if np.shape(row["coords"]) != (len(row["input_ids"]), 3):
             raise ValueError(
                 f"structure {index} has {len(row['input_ids'])} tokens and positions of shape "
-                f"{np.shape(row['coords'])}; expected one position (x, y, z) a token"
+                f"{np.shape(row['coords'])}; expected one position (x, y, z) per token"
             )
     sizes = np.array([len(row["input_ids"]) for row in rows])
-    flat = Flat(
+    flat = FlatBatch(
         tokens=np.concatenate([row["input_ids"] for row in rows]).astype(np.int32),
         positions=np.concatenate([row["coords"] for row in rows]).astype(np.float32),
         batch=np.repeat(np.arange(len(rows), dtype=np.int32), sizes),
@@ -80,6 +93,12 @@ def flatten(
     return flat._replace(encodings=np.concatenate(encodings))
 
 
+def _to_row(structure: FlatInput) -> Mapping[str, Any]:
+    if isinstance(structure, tuple):
+        return {"input_ids": structure[0], "coords": structure[1]}
+    return structure if isinstance(structure, Mapping) else row_from_atoms(to_atoms(structure))
+
+
 def _join(graphs: Sequence[RadiusEdges], offsets: Int[np.ndarray, " b"]) -> RadiusEdges:
     moved = [
         graph._replace(senders=graph.senders + np.int32(offset), receivers=graph.receivers + np.int32(offset))
@@ -95,11 +114,15 @@ def radius_edges(
     cell: Float[np.ndarray, "3 3"] | None = None,
     pbc: Bool[np.ndarray, "3"] | None = None,
 ) -> RadiusEdges:
-    """Edges to every atom from the atoms closer than `radius` (Å), only the `max_neighbors` nearest if given.
+    """Edges to every atom from the atoms closer than `radius` (Å), only from the `max_neighbors` nearest if given.
 
-    With a cell every image counts, images of the atom itself too; no `pbc` means periodic in all three directions.
-    Distances are compared as rounded to 1e-6 Å; among equals the lower sender comes first, then the lower shift.
-    Cutting off neighbours can leave an edge without its reverse.
+    With a cell every image counts, including images of the atom itself; without `pbc`, a cell is periodic in all three
+    directions. Distances are compared after rounding to 1e-6 Å; among equal ones the lower sender comes first, then the
+    lower shift. With `max_neighbors` an edge may lack its reverse.
+
+    Raises:
+        ValueError: `radius` or `max_neighbors` is not positive, `pbc` comes without a cell, or periodic lattice vectors
+            are linearly dependent.
     """
     if not radius > 0 or (max_neighbors is not None and max_neighbors < 1):
         raise ValueError(f"expected radius > 0 and max_neighbors >= 1, found {radius} and {max_neighbors}")
@@ -110,7 +133,7 @@ def radius_edges(
     ties = np.round(distances / DISTANCE_STEP_ANG)
     order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, ties, receivers))
     if max_neighbors is not None:
-        first = np.searchsorted(receivers[order], receivers[order])  # where the edges of a receiver begin
+        first = np.searchsorted(receivers[order], receivers[order])  # first edge of each receiver
         order = order[np.arange(len(order)) - first < max_neighbors]
     return RadiusEdges(
         senders[order].astype(np.int32),
@@ -132,7 +155,7 @@ def _pairs_within(
 
         pairs = KDTree(positions).query_pairs(radius, output_type="ndarray")
         apart = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=1)
-        pairs = pairs[apart < radius]  # the tree counts those at the radius too
+        pairs = pairs[apart < radius]  # the tree includes pairs at exactly the radius
         both = np.concatenate([pairs, pairs[:, ::-1]])
         return both[:, 0], both[:, 1], np.zeros((len(both), 3), np.int64)
     from ase.neighborlist import primitive_neighbor_list
@@ -147,9 +170,9 @@ def _pairs_within(
 def laplacian_encodings(num_atoms: int, edges: Int[np.ndarray, "2 e"], k: int) -> Float[np.ndarray, "n k"]:
     """The k eigenvectors of the normalised Laplacian with the smallest eigenvalues, as columns, zeros beyond n.
 
-    The Laplacian is I - D^(-1/2) A D^(-1/2) of the undirected graph in which atoms are linked or not: directions,
-    several images and links of an atom with itself do not count. An atom without links has eigenvalue 1. Of each
-    vector's largest components the first is positive; within an eigenvalue of several vectors the basis is LAPACK's.
+    The Laplacian is I - D^(-1/2) A D^(-1/2) of the undirected simple graph (Dwivedi et al. 2020, arXiv:2003.00982):
+    directions, multiple images and self-loops are ignored. An isolated atom has eigenvalue 1. The first of the largest
+    components of each vector is positive; the basis of a degenerate eigenvalue is LAPACK's.
 
     Args:
         edges: two rows of indices, senders and receivers.

@@ -1,7 +1,7 @@
-"""Many structures of different sizes: flat arrays with offsets, in memory or memory-mapped from a folder.
+"""Data sets of structures of different sizes: flat arrays with offsets, in memory or memory-mapped from a folder.
 
-Nothing is padded, so the store is as large as its atoms. A folder is written row by row with bounded memory and opened
-at once, whatever its size; it holds `meta.json` and one .npy file per column in `atoms/` and `structures/`.
+Nothing is padded. A folder is written with bounded memory and memory-mapped when it is opened, which takes no time; it
+contains `meta.json` and one .npy file per column in `atoms/` and `structures/`.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from matterform.io.files import appending, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "atomformer-dataset-1"  # another number where an older program could not read the folder
+FORMAT = "atomformer-dataset-1"  # the number changes when older programs cannot read the folder
 ROWS_AT_ONCE = 1000
-PIECE = 1_000_000  # entries of a column that are read, or written where it begins late, at once
+PIECE = 1_000_000  # entries of a column read or filled at once
 FINGERPRINTED = 1000
 
 
@@ -35,10 +35,10 @@ class Column(NamedTuple):
     per_atom: bool
     dtype: type[np.generic]
     shape: tuple[int, ...]  # of one entry
-    missing: float  # what stands where a row has no value
+    missing: float  # stands for a missing value
 
 
-# The columns in `ALWAYS` are in every data set, the others where a row has them.
+# The columns in `ALWAYS` are in every data set, the others if a row has them.
 COLUMNS = {
     "input_ids": Column(True, np.uint8, (), 0),
     "coords": Column(True, np.float32, (3,), np.nan),
@@ -50,7 +50,7 @@ COLUMNS = {
     "pbc": Column(False, np.bool_, (3,), False),
 }
 ALWAYS = ("input_ids", "coords", "cell", "pbc")
-# The columns seen so far; None for a vector whose length differs between rows, which cannot be stored.
+# The columns found so far; None for vectors of different length, which cannot be stored.
 Schema = dict[str, Column | None]
 Append = Callable[[np.ndarray], None]
 
@@ -73,7 +73,7 @@ def atom_counts(dataset: Dataset) -> Int64[np.ndarray, " m"]:
 
 
 def elements(dataset: Dataset) -> Int64[np.ndarray, " e"]:
-    """The atomic numbers that occur, increasing; counted piece by piece, since the atoms may exceed the memory."""
+    """The atomic numbers that occur, increasing; counted piece by piece, as the atoms may not fit in memory."""
     counts = np.zeros(256, np.int64)
     for tokens in pieces(dataset.atoms["input_ids"]):
         counts += np.bincount(tokens, minlength=256)
@@ -81,7 +81,7 @@ def elements(dataset: Dataset) -> Int64[np.ndarray, " e"]:
 
 
 def pieces(column: np.ndarray) -> Iterator[np.ndarray]:
-    """A column that may be larger than memory, piece by piece."""
+    """A column, which may be larger than memory, in pieces."""
     return (column[start : start + PIECE] for start in range(0, len(column), PIECE))
 
 
@@ -99,7 +99,7 @@ def select(dataset: Dataset, indices: Sequence[int] | Int[np.ndarray, " k"]) -> 
 
 
 def from_rows(rows: Iterable[Row]) -> Dataset:
-    """The data set of checked rows, in memory. Text columns, and vectors of varying length, are left out.
+    """A data set in memory from checked rows. Text and vectors of varying length are left out.
 
     Raises:
         ValueError: there are no rows.
@@ -114,12 +114,12 @@ def from_rows(rows: Iterable[Row]) -> Dataset:
 
 
 def write_dataset(folder: str | os.PathLike[str], rows: Iterable[Row]) -> int:
-    """Writes checked rows as a folder for `open_dataset`, whole or not at all; returns their number.
+    """Writes checked rows as a folder for `open_dataset`, whole or not at all; returns the number of rows.
 
-    Memory does not grow with the number of rows. What is opened afterwards equals `from_rows` of the same rows.
+    Memory does not grow with the number of rows. The data set that is opened later equals `from_rows` of the same rows.
 
     Raises:
-        ValueError: there are no rows, or `folder` already holds something.
+        ValueError: there are no rows, or `folder` is not empty.
     """
     schema, rows = _new_schema(), iter(rows)
     with write_atomically(folder) as temporary:
@@ -146,7 +146,7 @@ def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
     """The data set that `write_dataset` wrote, as read-only memory-mapped arrays.
 
     Raises:
-        ValueError: the folder is not one that `write_dataset` wrote, another version wrote it, or it is damaged.
+        ValueError: the folder was not written by `write_dataset` or by another version of it, or is damaged.
     """
     folder = pathlib.Path(folder)
     if not is_dataset(folder):
@@ -168,12 +168,12 @@ def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
 
 
 def is_dataset(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a folder that `write_dataset` may have written."""
+    """Whether `path` looks like a folder written by `write_dataset`."""
     return all(pathlib.Path(path, name).is_file() for name in ("meta.json", "offsets.npy"))
 
 
 def fingerprint(dataset: Dataset) -> dict[str, int]:
-    """The number of structures and a checksum over the sizes of all and the contents of up to 1000, spread evenly."""
+    """The number of structures, and a checksum of all sizes and of up to 1000 evenly spaced structures."""
     m = len(atom_counts(dataset))
     sample = select(dataset, np.unique(np.linspace(0, m - 1, FINGERPRINTED).astype(np.int64)))
     checksum = zlib.crc32(dataset.offsets.tobytes())
@@ -186,7 +186,7 @@ def fingerprint(dataset: Dataset) -> dict[str, int]:
 def _write_columns(
     folder: pathlib.Path, schema: Schema, rows: Iterator[Row], files: contextlib.ExitStack
 ) -> tuple[int, int]:
-    """Appends all rows to the files of their columns; returns the numbers of structures and of atoms."""
+    """Appends all rows to the files of the columns; returns the numbers of structures and atoms."""
     append_offsets = files.enter_context(appending(folder / "offsets.npy", np.int64, ()))
     append_offsets(np.zeros(1, np.int64))
     append: dict[str, Append] = {}
@@ -196,7 +196,7 @@ def _write_columns(
         packed = _pack(schema, chunk)
         for name, values in (packed.atoms | packed.structures).items():
             column = schema[name]
-            assert column is not None  # only such columns are packed
+            assert column is not None  # other columns are not packed
             if name not in append:
                 path = _file_of(folder, column.per_atom, name)
                 append[name] = files.enter_context(appending(path, column.dtype, column.shape))
@@ -212,7 +212,7 @@ def _write_columns(
 
 
 def _file_of(folder: pathlib.Path, per_atom: bool, name: str) -> pathlib.Path:
-    # Quoted, because a property may be called "energy/atom".
+    # Quoted, because a property may have a name like "energy/atom".
     return folder / ("atoms" if per_atom else "structures") / f"{urllib.parse.quote(name, safe=' ')}.npy"
 
 
@@ -249,7 +249,7 @@ def _extend(schema: Schema, rows: Sequence[Row]) -> None:
 
 
 def _pack(schema: Schema, rows: Sequence[Row]) -> Dataset:
-    """The rows as arrays, one for each column of the schema."""
+    """The rows as arrays, one per column of the schema."""
     offsets = _offsets(np.array([len(row["input_ids"]) for row in rows], np.int64))
     atoms, structures = {}, {}
     for name, column in schema.items():

@@ -1,6 +1,6 @@
-"""One structure on its way from a file to a data set: a dict of named columns, checked once, here.
+"""Rows: structures as dicts of named columns, between files and data sets, and their checks.
 
-Columns that every part knows; all but the first two may be absent, which means missing:
+Known columns; all but the first two may be absent, which means that the value is missing:
 
 | column | shape | meaning |
 |---|---|---|
@@ -9,8 +9,8 @@ Columns that every part knows; all but the first two may be absent, which means 
 | `forces` | (n, 3) float64 | eV/Å |
 | `formation_energy`, `total_energy` | float | eV |
 | `token_type_ids` | (n,) int32 | 0 to 2 |
-| `cell`, `pbc` | (3, 3) float64, (3,) bool | cell vectors as rows, Å; the directions that repeat. Both or neither |
-| `fixed` | (n,) bool | atoms that are not to be moved |
+| `cell`, `pbc` | (3, 3) float64, (3,) bool | lattice vectors as rows, Å; the periodic directions. Both or neither |
+| `fixed` | (n,) bool | atoms that do not move |
 | `relaxed_coords` | (n, 3) float64 | coordinates after relaxation, Å |
 
 Any other column is a property under its own name: a float, a float64 vector, or text (which parquet files keep and data
@@ -30,8 +30,8 @@ Row = dict[str, Any]
 
 NUM_ELEMENTS = 118
 NUM_TOKEN_TYPES = 3
-CLOSEST_ANG = 1e-3  # atoms nearer than this stand at one place
-# Trailing shape of the columns with one entry per atom, and kind of what they hold.
+CLOSEST_ANG = 1e-3  # atoms closer than this count as being at the same place
+# Trailing shape and type of the columns with one entry per atom.
 PER_ATOM = {
     "input_ids": ((), np.int32),
     "coords": ((3,), np.float64),
@@ -46,13 +46,13 @@ ASE_RESULTS = ("free_energy", "stress", "dipole", "magmom")
 
 
 def check_row(row: Mapping[str, Any]) -> Row:
-    """The row with the types and shapes of this module; what is missing (None, NaN) is left out.
+    """The row with the types and shapes documented in this module; missing values (None, NaN) are left out.
 
-    A formation energy that `has_formation_energy` calls False is missing, and that column is not kept. Matrices among
-    the properties become vectors; what is neither number nor text is left out.
+    If the column `has_formation_energy` is False, the formation energy is missing; that column itself is not kept.
+    Properties that are matrices become vectors; those that are neither numbers nor text are left out.
 
     Raises:
-        ValueError: the row describes no structure or contradicts itself; the message names the atom.
+        ValueError: the row is not a valid structure; the message names the column and, if possible, the atom.
     """
     row = {name: value for name, value in row.items() if value is not None}
     if missing := [name for name in ("input_ids", "coords") if name not in row]:
@@ -86,13 +86,15 @@ def check_row(row: Mapping[str, Any]) -> Row:
 
 
 def row_from_atoms(atoms: "ase.Atoms", *, properties: Mapping[str, Any] | None = None) -> Row:
-    """The checked row of ASE Atoms: results of their calculator, `info`, the arrays that rows know, and FixAtoms.
+    """The checked row of ASE Atoms: stored results of the calculator, `info`, arrays with known names, and FixAtoms.
 
-    The calculator's energy is `total_energy`. Nothing is computed: results must be there. Other constraints than
-    FixAtoms and other arrays are left out.
+    The calculator's energy becomes `total_energy`. Nothing is computed. Other constraints and arrays are left out.
 
     Args:
-        properties: further columns, which win over those found.
+        properties: more columns, which replace those found.
+
+    Raises:
+        ValueError: as `check_row`.
     """
     from ase.constraints import FixAtoms
 
@@ -113,7 +115,7 @@ def row_from_atoms(atoms: "ase.Atoms", *, properties: Mapping[str, Any] | None =
 
 
 def row_to_atoms(row: Row) -> "ase.Atoms":
-    """ASE Atoms of a checked row; `row_from_atoms` gives the row back."""
+    """ASE Atoms of a checked row; `row_from_atoms` returns the same row."""
     import ase
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.constraints import FixAtoms
@@ -150,7 +152,7 @@ def _per_atom(name: str, value: Any, n: int) -> np.ndarray:
         raise ValueError(f"{name}: expected shape {(n, *trailing)} for {n} atoms, found {array.shape}")
     with np.errstate(invalid="ignore"):
         converted = array.astype(dtype)
-    # Integers that a table stores as floats are still integers; 1.5 is not, nor is 2 a truth value.
+    # Tables may store integers as floats. But 1.5 is no integer, and 2 is no truth value.
     if dtype is not np.float64 and len(wrong := np.flatnonzero(converted != array)):
         kind = "a truth value" if dtype is np.bool_ else "an integer"
         raise ValueError(f"{name}: atom {wrong[0]} has {array[wrong[0]]}; expected {kind}")
@@ -184,13 +186,13 @@ def _check_apart(name: str, positions: np.ndarray) -> None:
         first, second = pairs[0]
         distance = np.linalg.norm(positions[first] - positions[second])
         raise ValueError(
-            f"{name}: atoms {first} and {second} are at one place, {distance:.1g} Å apart; "
+            f"{name}: atoms {first} and {second} are at the same place, {distance:.1g} Å apart; "
             f"expected at least {CLOSEST_ANG} Å"
         )
 
 
 def _check_images_apart(name: str, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
-    """Refuses an atom at the place of another's image, as where both faces of a cell are listed."""
+    """Checks that no atom is at the place of another's image, e.g. on both faces of a cell."""
     from ase.geometry import complete_cell
     from scipy.spatial import KDTree
 
@@ -200,15 +202,15 @@ def _check_images_apart(name: str, positions: np.ndarray, cell: np.ndarray, pbc:
     wrapped = wrapped - np.where(pbc, 0.0, wrapped.min(axis=0))[None]
     largest = CLOSEST_ANG / np.linalg.svd(vectors, compute_uv=False).min()
     if largest >= 0.5:
-        return  # so flat a cell that every atom is near every other's images
+        return  # the cell is so thin that every atom is close to images of all others
     pairs = KDTree(wrapped, boxsize=np.where(pbc, 1.0, 0.0)).query_pairs(largest, output_type="ndarray")
     steps = wrapped[pairs[:, 1]] - wrapped[pairs[:, 0]]
     distances = np.linalg.norm((steps - np.round(steps) * pbc[None]) @ vectors, axis=1)
     if len(near := np.flatnonzero(distances <= CLOSEST_ANG)):
         first, second = pairs[near[0]]
         raise ValueError(
-            f"{name}: atom {first} and an image of atom {second} are at one place, {distances[near[0]]:.1g} Å apart; "
-            f"expected at least {CLOSEST_ANG} Å"
+            f"{name}: atom {first} and an image of atom {second} are at the same place, {distances[near[0]]:.1g} Å "
+            f"apart; expected at least {CLOSEST_ANG} Å"
         )
 
 
@@ -235,7 +237,7 @@ def _energy(name: str, value: Any) -> float | None:
 
 
 def _property(name: str, value: Any) -> float | str | np.ndarray | None:
-    """A property as a float, a vector or text; None where it is missing or none of these."""
+    """A property as a float, a vector or text; None if it is missing or something else."""
     if isinstance(value, str):
         return value
     if isinstance(value, numbers.Number | np.bool_):

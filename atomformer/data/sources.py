@@ -1,7 +1,7 @@
-"""Structures from wherever they are: prepared data sets, tables, Hugging Face folders, ASE databases, structure files.
+"""Readers of all sources: prepared data sets, tables, Hugging Face folders, ASE databases, structure files.
 
-Every row is checked where it is read. A row that cannot be used comes back with the reason and does not end the
-reading; a file that cannot be read at all is a ValueError.
+Every row is checked when it is read. A row that cannot be used is returned with the reason, and reading goes on; a file
+that cannot be read at all raises ValueError.
 """
 
 import itertools
@@ -31,36 +31,36 @@ SQLITE_MARK = b"SQLite format 3\0"
 SHARD_NAME = re.compile(r"(?P<split>[\w.]+)-\d+-of-\d+(-[0-9a-f]+)?")  # train-00000-of-00002, older: and a checksum
 SPLIT_NAMES = ("train", "validation", "valid", "val", "test")
 
-Splits = dict[str | None, list[pathlib.Path]]  # None where the only part has no name
+Splits = dict[str | None, list[pathlib.Path]]  # by name of the split; None if there is only one, without a name
 
 
 class ReadRow(NamedTuple):
-    """One entry of a source: a checked row, or the reason why there is none."""
+    """One entry of a source: a checked row, or the reason why it cannot be used."""
 
-    index: int  # counted from 0, over all files of a folder
+    index: int  # from 0, over all files of a folder
     row: Row | None
-    reason: str = ""  # empty where there is a row
+    reason: str = ""  # empty if there is a row
 
 
 class Summary(NamedTuple):
-    """What `prepare_dataset` wrote."""
+    """Result of `prepare_dataset`."""
 
-    accepted: int
-    refused: dict[int, str]
+    accepted: int  # number of rows written
+    refused: dict[int, str]  # index -> reason
 
 
 def iterate_rows(path: str | os.PathLike[str], *, split: str | None = None) -> Iterator[ReadRow]:
-    """Reads a source entry by entry; memory does not grow with it.
+    """Reads a source entry by entry; memory does not grow with the number of entries.
 
-    Sources are a data set folder of ours, a parquet file or a folder of them, a folder that `datasets` saved, an ASE
-    database (.db, .json), and all that `matterform.io.formats` reads.
+    Sources are folders written by `prepare_dataset`, parquet files or folders of them, folders saved by Hugging Face
+    `datasets`, ASE databases (.db, .json), and all formats of `matterform.io.formats`.
 
     Args:
-        split: the part ("train", ...) of a Hugging Face folder that has several.
+        split: name of the split ("train", ...) of a Hugging Face folder with several.
 
     Raises:
-        FileNotFoundError: nothing is at `path`.
-        ValueError: unknown kind of source, a split that is not there or not named, or damage beyond a single entry.
+        FileNotFoundError: `path` does not exist.
+        ValueError: an unknown kind of source, a missing or unspecified split, or damage beyond a single entry.
     """
     path = existing(path)
     splits = {} if is_dataset(path) else _splits(path)
@@ -77,12 +77,12 @@ def iterate_rows(path: str | os.PathLike[str], *, split: str | None = None) -> I
 
 
 def load_dataset(path: str | os.PathLike[str], *, split: str | None = None) -> tuple[Dataset, dict[int, str]]:
-    """The data set at `path`, and {index: reason} of what was refused.
+    """The data set at `path`, and the reasons {index: reason} why entries were refused.
 
-    A folder that `prepare_dataset` wrote is opened at once, memory-mapped; all else is read into memory.
+    A folder written by `prepare_dataset` is memory-mapped, which takes no time; other sources are read into memory.
 
     Raises:
-        ValueError: as `iterate_rows`, or no row can be used.
+        FileNotFoundError, ValueError: as `iterate_rows`; ValueError also if no row can be used.
     """
     if split is None and is_dataset(path):
         return open_dataset(path), {}
@@ -95,14 +95,15 @@ def load_dataset(path: str | os.PathLike[str], *, split: str | None = None) -> t
 def prepare_dataset(
     source: str | os.PathLike[str] | Iterable[ReadRow], out: str | os.PathLike[str], *, split: str | None = None
 ) -> Summary:
-    """Converts a source of any length with bounded memory, whole or not at all.
+    """Converts a source of any length with bounded memory; the output appears whole or not at all.
 
     Args:
-        source: a path that `iterate_rows` reads, or the entries that it or a converter gives.
-        out: a folder, which `load_dataset` opens at once; or a file NAME.parquet, the columns that others read.
+        source: a path for `iterate_rows`, or entries from `iterate_rows` or a converter.
+        out: a new folder, which `load_dataset` memory-maps; or a file NAME.parquet with the published columns.
 
     Raises:
-        ValueError: as `iterate_rows`; no row can be used; or `out` is a folder that already holds something.
+        FileNotFoundError, ValueError: as `iterate_rows`; ValueError also if no row can be used or `out` is a folder
+            that is not empty.
     """
     reads = iterate_rows(source, split=split) if isinstance(source, str | os.PathLike) else source
     refused: dict[int, str] = {}
@@ -114,7 +115,7 @@ def prepare_dataset(
 
 
 def _accepted(reads: Iterable[ReadRow], refused: dict[int, str]) -> Iterator[Row]:
-    """The rows that can be used; the reasons of the others go into `refused`."""
+    """The rows that can be used; the reasons for refusing the others are added to `refused`."""
     for index, row, reason in reads:
         if row is None:
             refused[index] = reason
@@ -129,7 +130,7 @@ def _check_some(path: str | os.PathLike[str], accepted: int, refused: dict[int, 
 
 
 def _splits(path: pathlib.Path) -> Splits:
-    """The files of each part of a table or of a folder of tables; none where `path` is something else."""
+    """The files of each split of a table or of a folder of tables; empty if `path` is something else."""
     if path.is_file():
         return {None: [path]} if path.suffix == ".parquet" else {}
     if (path / "dataset_dict.json").is_file():
@@ -149,7 +150,7 @@ def _saved_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _split_of(file: pathlib.Path) -> str | None:
-    """The part that a parquet file belongs to by the names that the Hugging Face hub uses."""
+    """The split that a parquet file belongs to, by the naming of the Hugging Face hub."""
     if shard := SHARD_NAME.fullmatch(file.stem):
         return shard["split"]
     return next((name for name in (file.stem, file.parent.name) if name in SPLIT_NAMES), None)
@@ -178,7 +179,7 @@ def _read_tables(files: list[pathlib.Path]) -> Iterator[ReadRow]:
         read = iterate_parquet if file.suffix == ".parquet" else iterate_arrow
         count = 0
         for index, row, reason in _checked(read(file), check_row):
-            # In a folder of many files the number alone does not say where to look.
+            # In a folder with several files, the index alone does not locate the row.
             where = f"{file.name}, row {index}: " if reason and len(files) > 1 else ""
             yield ReadRow(first + index, row, where + reason)
             count += 1
@@ -186,7 +187,7 @@ def _read_tables(files: list[pathlib.Path]) -> Iterator[ReadRow]:
 
 
 def _stored_rows(dataset: Dataset) -> Iterator[Row]:
-    """The rows of a data set; what is missing is NaN, as in the store, and a cell of zeros is none."""
+    """The rows of a data set; missing values are NaN, and a cell of zeros means no cell."""
     for index, (start, stop) in enumerate(itertools.pairwise(dataset.offsets.tolist())):
         row: Row = {name: column[start:stop] for name, column in dataset.atoms.items()}
         row |= {name: column[index] for name, column in dataset.structures.items()}
@@ -200,13 +201,13 @@ def _database_entries(path: pathlib.Path) -> Iterator["AtomsRow"]:
     from ase.io.formats import UnknownFileTypeError
 
     if path.suffix == ".db":
-        with path.open("rb") as file:  # SQLite would make a database of an empty file
+        with path.open("rb") as file:  # SQLite would turn an empty file into a database
             mark = file.read(len(SQLITE_MARK))
         if mark != SQLITE_MARK:
             raise ValueError(f"{path} is no SQLite database, so no ASE database; it begins with {mark!r}")
     try:
         database = ase.db.connect(path, use_lock_file=False)
-        if path.suffix == ".json":  # one text, which is in memory as a whole
+        if path.suffix == ".json":  # a single text, which is in memory as a whole
             yield from database.select()
             return
         last = 0
@@ -239,7 +240,7 @@ def _checked(entries: Iterable[Any], check: Callable[[Any], Row]) -> Iterator[Re
             row = check(entry)
         except ValueError as error:
             yield ReadRow(index, None, one_line(error))
-        except LookupError as error:  # a part of a structure that ASE expects
+        except LookupError as error:  # ASE misses a part of the structure
             yield ReadRow(index, None, reason_of(error))
         else:
             yield ReadRow(index, row)

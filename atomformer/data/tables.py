@@ -1,6 +1,6 @@
 """Tables of structures in parquet and in the Arrow files of Hugging Face `datasets`, read and written in batches.
 
-The columns are those of `atomformer.data.rows`, arrays as (nested) lists, null where missing. The published sets have
+The columns are those of `atomformer.data.rows`, arrays as (nested) lists, null if missing. The published sets have
 input_ids, coords, forces, formation_energy, has_formation_energy, total_energy and token_type_ids.
 """
 
@@ -28,10 +28,11 @@ PER_ATOM_VECTORS = ("coords", "forces", "relaxed_coords")
 
 
 def iterate_parquet(path: pathlib.Path) -> Iterator[Row]:
-    """The rows of a parquet file as they stand there, unchecked; memory does not grow with the file.
+    """The rows of a parquet file, unchecked; memory does not grow with the file.
 
     Raises:
-        ValueError: not a parquet file, damaged, or without the columns that every row needs.
+        ValueError: not a parquet file, damaged, or without a required column.
+        ModuleNotFoundError: pyarrow is missing (extra `datasets`).
     """
     _require_pyarrow()
     from pyarrow import parquet
@@ -43,7 +44,11 @@ def iterate_parquet(path: pathlib.Path) -> Iterator[Row]:
 
 
 def iterate_arrow(path: pathlib.Path) -> Iterator[Row]:
-    """As `iterate_parquet`, for an Arrow stream as Hugging Face `datasets` saves it, memory-mapped."""
+    """The rows of an Arrow stream file of Hugging Face `datasets`, memory-mapped; otherwise as `iterate_parquet`.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as `iterate_parquet`.
+    """
     _require_pyarrow()
     import pyarrow as pa
 
@@ -54,13 +59,14 @@ def iterate_arrow(path: pathlib.Path) -> Iterator[Row]:
 
 
 def write_parquet(path: str | os.PathLike[str], rows: Iterable[Row]) -> int:
-    """Writes checked rows as one parquet file, whole or not at all; returns their number.
+    """Writes checked rows as one parquet file, whole or not at all; returns the number of rows.
 
-    Memory does not grow with the number of rows: each thousand is a row group. The columns that rows know are always
-    there, and `has_formation_energy`; the properties are those of the first row group.
+    Memory does not grow with that number: each thousand rows are a row group. All known columns are written, and
+    `has_formation_energy`; the properties are those of the first row group.
 
     Raises:
-        ValueError: no rows, or a property that comes late or changes its type.
+        ValueError: no rows, or a property that first appears after the first row group or changes its type.
+        ModuleNotFoundError: pyarrow is missing (extra `datasets`).
     """
     _require_pyarrow()
     from pyarrow import parquet
@@ -86,7 +92,7 @@ def _rows_of(batch: "pa.RecordBatch", names: Sequence[str]) -> Iterator[Row]:
 
 
 def _values(column: "pa.Array") -> Sequence[Any]:
-    """The entries of a column: arrays where it holds lists, else Python values; None for null."""
+    """The entries of a column: arrays for lists, otherwise Python values; None for null."""
     import pyarrow as pa
 
     if isinstance(column, pa.ExtensionArray):  # fixed shapes of Hugging Face `datasets`
@@ -97,9 +103,9 @@ def _values(column: "pa.Array") -> Sequence[Any]:
     if _is_list(flat.type):
         widths = np.unique(_list_lengths(flat))
         if len(widths) != 1 or flat.null_count or _is_list(flat.type.value_type):
-            return column.to_pylist()  # ragged: check_row says what is wrong with it
+            return column.to_pylist()  # ragged, which check_row reports
         flat, width = flat.flatten(), int(widths[0])
-    # One conversion for the whole batch: a hundred times as fast as lists of Python numbers.
+    # One conversion for the whole batch is a hundred times as fast as lists of Python numbers.
     values = flat.to_numpy(zero_copy_only=False)
     values = values if width is None else values.reshape(-1, width)
     ends = np.cumsum(_list_lengths(column))
@@ -120,7 +126,7 @@ def _list_lengths(column: "pa.Array") -> np.ndarray:
 
 
 def _usable_columns(path: pathlib.Path, schema: "pa.Schema") -> list[str]:
-    """Columns of numbers, text and lists; structs, dates and the like describe no structure."""
+    """Names of the columns with numbers, text and lists; others, such as structs and dates, are ignored."""
     if missing := [name for name in REQUIRED if name not in schema.names]:
         raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(schema.names) or 'none'}")
     from pyarrow import types

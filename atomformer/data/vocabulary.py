@@ -26,10 +26,10 @@ def _pattern() -> re.Pattern[str]:
 
 
 def tokenize(text: str) -> Int[np.ndarray, " n"]:
-    """Tokens of a string of names without counts, such as "MgCCHeNNN"; the longest name wins, so "Co" is cobalt.
+    """Tokens of a string of names without counts, e.g. "MgCCHeNNN"; the longest name is taken, so "Co" is cobalt.
 
     Raises:
-        ValueError: no name starts at some position; digits and spaces are no names.
+        ValueError: the text contains something else than names, such as digits or spaces.
     """
     numbers = {name: token for token, name in enumerate(token_names())}
     tokens, position = [], 0

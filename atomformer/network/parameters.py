@@ -27,8 +27,8 @@ NORM_EPS = 1e-5  # added to the variance in every LayerNorm
 def init_params(key: PRNGKeyArray, config: AtomformerConfig) -> Params:
     """Fresh float32 parameters.
 
-    Means and widths of the Gaussians are U(0, 3), mul is 1 and bias 0 (docs/formulas/atomformer.md). Tables are N(0, 1),
-    weights N(0, 1/inputs), smaller by sqrt(2 depth) in projections to the residual stream. The heads for labels and
+    Means and widths of the Gaussians are U(0, 3), mul is 1, bias is 0 (docs/formulas/atomformer.md). Tables are N(0, 1)
+    and weights N(0, 1/inputs), smaller by sqrt(2 depth) in projections to the residual stream. The heads for labels and
     total quantities are zero.
     """
     encoder_key, head_key = jax.random.split(key)

@@ -80,7 +80,7 @@ def test_what_is_prepared_holds_all_that_can_be_used(mixed, toys, tmp_path, caps
     refused = table(tmp_path / f"{out}.refused.csv")
     assert [row["index"] for row in refused] == ["1", "3"]
     assert "atom 2 has" in refused[0]["reason"]
-    assert "atoms 0 and 1 are at one place" in refused[1]["reason"]
+    assert "atoms 0 and 1 are at the same place" in refused[1]["reason"]
 
 
 def test_a_list_of_refused_structures_goes_with_its_cause(mixed, toy_file, tmp_path):

@@ -1,6 +1,6 @@
-"""The raw pre-training sets, as their makers distribute them, read row by row; memory does not grow with a set.
+"""Readers of the raw pre-training sets as they are distributed, row by row; memory does not grow with a set.
 
-`atomformer.data.sources.write_parquet("mptrj.parquet", rows)` writes any of them as one table for training.
+`atomformer.data.sources.prepare_dataset(iterate_raw(kind, path), out)` converts one of them for training.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from typing import Any
 
 from atomformer.data.sources import ReadRow
 
-# Kind of set -> the module here that reads it, and the options that make the module read this kind.
+# Kind of set -> the module that reads it, and the options for this kind.
 CONVERTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mptrj": ("mptrj", {}),
     "oc20": ("oc", {"release": "oc20"}),
@@ -21,13 +21,15 @@ CONVERTERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def iterate_raw(kind: str, path: str | os.PathLike[str], **options: Any) -> Iterator[ReadRow]:
-    """The structures of a raw set in their order; what cannot be used comes with the reason and ends nothing.
+    """The structures of a raw set in their order; entries that cannot be used have a reason instead of a row.
 
     Args:
-        kind: one of `CONVERTERS`, whose module says what of the set is read and which `options` it takes.
+        kind: one of `CONVERTERS`; the docstring of its module documents the format and the `options`.
 
     Raises:
-        ValueError: unknown kind, or damage beyond a single structure.
+        FileNotFoundError: `path` does not exist.
+        ValueError: an unknown kind, or damage beyond a single structure.
+        ModuleNotFoundError: a package for the format is missing (extra `datasets`).
     """
     if kind not in CONVERTERS:
         raise ValueError(f"kind of raw set: expected one of {', '.join(CONVERTERS)}; found {kind!r}")

@@ -1,7 +1,7 @@
 """MPtrj (Deng et al. 2023, doi:10.1038/s42256-023-00716-3): relaxations of the Materials Project, one JSON file.
 
-`MPtrj_2022.9_full.json` (12 GB) holds {mp_id: {frame_id: frame}}. It is read material by material, so that memory holds
-one material. Per-atom magnetic moments are not kept: rows have no column for them.
+`MPtrj_2022.9_full.json` (12 GB) contains {mp_id: {frame_id: frame}}. It is read material by material, so only one
+material is in memory. Per-atom magnetic moments are left out: rows have no column for them.
 """
 
 import functools
@@ -18,7 +18,7 @@ from atomformer.data.sources import ReadRow
 from matterform.elements import atomic_number
 from matterform.external import one_line
 
-# The order in which ASE and the field write a symmetric matrix: xx, yy, zz, yz, xz, xy.
+# Voigt's order of a symmetric matrix, as in ASE: xx, yy, zz, yz, xz, xy.
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 
 
@@ -26,15 +26,17 @@ def iterate_rows(path: str | os.PathLike[str], *, energy: str = "corrected") -> 
     """The frames in the order of the file. `bandgap` (eV), `stress`, `mp_id` and `frame_id` are kept as properties.
 
     `formation_energy` is the file's `ef_per_atom` times the number of atoms. `stress` is in eV/Å³, six components in
-    Voigt's order, with the sign of ASE; the file has VASP's: kbar, and opposite.
+    Voigt's order, with the sign of ASE; the file has kbar and the opposite sign, as VASP.
 
     Args:
-        energy: which total energy. The corrected one (MP2020 scheme) is what the formation energies derive from, and
-            the one that is comparable between calculations with and without a Hubbard U. The corrections do not
-            depend on the positions, so the forces go with both.
+        energy: which total energy, "corrected" or "uncorrected". The corrected energies (MP2020 scheme) belong to the
+            formation energies and are comparable between calculations with and without a Hubbard U. The corrections do
+            not depend on the positions, so the forces belong to both.
 
     Raises:
-        ValueError: not JSON, or cut off.
+        FileNotFoundError: `path` does not exist.
+        ValueError: an unknown kind of energy, or a file that is not JSON or is cut off.
+        ModuleNotFoundError: ijson is missing (extra `datasets`).
     """
     if energy not in ("corrected", "uncorrected"):
         raise ValueError(f"energy: expected 'corrected' or 'uncorrected', found {energy!r}")
@@ -62,7 +64,7 @@ def _read_frame(mp_id: str, frame_id: str, frame: Any, energy_key: str) -> Row:
     if not isinstance(frame, dict) or not isinstance(frame.get("structure"), dict):
         raise ValueError(f"{mp_id}, {frame_id}: expected a frame with a structure, found {str(frame)[:80]!r}")
     lattice, sites = frame["structure"]["lattice"], frame["structure"]["sites"]
-    # Read here rather than by pymatgen, which takes 10 times as long to build its objects.
+    # pymatgen takes 10 times as long to build its objects.
     cell = np.asarray(lattice["matrix"], np.float64)
     frac = np.asarray([site["abc"] for site in sites], np.float64).reshape(-1, 3)
     per_atom = frame.get("ef_per_atom")

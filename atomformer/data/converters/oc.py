@@ -2,8 +2,8 @@
 
 A split is a folder with `N.extxyz.xz` (frames; also read decompressed or as .gz) and beside it `N.txt.xz`, a line per
 frame: `system_id,frame_number,reference_energy` as in `random2181546,frame0,-317.20`. OC22 has no reference energies;
-its frames come as such pairs, as extxyz alone, or as ASE trajectories (.traj). LMDBs of either release are
-pickles, which are not read.
+its frames come as such pairs, as extxyz alone, or as ASE trajectories (.traj). LMDBs of either release contain pickles,
+which are not read because they can run code.
 """
 
 import functools
@@ -28,11 +28,14 @@ from atomformer.data.sources import ReadRow
 def iterate_rows(path: str | os.PathLike[str], *, release: str = "oc20") -> Iterator[ReadRow]:
     """The frames of a split (a folder or one of its files), file by file in numerical order.
 
-    `total_energy` is the file's; `formation_energy` is, in OC20, the adsorption energy: total less reference. Tags (0
-    below the surface, 1 surface, 2 adsorbate) are `token_type_ids`. `system_id` and `frame_number` are properties.
+    `total_energy` (eV) is that of the file; in OC20 `formation_energy` is the adsorption energy, total minus reference.
+    Tags (0 below the surface, 1 surface, 2 adsorbate) are `token_type_ids`. `system_id` and `frame_number` are
+    properties.
 
     Raises:
-        ValueError: a pair of files has not as many lines as frames, one of the two is missing, or a file is damaged.
+        FileNotFoundError: `path` does not exist.
+        ValueError: an unknown release, a pair of files with different numbers of lines and frames, a missing file of a
+            pair, or a damaged file.
     """
     if release not in ("oc20", "oc22"):
         raise ValueError(f"release: expected 'oc20' or 'oc22', found {release!r}")
@@ -55,7 +58,7 @@ def _iterate_entries(path: str | os.PathLike[str], release: str) -> Iterator[Ent
 
 
 def _zip_frames(file: pathlib.Path, log: pathlib.Path) -> Iterator[tuple[Frame, str, str]]:
-    """Each frame with its line and the line's place. A file pair has some 5000 frames."""
+    """Each frame with its line and where the line is. A pair of files has about 5000 frames."""
     with open_stream(log) as stream:
         lines = stream.read().decode(errors="replace").split("\n")
     lines = lines[:-1] if lines[-1] == "" else lines

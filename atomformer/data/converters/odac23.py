@@ -1,8 +1,8 @@
 """ODAC23 (Sriram et al. 2023, arXiv:2311.00341): CO2 and H2O in metal-organic frameworks.
 
-Read are extxyz files (.xz, .gz or plain; frames with energy, forces and what else is in `info`: the framework's name,
-counts of adsorbates, ...) and the newer LMDBs of ASE rows (.aselmdb). The first LMDBs hold pickles of PyTorch
-Geometric; a pickle is code, so they are refused.
+Formats are extxyz (.xz, .gz or plain; frames with energy, forces and in `info` the name of the framework, numbers of
+adsorbates, ...) and the newer LMDBs of ASE rows (.aselmdb). The first LMDBs contain pickles of PyTorch Geometric, which
+are refused because they can run code.
 """
 
 import functools
@@ -13,7 +13,7 @@ from atomformer.data.converters.reading import Entry, Frame, iterate_frames, lis
 from atomformer.data.rows import Row, row_from_atoms
 from atomformer.data.sources import ReadRow
 
-# Names under which `info` may have them, eV.
+# Keys of these energies (eV) in `info`.
 ADSORPTION = ("adsorption_energy", "ads_energy", "ads_energy_ev")
 REFERENCE = ("reference_energy", "ref_energy")
 
@@ -26,11 +26,12 @@ def iterate_rows(path: str | os.PathLike[str], *, energy: str = "total") -> Iter
     is. Tags are `token_type_ids`. Numbers and text in `info` are kept as properties.
 
     Args:
-        energy: what the frames give as energy. The sets made for training give the adsorption energy; it is then the
-            formation energy, and there is no total.
+        energy: meaning of the energy of a frame, "total" or "adsorption". The sets made for training contain
+            adsorption energies, which become formation energies; there is no total energy then.
 
     Raises:
-        ValueError: no readable files, pickles, or damage beyond a single frame.
+        FileNotFoundError: `path` does not exist.
+        ValueError: an unknown kind of energy, no readable files, pickles, or damage beyond a single frame.
     """
     if energy not in ("total", "adsorption"):
         raise ValueError(f"energy: expected 'total' or 'adsorption', found {energy!r}")

@@ -1,4 +1,4 @@
-"""What the converters share: files in numerical order, compressed or not; frames; a reason per bad structure."""
+"""Shared by the converters: files in numerical order, compressed or not; their frames; reasons for bad structures."""
 
 import contextlib
 import functools
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 
-# Reads one structure, or raises ValueError, LookupError or TypeError saying why it cannot.
+# Reads one structure, or raises ValueError, LookupError or TypeError with the reason.
 Entry = Callable[[], Row]
 Frame = Callable[[], "ase.Atoms"]
 
 
 def read_entries(path: str | os.PathLike[str], entries: Iterable[Entry]) -> Iterator[ReadRow]:
-    """The checked row of each entry, or the reason why it has none, in one line.
+    """The checked row of each entry, or the reason why it cannot be used, in one line.
 
     Raises:
         ValueError: there are no entries.
@@ -41,7 +41,7 @@ def read_entries(path: str | os.PathLike[str], entries: Iterable[Entry]) -> Iter
         try:
             row = check_row(read())
         except (ValueError, LookupError, TypeError) as error:
-            # Ours are sentences; a KeyError says nothing without its name.
+            # Our own messages are sentences; a KeyError is only readable with its name.
             reason = one_line(error) if isinstance(error, ValueError) else reason_of(error)
             yield ReadRow(index, None, reason)
         else:
@@ -54,11 +54,11 @@ def list_files(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[
     """The files of a set in numerical order (2 before 10): `path` itself, or those in a folder, else below it.
 
     Args:
-        suffixes: of the wanted files in a folder; ".extxyz" also stands for ".extxyz.xz" and ".extxyz.gz".
+        suffixes: suffixes of files in a folder; ".extxyz" includes ".extxyz.xz" and ".extxyz.gz".
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: the folder has no such file, or has one both compressed and decompressed.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the folder has no such file, or has a file both compressed and decompressed.
     """
     path = existing(path)
     if path.is_file():
@@ -78,7 +78,7 @@ def list_files(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[
 
 
 def iterate_frames(path: pathlib.Path) -> Iterator[Frame]:
-    """The frames of an extxyz (.xz, .gz), of an ASE trajectory or LMDB, each as a function that parses it.
+    """The frames of an extxyz file (.xz, .gz), ASE trajectory or LMDB, each as a function that parses it.
 
     Raises:
         ValueError: damage beyond a single frame.
@@ -92,7 +92,11 @@ def iterate_frames(path: pathlib.Path) -> Iterator[Frame]:
 
 @contextlib.contextmanager
 def open_stream(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens a file, decompressing .xz and .gz on the way; a damaged one is a ValueError that says so."""
+    """Opens a file, decompressing .xz and .gz.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     try:
         with damage_explained(path), OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
             yield file  # pyright: ignore[reportReturnType]
@@ -119,7 +123,7 @@ def _parse_frame(lines: list[str]) -> "ase.Atoms":
 
     try:
         return next(read_xyz(io.StringIO("".join(lines)), index=0))
-    except XYZError as error:  # an OSError, though nothing is wrong with the file system
+    except XYZError as error:  # a subclass of OSError, though it is about the content
         raise ValueError(f"the frame cannot be read: {error}") from error
 
 
@@ -138,6 +142,6 @@ def _suffix(path: pathlib.Path) -> str:
 
 
 def _numerical(folder: pathlib.Path, path: pathlib.Path) -> list[str | int]:
-    # Text and numbers take turns, so that like is compared with like.
+    # Text and numbers alternate, so that only like is compared with like.
     parts = re.split(r"([0-9]+)", path.relative_to(folder).as_posix())
     return [int(part) if place % 2 else part for place, part in enumerate(parts)]

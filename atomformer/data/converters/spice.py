@@ -1,8 +1,8 @@
 """SPICE (Eastman et al. 2023, doi:10.1038/s41597-022-01882-6): conformations of molecules, in one HDF5 file.
 
 A group per molecule: `atomic_numbers` (n,), `conformations` (m, n, 3), `dft_total_energy` and `formation_energy` (m,),
-`dft_total_gradient` (m, n, 3), `smiles` and `subset`. Units are the attributes `units` of the arrays; where they are
-missing, those of the documentation: bohr, hartree, hartree/bohr. Other arrays (charges, bond orders, moments) are left.
+`dft_total_gradient` (m, n, 3), `smiles` and `subset`. Units are the attributes `units` of the arrays, or if missing
+those of the documentation: bohr, hartree, hartree/bohr. Other arrays (charges, bond orders, moments) are ignored.
 """
 
 import functools
@@ -21,7 +21,7 @@ from atomformer.data.sources import ReadRow
 if TYPE_CHECKING:
     import h5py
 
-# Also the arrays that are read; all but the first may be missing.
+# The arrays to read, with their documented units; all but the first may be missing.
 DOCUMENTED_UNITS = {
     "conformations": "bohr",
     "dft_total_energy": "hartree",
@@ -39,7 +39,9 @@ def iterate_rows(path: str | os.PathLike[str]) -> Iterator[ReadRow]:
     total energy or gradient is a failed calculation and refused.
 
     Raises:
+        FileNotFoundError: `path` does not exist.
         ValueError: not HDF5, cut off, or an unknown unit.
+        ModuleNotFoundError: h5py is missing (extra `datasets`).
     """
     return read_entries(path, _iterate_entries(path))
 
@@ -84,7 +86,7 @@ def _read_conformation(shared: Row, values: dict[str, Any]) -> Row:
 
 
 def _fault_of(arrays: "dict[str, h5py.Dataset]") -> str:
-    """Why these are not the arrays of a molecule; empty where they are."""
+    """The reason why these are not the arrays of a molecule; empty if they are."""
     if not {"atomic_numbers", "conformations"} <= arrays.keys():
         return f"expected a group with atomic_numbers and conformations, found {', '.join(arrays) or 'neither'}"
     m, n = arrays["conformations"].shape[:1], arrays["atomic_numbers"].shape
@@ -104,7 +106,7 @@ def _refuse(reason: str) -> Row:
 
 
 def _scale_of(file: pathlib.Path, name: str, dataset: "h5py.Dataset") -> float:
-    """What turns the array's unit into Å, eV or eV/Å."""
+    """Factor from the unit of the array to Å, eV or eV/Å."""
     from ase import units
 
     lengths = {"bohr": units.Bohr, "angstrom": 1.0, "nm": units.nm, "nanometer": units.nm}
@@ -122,7 +124,7 @@ def _scale_of(file: pathlib.Path, name: str, dataset: "h5py.Dataset") -> float:
 
 
 def _text(dataset: "h5py.Dataset") -> str | None:
-    """The text of an array that holds one."""
+    """The text in an array of one string; None for other arrays."""
     import h5py
 
     is_text = h5py.check_string_dtype(dataset.dtype) is not None and dataset.size == 1

@@ -87,13 +87,13 @@ def changed(column, atom, value):
         ({"input_ids": [], "coords": []}, "input_ids: the structure has no atoms"),
         (changed("coords", 2, np.nan), r"coords: atom 2 has \[nan, nan, nan\]; expected finite numbers \(Å\)"),
         (changed("coords", 1, np.inf), "coords: atom 1 has .*inf"),
-        (changed("coords", 2, [0, 0, 0.1205]), "coords: atoms 0 and 2 are at one place, 0.0005 Å apart"),
+        (changed("coords", 2, [0, 0, 0.1205]), "coords: atoms 0 and 2 are at the same place, 0.0005 Å apart"),
         ({"coords": [[0, 0, 0], [1, 0, 0]]}, r"coords: expected shape \(3, 3\) for 3 atoms, found \(2, 3\)"),
         ({"coords": [[0, 0], [1, 0, 0], [2]]}, "coords: .* lists of unequal length"),
         ({"coords": None}, "the row has no column 'coords', only input_ids"),
         ({"forces": np.zeros((2, 3))}, r"forces: expected shape \(3, 3\) for 3 atoms, found \(2, 3\)"),
         ({"forces": [[0, 0, 0], [0, np.nan, 0], [0, 0, 0]]}, r"forces: atom 1 has .* \(eV/Å\)"),
-        ({"relaxed_coords": np.zeros((3, 3))}, "relaxed_coords: atoms 0 and 1 are at one place"),
+        ({"relaxed_coords": np.zeros((3, 3))}, "relaxed_coords: atoms 0 and 1 are at the same place"),
         ({"token_type_ids": [0, 3, 0]}, "token_type_ids: atom 1 has type 3; expected 0 to 2"),
         ({"fixed": [0, 2, 0]}, "fixed: atom 1 has 2; expected a truth value"),
         ({"total_energy": np.inf}, "total_energy: expected one finite number .* found inf"),
@@ -157,7 +157,7 @@ def test_atoms_at_the_place_of_an_image_are_refused(cell, rng):
     start = rng.normal(0, 3, 3)
     for step in (cell[0] - 2 * cell[1], cell[2]):
         row = {"input_ids": [14, 14], "coords": [start, start + step + 1e-4], "cell": cell, "pbc": [True] * 3}
-        with pytest.raises(ValueError, match="atom 0 and an image of atom 1 are at one place"):
+        with pytest.raises(ValueError, match="atom 0 and an image of atom 1 are at the same place"):
             check_row(row)
     check_row(row | {"pbc": [True, True, False]})  # the third direction does not repeat
     check_row(row | {"coords": [start, start + 0.5 * cell[0]]})

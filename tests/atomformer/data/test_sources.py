@@ -185,7 +185,7 @@ def test_refused_rows_are_named_and_do_not_end_the_reading(structures, tmp_path)
     dataset, refused = load_dataset(tmp_path / "s.extxyz")
     assert len(atom_counts(dataset)) == 2
     assert refused.keys() == {1, 3}
-    assert refused[1].startswith("coords: atoms 0 and 1 are at one place")
+    assert refused[1].startswith("coords: atoms 0 and 1 are at the same place")
     assert "Qq" in refused[3]
     assert prepare_dataset(tmp_path / "s.extxyz", tmp_path / "set") == (2, refused)
 

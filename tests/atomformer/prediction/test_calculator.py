@@ -160,7 +160,7 @@ def test_unusable_atoms_are_refused_in_one_line(make_model):
     with pytest.raises(ValueError, match=r"^coords: atom 1 has \[0.9, 0.1, nan\]"):
         atoms.get_potential_energy()
     atoms.positions[1] = atoms.positions[0]
-    with pytest.raises(ValueError, match=r"^coords: atoms 0 and 1 are at one place"):
+    with pytest.raises(ValueError, match=r"^coords: atoms 0 and 1 are at the same place"):
         atoms.get_potential_energy()
 
 

@@ -293,7 +293,7 @@ def broken(**changes):
         (broken(input_ids=[1, 119]), "atom 1 has token 119, which is no element"),
         (broken(input_ids=[1, 92]), "no reference energies of U"),
         (broken(coords=[[0, 0, 0], [0, math.nan, 1]]), r"coords: atom 1 has \[0.0, nan, 1.0\]"),
-        (broken(coords=[[0, 0, 0], [0, 0, 1e-5]]), "atoms 0 and 1 are at one place"),
+        (broken(coords=[[0, 0, 0], [0, 0, 1e-5]]), "atoms 0 and 1 are at the same place"),
         (ase.Atoms("XO", [[0, 0, 0], [0, 0, 1]]), "atom 0 has token 0, which is no element"),
         ("structures.xyz", "expected ASE Atoms, a pymatgen Structure or a row, found str"),
     ],

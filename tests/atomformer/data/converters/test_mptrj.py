@@ -132,7 +132,7 @@ def test_bad_frames_are_refused_by_name_and_reason(tmp_path, frame):
     assert [row is None for row in rows] == [True] * 8 + [False]
     assert refused[0] == "atom 1: expected one element that fills its site, found Cu 1, Ag 0.5"
     assert "unknown chemical symbol 'Xx'" in refused[1]
-    assert "atoms 2 and 3 are at one place" in refused[2]
+    assert "atoms 2 and 3 are at the same place" in refused[2]
     assert refused[3] == "forces: expected shape (4, 3) for 4 atoms, found (3, 3)"
     assert refused[4].startswith("mp-2258, mp-2258-0-4: expected a frame with a structure, found ")
     assert refused[5] == "KeyError: 'abc'"

@@ -190,7 +190,7 @@ def test_bad_frames_are_refused_and_the_others_read(tmp_path, frames):
     assert rows[0] is not None
     assert refused.keys() == {1, 2, 3}
     assert "atom 4" in refused[1]
-    assert "atoms 11 and 12 are at one place" in refused[2]
+    assert "atoms 11 and 12 are at the same place" in refused[2]
 
 
 def test_a_cut_off_archive_is_one_clear_error(tmp_path, frames):

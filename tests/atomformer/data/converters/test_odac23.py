@@ -104,7 +104,7 @@ def test_bad_frames_are_refused_and_the_others_read(tmp_path, rng):
     rows, refused = rows_of(tmp_path)
     assert refused.keys() == {0, 1}
     assert refused[0] == "token_type_ids: atom 0 has type 7; expected 0 to 2"
-    assert "atoms 5 and 6 are at one place" in refused[1]
+    assert "atoms 5 and 6 are at the same place" in refused[1]
     assert rows[2] is not None
 
 
