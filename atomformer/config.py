@@ -25,6 +25,7 @@ CORRUPTED_TERMS = ("masked", "denoising")
 
 Periodic = Literal["none", "minimum_image", "images"]
 Problem = Literal["regression", "binary", "multiclass"]
+Task = Literal["SMP", "RES", "MSP", "LEP", "PPI", "LBA", "PSR", "RSR"]  # of ATOM3D; see `prediction.metrics.ATOM3D`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ class TrainConfig:
     # Folder or hub id of a model whose encoder, and heads where they fit, to start from; by default random weights.
     model: str | None = setting(None, "start_from", "checkpoint", "restore_path")
     freeze: Literal["none", "encoder"] = "none"  # what is not to change
-    task: Literal["SMP", "RES", "MSP", "LEP", "PPI", "LBA", "PSR", "RSR"] | None = None  # of ATOM3D
+    task: Task | None = None  # ATOM3D task to train for; it sets the problem and the number of labels
     label_columns: tuple[str, ...] = ()  # properties to learn; by default `labels`
     standardize: bool = True  # labels of a regression get the training set's mean and deviation as origin and unit
     fit_references: bool = False  # energies are learned as differences from energies per element, by least squares
@@ -202,7 +203,17 @@ PUBLISHED = OptimizerConfig(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """Pre-training: energies and forces, masked atoms, coordinate denoising, or several at once, by their weights."""
+    """Trains energies and forces, masked atoms, coordinate denoising, or several of them, by the loss weights.
+
+    The default loss is that of the published pre-training: formation energies and forces. The run folder holds
+    config.yaml, metrics.csv, curves.png, checkpoints/ to resume from and model/ to use.
+
+    atomformer pretrain --train s2ef --run-dir runs/base --size base --epochs 10
+
+    atomformer pretrain --train molecules.xyz --run-dir runs/denoise --formation-energy 0 --forces 0 --denoising 1
+
+    atomformer pretrain --run-dir runs/base --resume
+    """
 
     network: AtomformerConfig = AtomformerConfig(gradient_checkpointing=True)
     optimizer: OptimizerConfig = PUBLISHED
@@ -210,7 +221,16 @@ class PretrainConfig(TrainConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """Fine-tuning on properties (`label_columns`, or an ATOM3D `task`), or on energies and forces by their weights."""
+    """Trains properties (label columns or an ATOM3D task), or energies and forces; starts from --model, if given.
+
+    The run folder holds config.yaml, metrics.csv, curves.png, checkpoints/ to resume from and model/ to use.
+
+    atomformer finetune --train qm9.parquet --label-columns gap --model atomformer-base --run-dir runs/gap
+
+    atomformer finetune --train atom3d-lba --split train --validation-split val --task LBA --run-dir runs/lba
+
+    atomformer finetune --train md.xyz --labels 0 --total-energy 1 --forces 10 --conservative --run-dir runs/md
+    """
 
     validation_fraction: float = setting(0.1, "val_split")  # share of `train` held out if no `validation` is given
     loss: LossConfig = LossConfig(labels=1.0)

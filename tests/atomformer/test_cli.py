@@ -5,6 +5,7 @@ import gzip
 import json
 import pathlib
 import re
+from typing import Any
 
 import ase
 import ase.build
@@ -16,11 +17,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import atomformer
 from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
-from atomformer.cli import main
+from atomformer.cli import COMMANDS, main
 from atomformer.config import AtomformerConfig, EnergyScale
 from atomformer.data.sources import iterate_rows
 from atomformer.network.parameters import init_params
 from atomformer.network.transformer import make_apply
+from matterform.commandline import UsageError, flags_of, parse
 from matterform.io.formats import read_structures, write_structures
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -226,6 +228,8 @@ def place(toys, toy_file, model, mixed, tmp_path_factory) -> pathlib.Path:
     (folder / "random").mkdir()
     (folder / "random" / "notes.txt").write_text("nothing")
     (folder / "crystals.pkl").write_bytes(b"\x80\x04N.")
+    (folder / "running").mkdir()
+    (folder / "running" / "config.yaml").write_text("seed: 1\n")
     (folder / "empty.xyz").write_text("")
     (folder / "noise.parquet").write_bytes(b"noise")
     with gzip.open(folder / "whole.xyz.gz", "wb") as file:
@@ -244,6 +248,62 @@ def place(toys, toy_file, model, mixed, tmp_path_factory) -> pathlib.Path:
     write_structures(folder / "hydrogen.xyz", [lone])
     assert run("pretrain", "--train", folder / "toys.xyz", "--run-dir", folder / "run", *SMALL, "--max-steps", 1) == 0
     return folder
+
+
+def parsed(name: str, *argv: str) -> Any:
+    command = next(command for command in COMMANDS if command.name == name)
+    return parse(command, "atomformer", argv)
+
+
+def test_published_names_of_flags_are_understood_silently(capsys):
+    run = [
+        "--output_dir",
+        "runs/x",
+        "--train_file",
+        "a.xyz",
+        "--model_name_or_path",
+        "base",
+        "--validation_file",
+        "b.xyz",
+    ]
+    loop = ["--num_train_epochs", "3", "--logging_steps", "5", "--eval_steps", "7", "--save_steps", "9"]
+    step = ["--max_grad_norm", "2", "--warmup_ratio", "0.1", "--lr_scheduler_type", "cosine", "--lr", "1e-3"]
+    config = parsed("finetune", *run, *loop, *step, "--save_total_limit", "4", "--weight_decay=0.5").config
+    paths = (config.run_dir, config.train, config.validation, config.model)
+    assert paths == (pathlib.Path("runs/x"), pathlib.Path("a.xyz"), pathlib.Path("b.xyz"), "base")
+    loop = config.loop
+    assert (loop.epochs, loop.log_every, loop.validate_every, loop.checkpoint_every) == (3, 5, 7, 9)
+    optimizer = config.optimizer
+    assert (optimizer.clip_norm, optimizer.warmup_fraction, optimizer.schedule) == (2.0, 0.1, "cosine")
+    assert (optimizer.learning_rate, optimizer.weight_decay, config.keep) == (1e-3, 0.5, 4)
+    predict = parsed("predict", "a.xyz", "--checkpoint", "base", "--output", "b.xyz")
+    assert (predict.model, predict.out) == ("base", pathlib.Path("b.xyz"))
+    assert parsed("prepare", "a", "b", "--kind", "oc20") == parsed(
+        "prepare", "--source", "a", "-o", "b", "--kind", "oc20"
+    )
+    assert parsed("finetune", "base", "--train", "a.xyz", "--run-dir", "x").config.model == "base"
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_every_published_flag_has_a_counterpart_or_an_answer(name):
+    command = next(command for command in COMMANDS if command.name == name)
+    flags = {flag.name for flag in flags_of(command.arguments)} | {"--resume"}
+    assert set(command.aliases.values()) <= flags
+    assert not {alias.replace("_", "-") for alias in command.aliases} & flags
+    for flag in command.answers:
+        with pytest.raises(UsageError) as caught:
+            parsed(name, flag, "1")
+        assert "\n" not in str(caught.value)
+
+
+def test_flags_have_help_and_short_ones_one_meaning():
+    shorts: dict[str, str] = {}
+    for command in COMMANDS:
+        for flag in flags_of(command.arguments):
+            for short in flag.shown:
+                assert shorts.setdefault(short, flag.name) == flag.name
+    assert shorts == {"-o": "--out"}
 
 
 def write_wrong_forces(path: pathlib.Path) -> None:
@@ -322,7 +382,7 @@ MISTAKES = {
     "cut weights": (predict(model="cut"), "model.safetensors is not a safetensors file"),
     "a random folder": (predict(model="random"), "random has no model.safetensors"),
     "a pickle": (predict(model="crystals.pkl"), "crystals.pkl is a pickle"),
-    "a run instead of its model": (predict(model="run"), "run has no model.safetensors"),
+    "a run without a model": (predict(model="running"), "running is a run without a model yet"),
     # predicting
     "nothing to predict": (predict(data="empty.xyz"), "empty.xyz holds no structures"),
     "output of no format": (predict("-o", "new.png"), "new.png has an unknown suffix"),
