@@ -267,8 +267,9 @@ def test_published_names_of_flags_are_understood_silently(capsys):
         "b.xyz",
     ]
     loop = ["--num_train_epochs", "3", "--logging_steps", "5", "--eval_steps", "7", "--save_steps", "9"]
+    start = ["--model_name_or_path", "base"]
     step = ["--max_grad_norm", "2", "--warmup_ratio", "0.1", "--lr_scheduler_type", "cosine", "--lr", "1e-3"]
-    config = parsed("finetune", *run, *loop, *step, "--save_total_limit", "4", "--weight_decay=0.5").config
+    config = parsed("finetune", *run, *start, *loop, *step, "--save_total_limit", "4", "--weight_decay=0.5").config
     paths = (config.run_dir, config.train, config.validation, config.model)
     assert paths == (pathlib.Path("runs/x"), pathlib.Path("a.xyz"), pathlib.Path("b.xyz"), "base")
     loop = config.loop
