@@ -8,7 +8,7 @@ RESULTS := benchmarks/results
 DATA ?= ../shared/data
 PYTEST := $(BIN)/python -m pytest -q --jaxtyping-packages=matterform,crystalformer,atomformer,agedi,beartype.beartype
 
-.PHONY: demo test test-slow check format bench bench-potentials install clean
+.PHONY: demo test test-slow check format bench bench-potentials wheel-check install clean
 
 demo: install ## samples crystals from the shipped weights; writes CIFs, a table and a picture to demo/
 	rm -rf demo
@@ -39,6 +39,9 @@ bench: install ## measures on this machine; appends JSON lines to benchmarks/res
 bench-potentials: $(TORCH) ## the same for force fields, and for the reward of an epoch
 	$(BIN)/python benchmarks/cases/potentials_speed.py --count 24 --out $(RESULTS)/potentials_speed.jsonl
 	$(BIN)/python benchmarks/cases/reward_epoch.py --out $(RESULTS)/reward_epoch.jsonl
+
+wheel-check: ## builds a wheel of the committed files, installs it in an empty environment and samples with it
+	PYTHON=$(PYTHON) .ci/wheel-check
 
 install: $(INSTALLED)
 
