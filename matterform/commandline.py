@@ -30,6 +30,10 @@ USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # the user
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 COMPLETION = "--print-completion"
 
+# Where results go: the flag --out of every command.
+Out = Annotated[pathlib.Path, tyro.conf.arg(aliases=["-o"])]
+OUT_NAMES = ("output", "save_path")
+
 _command_line: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("command_line", default=())
 
 
@@ -51,7 +55,7 @@ class Command(NamedTuple):
     answers: Mapping[str, str] = types.MappingProxyType(
         {}
     )  # published flag without a counterpart -> what to do instead
-    positional: tuple[str, ...] = ()  # flags that words directly after the command stand for, in order
+    positional: tuple[str, ...] = ()  # flags that words right after the command stand for; "" leaves the word alone
     training: bool = False  # has --resume and the flags of `Processes`
     load: Callable[[pathlib.Path], Any] | None = None  # reads --config; by default a YAML file of `arguments`
 
@@ -191,7 +195,8 @@ def translate(command: Command, argv: Sequence[str]) -> list[str]:
     words, leading = [], list(command.positional)
     for place, word in enumerate(argv):
         if leading and not word.startswith("-") and place == len(command.positional) - len(leading):
-            words += [leading.pop(0), word]
+            flag = leading.pop(0)
+            words += [flag, word] if flag else [word]
             continue
         name, equals, value = word.partition("=")
         name = _dashed(name)

@@ -1,0 +1,30 @@
+"""The command `matterform plot`: learning curves of a run, or a gallery of crystals."""
+
+import dataclasses
+import pathlib
+
+import tyro
+
+from matterform.commandline import OUT_NAMES, Out, say
+from matterform.config import setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Draws the learning curves of a run folder, or a gallery of crystals with statistics; needs matplotlib.
+
+    matterform plot runs/mp20
+
+    matterform plot samples/samples.csv --out gallery.png
+    """
+
+    path: tyro.conf.Positional[pathlib.Path]  # a run folder, a table of metrics, or crystals of any format
+    out: Out | None = setting(None, *OUT_NAMES)  # picture to write (.png, .pdf, .svg); by default beside the input
+
+
+def run_plot(arguments: Plot) -> int:
+    """Draws a picture and prints where it is."""
+    from matterform.plots import plot
+
+    say(f"picture: {plot(arguments.path, arguments.out)}")
+    return 0
