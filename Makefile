@@ -59,4 +59,4 @@ $(TORCH): $(INSTALLED)
 	touch $@
 
 clean: ## removes what these commands made
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo build *.egg-info .cache .pytest_cache .ruff_cache

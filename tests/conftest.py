@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 # XLA's former code generator compiles in half the time, and that is what most tests spend theirs on.
 # `XLA_FLAGS= make test` tests with the present one, which users have.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Programs that were compiled once are read from disk the next time, by child processes too.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import numpy as np
@@ -77,23 +80,10 @@ def reserved_port() -> Callable[[], contextlib.AbstractContextManager[int]]:
     return _reserved_port
 
 
-QUICK = {
-    "jax_disable_most_optimizations": True,
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": 0,
-}
-
-
-@pytest.fixture(scope="session")
-def quick_folder(tmp_path_factory) -> pathlib.Path:
-    """Where `quick` keeps compiled programs."""
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.fixture(scope="module")
-def quick(quick_folder) -> Iterator[None]:
-    """For files whose many short runs spend their time compiling: compiles less, and each program only once."""
-    settings = QUICK | {"jax_compilation_cache_dir": str(quick_folder)}
+def quick() -> Iterator[None]:
+    """For files whose many short runs spend their time compiling: optimises less, and keeps even small programs."""
+    settings = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
     former = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)

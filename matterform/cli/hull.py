@@ -2,15 +2,19 @@
 
 import dataclasses
 import itertools
+import math
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from matterform.commandline_old import say
-from matterform.potentials.load import PotentialConfig, open_potential
+from matterform.cli.crystals import number_column, read_crystals
+from matterform.commandline import OUT_NAMES, Out, on_interrupt, say, this_command
+from matterform.config import setting
+from matterform.potentials.config import PotentialConfig
+from matterform.potentials.open import open_potential
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -134,7 +138,7 @@ def run_above_hull(arguments: AboveHull) -> int:
     """Evaluates crystals chunk by chunk and writes each chunk when it is done."""
     from matterform.io.formats import iterate_crystals
     from matterform.io.tables import open_rows
-    from matterform.stability.above_hull import above_hull, check_references
+    from matterform.stability import above_hull
     from matterform.stability.hull import open_hull
     from matterform.stability.references import load_references
 
@@ -143,11 +147,11 @@ def run_above_hull(arguments: AboveHull) -> int:
     former = _former_rows(arguments)
     hull = open_hull(arguments.hull)
     references = None if arguments.references is None else load_references(arguments.references)
-    check_references(hull, references)
+    above_hull.check_references(hull, references)
     totals = _Totals()
     crystals = iterate_crystals(arguments.structures)
     with open_potential(arguments.potential) as potential, progress_bar("crystals") as progress:
-        check_references(hull, references, potential)
+        above_hull.check_references(hull, references, potential)
         crystals = _from_first_readable(crystals, arguments.structures)  # without one, no table is written
         with open_rows(arguments.out, TABLE, keep=(lambda row: True) if arguments.resume else None) as table:
             for row in former:
@@ -156,7 +160,7 @@ def run_above_hull(arguments: AboveHull) -> int:
             with on_interrupt(lambda: f"{totals.count} rows are in {arguments.out}; {_how_to_go_on()}"):
                 while chunk := list(itertools.islice(rest, arguments.chunk_size)):
                     readable = [crystal.structure for crystal in chunk if crystal.structure is not None]
-                    stability = above_hull(readable, potential, hull, references, arguments.relax_steps)
+                    stability = above_hull.above_hull(readable, potential, hull, references, arguments.relax_steps)
                     for row in _rows(chunk, stability):
                         table.write(row)
                         totals.add(row)

@@ -9,6 +9,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
 
 from matterform.cli import main
+from matterform.stability import above_hull
 from matterform.stability.hull import open_hull
 from matterform.stability.references import load_references
 
@@ -193,11 +194,45 @@ def test_mistakes_are_one_line_and_status_2(folder, capsys, argv, message):
     assert not list(folder.glob("new*"))
 
 
-@pytest.mark.parametrize("command", ["hull", "references", "above-hull", "evaluate"])
+@pytest.mark.parametrize("command", ["hull", "references", "above-hull", "evaluate", "plot"])
 def test_help_is_enough_to_work_from(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
+    assert main([command, "--help"]) == 0
     said = capsys.readouterr().out
     assert f"matterform {command} " in said.split("usage:")[1]
     assert f"matterform {command} " in said.split("options")[0].split("[-h]")[1]  # an example
+
+
+def test_an_interrupted_table_is_continued_to_the_same_rows(folder, tmp_path, monkeypatch, capsys):
+    def arguments(name):
+        table = [str(folder / "crystals.csv"), f"--hull={folder / 'formation'}", f"--out={tmp_path / name}"]
+        return ["above-hull", *table, f"--references={folder / 'references.json'}", "--chunk-size=2", *EMT]
+
+    assert main(arguments("whole.csv")) == 0
+    whole = capsys.readouterr().out.replace("whole", "part")
+    chunks, original = [], above_hull.above_hull
+
+    def stop(*given):
+        chunks.append(given)
+        if len(chunks) > 1:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(above_hull, "above_hull", stop)
+        assert main(arguments("part.csv")) == 130
+    error = capsys.readouterr().err
+    assert f"stopped; 2 rows are in {tmp_path / 'part.csv'}; go on with: matterform above-hull" in error
+    assert "--resume" in error
+    assert len(read_table(tmp_path / "part.csv")) == 2
+    assert main(arguments("part.csv")) == 2  # nothing is overwritten by mistake
+    assert "--resume" in capsys.readouterr().err
+    assert main([*arguments("part.csv"), "--resume"]) == 0
+    assert capsys.readouterr().out == whole
+    assert (tmp_path / "part.csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
+def test_there_must_be_a_table_to_continue(folder, tmp_path, capsys):
+    absent = tmp_path / "absent.csv"
+    command = ["above-hull", str(folder / "crystals.csv"), f"--hull={folder / 'total'}", f"--out={absent}", "--resume"]
+    assert main([*command, *EMT]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
