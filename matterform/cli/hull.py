@@ -18,7 +18,6 @@ from matterform.potentials.open import open_potential
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
-
     from matterform.io.formats import CrystalRecord
     from matterform.stability.above_hull import Stability
 
