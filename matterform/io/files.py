@@ -71,10 +71,12 @@ def open_text(path: pathlib.Path, mode: str = "r", newline: str | None = None) -
 
 @contextlib.contextmanager
 def damage_explained(path: pathlib.Path) -> Iterator[None]:
-    """Turns the errors of a broken gzip file into one that says so."""
+    """Turns the errors of a broken gzip or bzip2 file into a ValueError that says so."""
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # not the content: no permission, say
         raise ValueError(f"{path} is damaged or cut off ({error}); fetch or compress it again") from error
 
 

@@ -2,6 +2,10 @@
 
 Keys are "1", "2", ... and "nextid"; a missing number is a deleted row. `data` of a row holds `Atoms.info`, and under
 `ARRAYS` the per-atom arrays that ASE's rows have no place for. Nothing is ever unpickled: a pickle is code.
+
+Rows are made and read by ASE itself. Why ase-db-backends 0.11 does not open the file: it writes 40,000 rows in 19.6 s
+where this takes 5.0 s, since it searches a list of all rows for each new one (reading is equal, 4.7 and 5.0 s); it
+reads a file of something else as an empty database, reads no LMDB folders, and needs clients of PostgreSQL and MySQL.
 """
 
 import itertools
@@ -26,10 +30,11 @@ PICKLE_ADVICE = (
 
 
 def iterate_entries(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """The rows of an LMDB in order, as they stand in the file; `parse_entry` reads one.
+    """The rows of an LMDB in order, as stored bytes; `parse_entry` turns one into Atoms.
 
     Raises:
         ValueError: not an LMDB, not an ASE database, or entries are pickles.
+        ModuleNotFoundError: lmdb is not installed; names the extra to install.
     """
     lmdb = _import_lmdb()
     path = pathlib.Path(path)
@@ -71,7 +76,11 @@ def parse_entry(entry: bytes) -> "ase.Atoms":
 
 
 def write_rows(path: str | os.PathLike[str], structures: Iterable["ase.Atoms"]) -> None:
-    """Writes a new LMDB, one row a structure, with info, arrays, constraints and results."""
+    """Writes a new LMDB with one row per structure: atoms with info, arrays, constraints and results.
+
+    Raises:
+        ModuleNotFoundError: lmdb is not installed; names the extra to install.
+    """
     lmdb = _import_lmdb()
     with lmdb.open(str(path), subdir=False, lock=False, map_size=MAP_SIZE) as env, env.begin(write=True) as transaction:
         number = 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matterform.io.files import damage_explained, existing, is_compressed, open_text, write_atomically
+from matterform.io.files import damage_explained, existing, open_text, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,36 +129,40 @@ def read_rows(path: str | os.PathLike[str], required: Iterable[str] = ()) -> lis
 
 
 def read_table(path: str | os.PathLike[str], required: Iterable[str] = ()) -> "pd.DataFrame":
-    """A CSV file (plain or .gz) as a pandas table; numbers are read exactly, and only empty cells are missing.
+    """A CSV file (plain, .gz or .bz2) as a pandas table; numbers are read exactly, and only empty cells are missing.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a column in `required` is missing, or the file is empty, damaged or no table.
     """
-    [table] = _parse(path, required, None)
+    [table] = _parse(path, required, {})
     return table
 
 
-def iterate_chunks(path: str | os.PathLike[str], required: Iterable[str] = ()) -> "Iterator[pd.DataFrame]":
+def iterate_chunks(
+    path: str | os.PathLike[str], required: Iterable[str] = (), *, as_text: bool = False
+) -> "Iterator[pd.DataFrame]":
     """`read_table` in pieces of `ROWS_PER_CHUNK` rows, so that memory does not grow with the file.
 
     A table without rows gives one piece without rows. Data types are inferred piece by piece.
 
+    Args:
+        as_text: leaves all cells as text, "" where they are empty.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a column in `required` is missing, or the file is empty, damaged or no table.
     """
-    return _parse(path, required, ROWS_PER_CHUNK)
+    return _parse(path, required, {"chunksize": ROWS_PER_CHUNK} | ({"dtype": str, "na_values": []} if as_text else {}))
 
 
 def _parse(
-    path: str | os.PathLike[str], required: Iterable[str], rows_per_chunk: int | None
+    path: str | os.PathLike[str], required: Iterable[str], options: Mapping[str, Any]
 ) -> "Iterator[pd.DataFrame]":
     import pandas as pd
 
     path = existing(path)
-    options = {
-        "compression": "gzip" if is_compressed(path) else None,
+    defaults = {
         "keep_default_na": False,
         "na_values": [""],
         "float_precision": "round_trip",  # the default parser is off by one in the last digit
@@ -168,7 +172,7 @@ def _parse(
     try:
         with damage_explained(path):
             # Without rows per chunk, data types are inferred from the whole column.
-            chunks = pd.read_csv(path, chunksize=rows_per_chunk, **options)  # pyright: ignore
+            chunks = pd.read_csv(path, **(defaults | options))  # pyright: ignore
             for chunk in [chunks] if isinstance(chunks, pd.DataFrame) else chunks:
                 check_columns(path, list(chunk.columns), required)
                 yield chunk

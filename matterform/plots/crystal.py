@@ -1,4 +1,8 @@
-"""One crystal in projection: cell edges, atoms and bonds, drawn from back to front with matplotlib."""
+"""One crystal in projection: cell edges, atoms and bonds, drawn from back to front with matplotlib.
+
+Why not pymatviz 0.18: its `structure_2d` makes plotly figures, which become PNG files only through kaleido and a
+Chrome browser, and it does not draw into matplotlib's axes, of which the gallery is made.
+"""
 
 import itertools
 import re

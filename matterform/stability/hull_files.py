@@ -10,7 +10,6 @@ import functools
 import gzip
 import io
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matterform.io.files import damage_explained, existing
+from matterform.io.json_stream import iterate_json_list
+from matterform.io.tables import iterate_chunks
 from matterform.stability.hull_entries import Entries, Entry, Fractions, fractions_of, pack_entries, save_entries
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 FORMATION_COLUMN = "formation_energy_per_atom"
 FORMULA_COLUMNS = ("pretty_formula", "formula")
-CHUNK = 2**20  # characters
-MAX_ENTRY = 2**26  # characters; what is longer without an end is damaged
 PROGRESS_EVERY = 1000
 FORMULA_SUM = re.compile(r"^_chemical_formula_sum\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+))", re.MULTILINE)
 
@@ -84,7 +83,7 @@ def _counted(entries: Iterator[Entry], progress: Callable[[int], None]) -> Itera
 
 
 @contextlib.contextmanager
-def _open_text(path: pathlib.Path) -> Iterator[io.TextIOWrapper]:
+def _open_text(path: pathlib.Path) -> Iterator[io.TextIOBase]:
     """Text of a plain, gzip or bzip2 file; damage becomes a ValueError."""
     openers = {".gz": gzip.open, ".bz2": bz2.open}
     try:
@@ -92,10 +91,6 @@ def _open_text(path: pathlib.Path) -> Iterator[io.TextIOWrapper]:
             yield file  # pyright: ignore[reportReturnType]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged or no text ({error})") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error  # what bz2 raises
 
 
 def iterate_formation_table(path: pathlib.Path) -> Iterator[Entry]:
@@ -112,24 +107,17 @@ def iterate_formation_table(path: pathlib.Path) -> Iterator[Entry]:
 
 
 def iterate_formation_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, float]]:
-    """Formula and formation energy (eV/atom) of every row."""
-    import pandas as pd
+    """Formula and formation energy (eV/atom) of every row of a CSV (plain, .gz or .bz2).
 
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: columns are missing, or a row has no formula or no finite energy; the row is named, counted from 0.
+    """
     path, row = existing(path), 0
-    options = {"chunksize": PROGRESS_EVERY, "keep_default_na": False, "dtype": str}  # NaN is sodium nitride
-    try:
-        with _open_text(path) as file, pd.read_csv(file, **options) as chunks:
-            for chunk in chunks:
-                columns = list(chunk.columns)
-                if FORMATION_COLUMN not in columns:
-                    raise ValueError(f"{path} has no column {FORMATION_COLUMN!r}; it has {', '.join(columns)}")
-                for formula, text in zip(_formulas(path, chunk, row), chunk[FORMATION_COLUMN], strict=True):
-                    yield formula, _finite(text, f"{path}, row {row}: {FORMATION_COLUMN}")
-                    row += 1
-    except pd.errors.EmptyDataError as error:
-        raise ValueError(f"{path} is empty: expected a header line and rows") from error
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path} is no table from row {row} on: {error}") from error
+    for chunk in iterate_chunks(path, [FORMATION_COLUMN], as_text=True):
+        for formula, text in zip(_formulas(path, chunk, row), chunk[FORMATION_COLUMN], strict=True):
+            yield formula, _finite(text, f"{path}, row {row}: {FORMATION_COLUMN}")
+            row += 1
 
 
 def _formulas(path: pathlib.Path, chunk: Any, first_row: int) -> Sequence[str]:
@@ -167,7 +155,7 @@ def iterate_computed_entries(path: pathlib.Path) -> Iterator[Entry]:
         ValueError: the file is damaged or cut off, has another layout, or an entry cannot be read; with its number.
     """
     with _open_text(path) as file:
-        for index, record in enumerate(_iterate_list(_Json(file, path))):
+        for index, record in enumerate(iterate_json_list(file, path, "entries")):
             try:
                 yield computed_entry(record)
             except (KeyError, TypeError, ValueError) as error:
@@ -225,87 +213,3 @@ def _finite(value: Any, name: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} is {value!r}, which is no finite number")
     return number
-
-
-class _Json:
-    """Reads values one after the other from a file too large for memory."""
-
-    def __init__(self, file: io.TextIOWrapper, path: pathlib.Path) -> None:
-        self._file, self._path = file, path
-        self._buffer, self._place, self._ended = "", 0, False
-        self._decoder = json.JSONDecoder()
-        self.count = 0  # members of the list read so far
-
-    def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
-        while True:
-            while self._place < len(self._buffer):
-                if not self._buffer[self._place].isspace():
-                    return self._buffer[self._place]
-                self._place += 1
-            if not self._read():
-                return ""
-
-    def take(self, expected: str) -> str:
-        """The next character, which must be one of `expected`."""
-        found = self.peek()
-        if not found or found not in expected:
-            raise self.unexpected(f"expected {' or '.join(expected)}")
-        self._place += 1
-        return found
-
-    def value(self) -> Any:
-        """The next value, whole."""
-        self.peek()
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._buffer, self._place)
-            except json.JSONDecodeError as error:
-                if len(self._buffer) - self._place > MAX_ENTRY or not self._read():
-                    raise self.unexpected(error.msg) from error
-                continue
-            # A number may go on in the next part of the file.
-            if end < len(self._buffer) or not self._read():
-                self._place = end
-                return value
-
-    def unexpected(self, reason: str) -> ValueError:
-        found = repr(self._buffer[self._place : self._place + 20]) if self.peek() else "its end"
-        return ValueError(
-            f"{self._path} is damaged, cut off or of another layout after {self.count} entries, at {found}: {reason}"
-        )
-
-    def _read(self) -> bool:
-        """Reads on, forgetting what was taken; False at the end of the file."""
-        more = self._file.read(max(CHUNK, len(self._buffer) - self._place))  # doubles, so that long values cost little
-        self._buffer, self._place = self._buffer[self._place :] + more, 0
-        return bool(more)
-
-
-def _iterate_list(text: _Json) -> Iterator[Any]:
-    """The members of a list, or of the list under the key "entries"."""
-    if text.peek() == "{":
-        _find_entries(text)
-    text.take("[")
-    if text.peek() == "]":
-        return
-    while True:
-        value = text.value()
-        text.count += 1
-        yield value
-        if text.take(",]") == "]":
-            return
-
-
-def _find_entries(text: _Json) -> None:
-    """Goes to the value of the key "entries"."""
-    text.take("{")
-    while text.peek() != "}":
-        key = text.value()
-        text.take(":")
-        if key == "entries":
-            return
-        text.value()
-        if text.take(",}") == "}":
-            break
-    raise text.unexpected('there is no key "entries"')

@@ -21,7 +21,7 @@ from pymatgen.entries.computed_entries import (
     TemperatureEnergyAdjustment,
 )
 
-import matterform.stability.hull_files
+import matterform.io.json_stream
 from matterform.stability.hull import open_hull
 from matterform.stability.hull_entries import select
 from matterform.stability.hull_files import computed_entry, index_hull, iterate_computed_entries, read_entries
@@ -88,7 +88,7 @@ WRITERS[".json.bz2"] = lambda path, text: path.write_bytes(bz2.compress(text.enc
 )
 @pytest.mark.parametrize("chunk", [7, 2**20])
 def test_every_layout_is_read_whole(tmp_path, monkeypatch, suffix, content, chunk):
-    monkeypatch.setattr(matterform.stability.hull_files, "CHUNK", chunk)
+    monkeypatch.setattr(matterform.io.json_stream, "CHUNK", chunk)
     path = tmp_path / f"convex_hull_pbe_2024.12.15{suffix}"
     WRITERS[suffix](path, json.dumps(content))
     found = [entry.energy_per_atom for entry in iterate_computed_entries(path)]
@@ -138,7 +138,7 @@ def test_a_folder_of_json_files_is_one_hull(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(matterform.stability.hull_files, "CHUNK", 2**14)
+    monkeypatch.setattr(matterform.io.json_stream, "CHUNK", 2**14)
     path, peaks = tmp_path / "large.json", []
     for count in (50, 500):
         record = RECORDS[0] | {"data": {"text": "x" * 10_000}}
@@ -219,7 +219,7 @@ def test_sodium_nitride_is_no_missing_value(tmp_path):
     ("text", "message"),
     [
         ("", "is empty"),
-        ("formula,energy\nNaCl,1\n", "no column 'formation_energy_per_atom'; it has formula, energy"),
+        ("formula,energy\nNaCl,1\n", "lacks the column formation_energy_per_atom; its columns are formula, energy"),
         ("name,formation_energy_per_atom\nNaCl,1\n", "needs a column pretty_formula, formula or cif"),
         ("formula,formation_energy_per_atom\nNaCl,1\nNaCl,\n", "row 1: formation_energy_per_atom is ''"),
         ("formula,formation_energy_per_atom\nNaCl,1\nsalt,1\n", "row 1: 'salt' is no formula"),
