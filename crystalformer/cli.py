@@ -151,8 +151,9 @@ def run_sample(arguments: Sample) -> int:
 
     from crystalformer.checkpoint.pretrained import load_model
     from crystalformer.loss import log_prob
+    from crystalformer.sampling.config import McmcConfig
     from crystalformer.sampling.constraints import make_constraints, read_constraints
-    from crystalformer.sampling.mcmc import check_moves, refine
+    from crystalformer.sampling.mcmc import refine
     from crystalformer.sampling.sample import sample_chunks
     from crystalformer.table import TableWriter, table_rows
 
@@ -179,10 +180,7 @@ def run_sample(arguments: Sample) -> int:
         constraints=constraints,
         chunk_size=arguments.chunk_size,
     )
-    if arguments.mcmc < 0:
-        raise ValueError(f"mcmc must be a number of sweeps, 0 for none; got {arguments.mcmc}")
-    if arguments.mcmc:
-        check_moves(arguments.mcmc, arguments.mcmc_width, arguments.temperature)
+    mcmc = McmcConfig(mcmc_sweeps=arguments.mcmc, mcmc_width=arguments.mcmc_width)
     cif_folder = arguments.out / "cif"
     if cif_folder.exists():
         raise ValueError(f"{arguments.out} holds samples already; give another --out or remove it")
@@ -197,8 +195,7 @@ def run_sample(arguments: Sample) -> int:
                     config,
                     mcmc_key,
                     crystals,
-                    sweeps=arguments.mcmc,
-                    width=arguments.mcmc_width,
+                    mcmc=mcmc,
                     temperature=arguments.temperature,
                     constraints=constraints,
                     first_index=done,

@@ -21,7 +21,8 @@ from benchmarks.baselines.crystalformer import make_plain_sampler
 from benchmarks.timing import machine_limits, num_parameters, peak_rss_mib, report, time_call
 from crystalformer.config import TransformerConfig
 from crystalformer.network.parameters import Params, final_names, init_params
-from crystalformer.sampling.sample import CPU_GROUP, STRETCHES
+from crystalformer.sampling.sample import CPU_GROUP
+from crystalformer.sampling.sampler import STRETCHES
 from crystalformer.symmetry.wyckoff import symmetry_tables
 
 # The 20 commonest space groups among 7,140 binary and ternary crystals of MP-20 (Materials Project, CC BY 4.0):

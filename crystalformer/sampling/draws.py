@@ -1,4 +1,7 @@
-"""Single draws from the network's outputs, sharpened or flattened by a temperature, and their projection (spec 5)."""
+"""One class, coordinate or lattice drawn from the network's outputs, at a temperature, and projection onto a position.
+
+The equations are those of docs/formulas/crystalformer.md, section 4.
+"""
 
 from typing import NamedTuple
 
@@ -12,33 +15,24 @@ from crystalformer.network.transformer import FORBIDDEN, Coordinate, Lattice
 from crystalformer.symmetry import lattice
 from crystalformer.symmetry.wyckoff import symmetry_tables
 
-TEMPERATURES = 1e-6, 1e6
-
 
 class Temperature(NamedTuple):
-    """How far draws are sharpened (< 1) or flattened (> 1), and which classes are left out."""
+    """Temperatures (eq. 13; below 1 sharpens, above 1 flattens) and top_p (eq. 14)."""
 
     every: Float[Array, ""]
     first_element: Float[Array, ""]
     top_p: Float[Array, ""]  # keep the likeliest classes until their probability exceeds this
 
 
-def check_temperature(name: str, value: float) -> None:
-    """Raises ValueError for a temperature at which float32 loses the forbidden classes or overflows."""
-    coldest, hottest = TEMPERATURES
-    if not coldest <= value <= hottest:
-        raise ValueError(f"{name} must lie in {coldest}..{hottest}; got {value}")
-
-
 def draw_class(
     key: PRNGKeyArray, log_probs: Float[Array, " c"], temperature: Float[Array, ""], top_p: Float[Array, ""]
 ) -> Int[Array, ""]:
-    """One of the classes that `top_p` keeps, with probability proportional to p^(1 / temperature)."""
+    """One of the classes that `top_p` keeps, with probability proportional to p^(1 / temperature) (eqs. 13 and 14)."""
     return jax.random.categorical(key, keep_likeliest(log_probs / temperature, top_p)).astype(jnp.int32)
 
 
 def keep_likeliest(log_probs: Float[Array, " c"], top_p: Float[Array, ""]) -> Float[Array, " c"]:
-    """Forbids all but the smallest set of likeliest classes whose probability exceeds `top_p`."""
+    """Forbids all but the smallest set of likeliest classes whose probability exceeds `top_p` (eq. 14)."""
     order = jnp.argsort(-log_probs)
     probs = jax.nn.softmax(log_probs)[order]
     before = jnp.cumsum(probs) - probs
@@ -47,7 +41,7 @@ def keep_likeliest(log_probs: Float[Array, " c"], top_p: Float[Array, ""]) -> Fl
 
 
 def draw_coordinate(key: PRNGKeyArray, mixture: Coordinate, temperature: Temperature) -> Float[Array, ""]:
-    """A fraction of the cell edge: a component, then its von Mises angle 2 pi (x - 1/2)."""
+    """A fractional coordinate (eq. 15): a component, then its von Mises angle 2 pi (x - 1/2)."""
     component_key, angle_key = jax.random.split(key)
     k = draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
     concentration = mixture.concentration[k] / temperature.every
@@ -55,7 +49,7 @@ def draw_coordinate(key: PRNGKeyArray, mixture: Coordinate, temperature: Tempera
 
 
 def draw_lattice(key: PRNGKeyArray, G: Int[Array, ""], mixture: Lattice, temperature: Temperature) -> Float[Array, "6"]:
-    """Lattice in model units: one component for all six parameters, then the group's constraints."""
+    """Lattice in model units (eq. 17): one component for all six parameters, then the group's constraints."""
     component_key, normal_key = jax.random.split(key)
     k = draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
     width = mixture.width[k] * jnp.sqrt(temperature.every)
@@ -63,7 +57,7 @@ def draw_lattice(key: PRNGKeyArray, G: Int[Array, ""], mixture: Lattice, tempera
 
 
 def project_coordinate(G, W, xyz: Float[Array, "3"], axis: Int[Array, ""] | int) -> Float[Array, ""]:
-    """Coordinate `axis` of the site's first operation applied to `xyz`, in [0, 1)."""
+    """Coordinate `axis` of the site's first operation applied to `xyz`, in [0, 1) (eq. 16)."""
     row = jnp.asarray(symmetry_tables().first_op)[G - 1, W, axis]
     wrapped = (jnp.dot(row[:3], xyz) + row[3]) % 1.0
     return jnp.where(wrapped >= 1, 0.0, wrapped)  # a tiny negative number wraps to 1 in float32

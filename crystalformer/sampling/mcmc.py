@@ -1,11 +1,12 @@
-"""Refining sampled crystals within their template by Markov chain Monte Carlo (spec section 5).
+"""Refinement of sampled crystals in their template by Markov chain Monte Carlo (docs/formulas/crystalformer.md, 5).
 
 Space group and letters stay. A move takes one site, or the sites tied to it, proposes an allowed element and shifted
 coordinates, and is accepted by the Metropolis rule for logp_w + logp_xyz + logp_a. Lattices are redrawn at the end.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,11 @@ from crystalformer.loss import crystal_log_prob
 from crystalformer.network import distributions
 from crystalformer.network.parameters import Network, Params, as_network
 from crystalformer.network.transformer import forward, read_lattice
+from crystalformer.sampling.config import McmcConfig, SamplingConfig, check_temperature
 from crystalformer.sampling.constraints import Constraints, make_constraints
-from crystalformer.sampling.draws import Temperature, check_temperature, draw_lattice, project_coordinate
+from crystalformer.sampling.draws import Temperature, draw_lattice, project_coordinate
 from crystalformer.symmetry.wyckoff import symmetry_tables
-
-SMALLEST_WIDTH = 1e-6
+from matterform.config import named
 
 
 class Refined(NamedTuple):
@@ -45,35 +46,42 @@ def refine(
     key: PRNGKeyArray,
     crystals: Crystals,
     *,
-    sweeps: int,
-    width: float = 0.1,
-    temperature: float = 1.0,
     constraints: Constraints | None = None,
+    temperature: float = SamplingConfig.temperature,
     batch_size: int = 64,
     first_index: int = 0,
+    mcmc: McmcConfig | None = None,
+    **options: Any,
 ) -> Refined:
-    """Refines crystals in model units by `sweeps` moves of every site.
+    """Refines crystals in model units by `mcmc_sweeps` moves of every site.
 
     Crystal i uses `fold_in(key, first_index + i)` alone, so a long list may be refined part by part.
 
     Elements follow the constraints after the first sweep, whatever the templates came with.
 
     Args:
-        width: of a shift in the angle 2 pi x (rad); the shift is von Mises with concentration 1 / width^2.
-        temperature: divides log-probabilities in the Metropolis rule, and heats the lattice draw.
+        constraints: what `make_constraints` returned.
+        temperature: divides log-probabilities in the Metropolis rule (eq. 19), and that of the new lattice (eq. 17).
+        batch_size: crystals refined at a time.
+        first_index: of the first crystal, where several calls refine parts of one set.
+        mcmc: number of sweeps, and width of a shift.
+        options: fields of `McmcConfig`, which replace those of `mcmc`; `sweeps` and `width` for short.
 
     Raises:
-        ValueError: for crystals that the network cannot read, or a count, width or temperature out of range.
+        ValueError: the network cannot read the crystals, or a count, width or temperature is out of range.
     """
+    mcmc = dataclasses.replace(mcmc or McmcConfig(), **named(McmcConfig, options))
     crystals = Crystals(*(np.asarray(field) for field in crystals))
     _check_templates(crystals, config)
-    check_moves(sweeps, width, temperature)
+    check_temperature("temperature", temperature)
+    if mcmc.mcmc_sweeps < 1:
+        raise ValueError(f"mcmc_sweeps must be at least 1; got {mcmc.mcmc_sweeps}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     constraints = make_constraints(config) if constraints is None else constraints
     longest = num_slots(crystals).max()
     templates = truncate(crystals, min(n for n in bucket_lengths(config.n_max) if n >= longest))
-    settings = np.int32(sweeps), np.float32(width), np.float32(temperature)
+    settings = np.int32(mcmc.mcmc_sweeps), np.float32(mcmc.mcmc_width), np.float32(temperature)
     batches, moves = [], np.zeros(2)
     for start in range(0, len(crystals.G), batch_size):
         rows = np.arange(start, min(start + batch_size, len(crystals.G)))
@@ -94,15 +102,6 @@ def _check_templates(crystals: Crystals, config: TransformerConfig) -> None:
         raise ValueError("crystals: expected sites to move; found none")
     if longest > config.n_max:
         raise ValueError(f"crystals: n_max is {config.n_max} in this network; the longest needs {longest} slots")
-
-
-def check_moves(sweeps: int, width: float, temperature: float) -> None:
-    """Raises ValueError for settings of `refine` that are out of range."""
-    if not sweeps >= 1:
-        raise ValueError(f"sweeps must be at least 1; got {sweeps}")
-    if not width >= SMALLEST_WIDTH:
-        raise ValueError(f"width must be at least {SMALLEST_WIDTH} rad, which float32 can resolve; got {width}")
-    check_temperature("temperature", temperature)
 
 
 def _with_first_slots(crystals: Crystals, refined: Crystals) -> Crystals:

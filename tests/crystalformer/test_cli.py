@@ -175,7 +175,7 @@ def test_help_names_every_command(capsys):
         (["sample", "--out=new", "--spacegroup", "1", "--temperature=0"], "temperature must lie in"),
         (["sample", "--out=new", "--spacegroup", "1", "--constraints=bad.json"], "bad.json"),
         (["sample", "--out=samples", "--spacegroup", "1"], "holds samples already"),
-        (["sample", "--out=new", "--spacegroup", "1", "--mcmc=-1"], "mcmc must be a number of sweeps"),
+        (["sample", "--out=new", "--spacegroup", "1", "--mcmc=-1"], "must be a number of sweeps"),
         (["sample", "--out=new", "--spacegroup", "1", "--mcmc=1", "--mcmc-width=0"], "width must be at least"),
         (
             ["sample", "--out=new", "--spacegroup", "1", "--num-heads=4"],

@@ -32,10 +32,12 @@ from crystalformer.network.transformer import (
     read_lattice,
 )
 from crystalformer.sampling import sample as sampling
+from crystalformer.sampling import sampler
 from crystalformer.sampling.constraints import make_constraints
 from crystalformer.sampling.decoding import decode_token, empty_cache, fold_attention, grow_cache
 from crystalformer.sampling.draws import Temperature, draw_lattice, keep_likeliest
-from crystalformer.sampling.sample import Lanes, make_add_token, sample, sample_chunks
+from crystalformer.sampling.sample import sample, sample_chunks
+from crystalformer.sampling.sampler import PartialCrystals, make_add_token
 from crystalformer.symmetry.lattice import free_parameters, impose_lattice
 from crystalformer.symmetry.wyckoff import LETTERS, symmetry_tables
 from matterform.elements import element_table
@@ -106,14 +108,14 @@ def draw_by_steps(params, config, key, spacegroups, group_size, stretches):
         return make_add_token(network, temperature, constraints, config, group_size)(state)
 
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.arange(num_lanes))
-    lanes = sampling._first_lanes(network, keys, jnp.asarray(spacegroups), jnp.ones(num_lanes, bool), config)
+    lanes = sampler._first_lanes(network, keys, jnp.asarray(spacegroups), jnp.ones(num_lanes, bool), config)
     state = jnp.asarray(0), lanes, empty_cache(num_lanes, 0, config)
     steps = []
     for sites in (*stretches, config.n_max):
         state = (*state[:2], grow_cache(state[2], 5 * sites))
         while state[0] < 5 * sites and not state[1].finished.all():
             state = add_token(*settings, state)
-            lanes: Lanes = jax.tree.map(np.asarray, state[1]._replace(key=None))
+            lanes: PartialCrystals = jax.tree.map(np.asarray, state[1]._replace(key=None))
             steps.append((int(state[0]) - 1, lanes))
     order = np.argsort(lanes.index)
     return jax.tree.map(lambda x: x[order], lanes.crystal), steps
@@ -163,7 +165,7 @@ def test_logits_along_samples_equal_those_of_whole_sequences(config, lively, gen
 
 @pytest.mark.slow
 def test_logits_along_samples_of_golden_weights_equal_those_of_whole_sequences(golden):
-    stretches = sampling.STRETCHES
+    stretches = sampler.STRETCHES
     assert_steps_equal_whole_sequences(golden.params, golden.config, 4, stretches, num_lanes=16)
 
 
@@ -479,9 +481,9 @@ def test_kernel_compiles_once_and_computes_unfinished_lanes_only(params, config,
         jax.debug.callback(lambda *step: steps.append(tuple(map(int, step))), position, num_groups)
         return decode_token(network, cache, x, position, num_groups, group_size, config)
 
-    monkeypatch.setattr(sampling, "decode_token", counted)
+    monkeypatch.setattr(sampler, "decode_token", counted)
     monkeypatch.setattr(sampling, "CPU_GROUP", 4)
-    monkeypatch.setattr(sampling, "STRETCHES", ())
+    monkeypatch.setattr(sampler, "STRETCHES", ())
     config = dataclasses.replace(config, n_max=3)  # not compiled before
     compiled = None
     for seed, letters in enumerate(("", "", "a")):

@@ -1,0 +1,50 @@
+"""Settings of sampling and of refinement by Markov chain Monte Carlo; this module imports no JAX."""
+
+import dataclasses
+
+from matterform.config import setting
+
+TEMPERATURES = 1e-6, 1e6  # outside, float32 overflows or gives forbidden classes a chance
+SMALLEST_WIDTH = 1e-6  # rad; a smaller shift is lost in float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How crystals are sampled (docs/formulas/crystalformer.md, eqs. 13 and 14)."""
+
+    temperature: float = 1.0  # below 1 sharpens all distributions, above 1 flattens them
+    T1: float | None = None  # temperature of the first site's element; by default as the rest
+    top_p: float = 1.0  # keep the likeliest letters, elements and mixture components up to this probability
+    chunk_size: int | None = None  # crystals sampled at a time; by default what fits in 1 GiB of cache per device
+
+    def __post_init__(self) -> None:
+        check_temperature("temperature", self.temperature)
+        if self.T1 is not None:
+            check_temperature("T1", self.T1)
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p must lie in [0, 1]; got {self.top_p}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1; got {self.chunk_size}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class McmcConfig:
+    """How sampled crystals are refined (docs/formulas/crystalformer.md, eqs. 18 and 19)."""
+
+    mcmc_sweeps: int = setting(0, "mcmc", "nsweeps", "sweeps")  # moves of every site by MCMC, 0 for no refinement
+    mcmc_width: float = setting(0.1, "mc_width", "width")  # width of a coordinate shift, as an angle 2 pi x (rad)
+
+    def __post_init__(self) -> None:
+        if self.mcmc_sweeps < 0:
+            raise ValueError(f"mcmc_sweeps must be a number of sweeps, 0 for none; got {self.mcmc_sweeps}")
+        if not self.mcmc_width >= SMALLEST_WIDTH:
+            raise ValueError(
+                f"mcmc_width must be at least {SMALLEST_WIDTH} rad, which float32 can resolve; got {self.mcmc_width}"
+            )
+
+
+def check_temperature(name: str, value: float) -> None:
+    """Raises a ValueError that begins with `name` if a temperature is outside `TEMPERATURES`."""
+    coldest, hottest = TEMPERATURES
+    if not coldest <= value <= hottest:
+        raise ValueError(f"{name} must lie in {coldest}..{hottest}; got {value}")
