@@ -1,4 +1,4 @@
-"""The table of sampled or scored crystals: one row a crystal, with its sequence, log-probabilities and CIF."""
+"""The table of sampled or scored crystals: one row per crystal, with its sequence, log-probabilities and CIF."""
 
 import ast
 import pathlib
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from crystalformer.config import TransformerConfig
 from crystalformer.data.crystals import Crystals, cell_parameters, formula, iterate_crystals, to_cif
 from crystalformer.loss import LogProb
 from crystalformer.symmetry.lattice import cell_problem, to_scaled
@@ -33,7 +34,7 @@ COLUMNS = (
 
 
 def table_rows(crystals: Crystals, log_prob: LogProb, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows for `TableWriter` in the order of the crystals, which `indices` name; lists hold real sites only."""
+    """One row per crystal for `TableWriter`, numbered by `indices`; lists hold real sites only."""
     rows = []
     for i, crystal in enumerate(iterate_crystals(crystals)):
         n = int((crystal.W > 0).sum())
@@ -59,12 +60,31 @@ def table_rows(crystals: Crystals, log_prob: LogProb, indices: Sequence[int]) ->
 
 
 class TableWriter:
-    """Writes rows as they come; `finish` replaces the file by its rows sorted by log-probability, best first."""
+    """Appends rows to a table, which survive a crash; `finish` sorts the file by log-probability, best first.
 
-    def __init__(self, path: str | pathlib.Path, columns: Iterable[str] = COLUMNS) -> None:
+    `count` is the number of rows so far.
+    """
+
+    def __init__(
+        self, path: str | pathlib.Path, columns: Sequence[str] = COLUMNS, *, resume: bool = False, replace: bool = True
+    ) -> None:
+        """Starts a table, or with `resume` continues one from its complete rows.
+
+        Raises:
+            ValueError: the file exists with neither `resume` nor `replace`, or has other columns than those to continue.
+        """
         self._path, self._columns = pathlib.Path(path), tuple(columns)
         self._rows: list[Mapping[str, Any]] = []
-        self._file = open_rows(self._path, self._columns, replace=True)
+        self._file = open_rows(path, self._columns, keep=self._keep if resume else None, replace=replace)
+
+    def _keep(self, row: Mapping[str, str]) -> bool:
+        self._rows.append({**row, "logp": float(row["logp"] or "nan")})
+        return True
+
+    @property
+    def count(self) -> int:
+        """Number of rows in the table."""
+        return len(self._rows)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends `rows` and makes them visible in the file."""
@@ -73,21 +93,21 @@ class TableWriter:
             self._rows.append(row)
 
     def finish(self) -> list[Mapping[str, Any]]:
-        """Sorts the file and returns its rows."""
+        """Sorts the file and returns its rows; the cells of rows that were resumed are text, except `logp`."""
         self._file.close()
         self._rows.sort(key=lambda row: -row["logp"])
         write_table(self._path, self._rows, self._columns)
         return self._rows
 
 
-def read_table(path: str | pathlib.Path, n_max: int = 21) -> Crystals:
+def read_crystal_table(path: str | pathlib.Path, n_max: int = TransformerConfig.n_max) -> Crystals:
     """The crystals of a table in model units, in its order; those with a `problem` too.
 
     Raises:
         ValueError: if a column is missing, a cell is no list of as many numbers as it should be, or a crystal has n_max
             sites or more.
     """
-    rows = read_rows(path, ("G", "L", "X", "A", "W", "M"))
+    rows = read_rows(path, required=("G", "L", "X", "A", "W", "M"))
     crystals = Crystals(
         G=np.zeros(len(rows), np.int32),
         L=np.zeros((len(rows), 6), np.float32),

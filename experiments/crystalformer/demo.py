@@ -22,7 +22,7 @@ from crystalformer.checkpoint.pretrained import held_out_statistics, load_pretra
 from crystalformer.cli import main as crystalformer
 from crystalformer.data.crystals import Crystals, to_structures
 from crystalformer.sampling.sample import sample
-from crystalformer.table import read_table
+from crystalformer.table import read_crystal_table
 from matterform.evaluation.summary import EvaluationConfig, describe, evaluate
 from matterform.plots.gallery import write_picture
 
@@ -62,7 +62,7 @@ def demo(arguments: Demo) -> int:
         return status
     print(f"speed: {steady_speed(arguments.num_samples):.0f} crystals a second, once compiled")
     possible = pd.read_csv(out / "samples.csv")["problem"].isna().to_numpy()
-    crystals = Crystals(*(field[possible] for field in read_table(out / "samples.csv")))
+    crystals = Crystals(*(field[possible] for field in read_crystal_table(out / "samples.csv")))
     print(f"{(~possible).sum()} of {len(possible)} have no possible cell and are left out of what follows")
     structures = to_structures(crystals)
     report = evaluate(structures, requested=crystals.G, config=EvaluationConfig(strict=True))

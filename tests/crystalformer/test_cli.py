@@ -13,7 +13,7 @@ from pymatgen.core import Lattice, Structure
 from crystalformer.checkpoint.published import load_checkpoint
 from crystalformer.cli import main
 from crystalformer.loss import log_prob
-from crystalformer.table import read_table
+from crystalformer.table import read_crystal_table
 
 SIZES = ["--Nf=2", "--Kx=2", "--Kl=2", "--n-max=5", "--h0-size=8", "--num-layers=1", "--num-heads=2"]
 SIZES += ["--key-size=4", "--model-size=8", "--embed-size=4", "--batch-size=8"]
@@ -66,7 +66,7 @@ def test_a_run_goes_on_for_more_epochs_by_its_folder_alone(run, capsys):
 
 
 def test_samples_obey_groups_and_elements(samples):
-    crystals = read_table(samples / "samples.csv", n_max=5)
+    crystals = read_crystal_table(samples / "samples.csv", n_max=5)
     assert sorted(crystals.G.tolist()) == [1] * 10 + [225] * 10
     assert set(np.unique(crystals.A)) <= {0, 11, 17}
 
@@ -84,7 +84,7 @@ def test_every_possible_cell_has_a_cif_with_its_symmetry(samples):
 
 def test_the_table_holds_the_log_probabilities_of_its_crystals(run, samples):
     checkpoint = load_checkpoint(run / "run" / "published" / "best.pkl")
-    crystals = read_table(samples / "samples.csv", n_max=5)
+    crystals = read_crystal_table(samples / "samples.csv", n_max=5)
     with (samples / "samples.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     again = log_prob(checkpoint.params, checkpoint.config, crystals)
@@ -132,7 +132,7 @@ def test_refined_samples_do_not_depend_on_chunks(run, samples):
     weights = run / "run" / "published" / "best.pkl"
     flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1", "--chunk-size=8"]
     assert main(["sample", f"--model={weights}", f"--out={run / 'chunks'}", *flags]) == 0
-    chunks, whole = (read_table(folder / "samples.csv", n_max=5) for folder in (run / "chunks", samples))
+    chunks, whole = (read_crystal_table(folder / "samples.csv", n_max=5) for folder in (run / "chunks", samples))
     np.testing.assert_array_equal(chunks.A, whole.A)
     np.testing.assert_allclose(chunks.XYZ, whole.XYZ, atol=1e-5)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crystalformer.loss import LogProb
-from crystalformer.table import COLUMNS, TableWriter, read_table, table_rows
+from crystalformer.table import COLUMNS, TableWriter, read_crystal_table, table_rows
 
 
 def made_up_log_prob(count: int) -> LogProb:
@@ -20,7 +20,7 @@ def test_a_table_gives_its_crystals_back(tmp_path, random_crystals):
     table.write(table_rows(crystals, made_up_log_prob(30), range(30)))
     rows = table.finish()
     order = [row["index"] for row in rows]
-    back = read_table(tmp_path / "table.csv", n_max=7)
+    back = read_crystal_table(tmp_path / "table.csv", n_max=7)
     for name in ("G", "A", "W"):
         np.testing.assert_array_equal(getattr(back, name), getattr(crystals, name)[order])
     np.testing.assert_allclose(back.XYZ, crystals.XYZ[order], atol=1e-6)
@@ -43,6 +43,32 @@ def test_rows_stand_in_the_file_before_it_is_finished_and_sorted_after(tmp_path,
     np.testing.assert_allclose(sorted(logp), np.sort(log_prob.total), rtol=1e-6)
 
 
+def test_an_interrupted_table_is_continued_from_its_complete_rows(tmp_path, random_crystals):
+    rows = table_rows(random_crystals(6, 7), made_up_log_prob(6), range(6))
+    whole, parts = tmp_path / "whole.csv", tmp_path / "parts.csv"
+    table = TableWriter(whole)
+    table.write(rows)
+    expected = table.finish()
+    TableWriter(parts).write(rows[:4])
+    parts.write_text(parts.read_text()[:-30])  # a crash in the middle of row 3
+    table = TableWriter(parts, resume=True)
+    assert table.count == 3
+    table.write(rows[3:])
+    assert table.count == 6
+    assert [float(row["logp"]) for row in table.finish()] == [row["logp"] for row in expected]
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_an_existing_table_is_replaced_only_if_that_is_wanted(tmp_path):
+    TableWriter(tmp_path / "table.csv").finish()
+    TableWriter(tmp_path / "table.csv").finish()
+    with pytest.raises(ValueError, match="exists already"):
+        TableWriter(tmp_path / "table.csv", replace=False)
+    TableWriter(tmp_path / "other.csv", ("logp", "x")).finish()
+    with pytest.raises(ValueError, match="must have the columns"):
+        TableWriter(tmp_path / "other.csv", resume=True)
+
+
 def test_a_crystal_without_a_cell_has_no_cif(random_crystals):
     crystals = random_crystals(2, 7)
     crystals.L[1, 0] = -1.0
@@ -56,10 +82,10 @@ def test_other_tables_are_refused(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("G,L\n1,2\n")
     with pytest.raises(ValueError, match="lacks the columns A, M, W, X"):
-        read_table(path)
+        read_crystal_table(path)
     path.write_text("G,L,X,A,W,M\n1,nonsense,[],[],[],[]\n")
     with pytest.raises(ValueError, match="row 0: column L should be a list"):
-        read_table(path)
+        read_crystal_table(path)
 
 
 GOOD = {"G": "221", "L": "[3, 3, 3, 90, 90, 90]", "X": "[[0, 0, 0]]", "A": "[29]", "W": "[1]", "M": "[1]"}
@@ -86,4 +112,4 @@ def test_a_malformed_cell_is_named_with_its_file_and_row(tmp_path, column, text,
         writer.writeheader()
         writer.writerows([GOOD, GOOD | {column: text}])
     with pytest.raises(ValueError, match=rf"table\.csv, row 1: {words}"):
-        read_table(path)
+        read_crystal_table(path)

@@ -12,7 +12,7 @@ from crystalformer.data.crystals import Crystals, iterate_crystals, num_slots, t
 from crystalformer.data.dataset import open_dataset, open_properties, read_any
 from crystalformer.rl.config import PairingConfig
 from crystalformer.symmetry.wyckoff import symmetry_tables
-from crystalformer.table import read_table
+from crystalformer.table import read_crystal_table
 from matterform.io.files import damage_explained, existing, is_compressed
 
 SEQUENCE_COLUMNS = frozenset(("G", "L", "X", "A", "W", "M"))  # what makes a CSV a table of `sample` or `score`
@@ -191,7 +191,7 @@ def _read_prepared(path: pathlib.Path, n_max: int) -> Rows:
 
 
 def _read_sequences(path: pathlib.Path, n_max: int, possible: bool) -> Rows:
-    crystals = read_table(path, n_max)
+    crystals = read_crystal_table(path, n_max)
     numbers = _row_numbers(path, len(crystals.G))
     indexed = INDEX_COLUMN in _columns(path)
     if not possible or PROBLEM_COLUMN not in _columns(path):

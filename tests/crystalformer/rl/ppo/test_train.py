@@ -26,7 +26,7 @@ from crystalformer.rl.ppo.rollout import score_built
 from crystalformer.rl.ppo.train import fine_tune, spacegroup_frequencies
 from crystalformer.rl.reward.base import Reward, make_scores
 from crystalformer.symmetry.wyckoff import draw_spacegroups
-from crystalformer.table import read_table
+from crystalformer.table import read_crystal_table
 from matterform.io.formats import write_structures
 from matterform.training.config import OptimizerConfig
 
@@ -160,7 +160,7 @@ def test_saved_samples_carry_their_rewards(whole):
     path = whole.run_dir / "samples" / "epoch_000004.csv"
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    crystals = read_table(path, n_max=4)
+    crystals = read_crystal_table(path, n_max=4)
     assert len(rows) == len(crystals.G) == 12
     mean = np.mean([float(row["reward"]) for row in rows])
     assert mean == pytest.approx(float(rows_of(whole.run_dir)[-1]["reward_mean"]), rel=1e-6)
@@ -416,7 +416,9 @@ def test_sft_makes_good_relaxed_samples_likelier(base, folder, relaxing):
     assert 0 < float(row["sft_crystals"]) <= good.sum() < len(good)
     assert row["loss"] == ""  # no step of PPO
     assert np.isfinite([float(row["sft_loss"]), float(row["sft_grad_norm"])]).all()
-    crystals = jax.tree.map(lambda x: x[good], read_table(config.run_dir / "samples" / "epoch_000001.csv", n_max=4))
+    crystals = jax.tree.map(
+        lambda x: x[good], read_crystal_table(config.run_dir / "samples" / "epoch_000001.csv", n_max=4)
+    )
     start = load_checkpoint(folder / "start.pkl")
     before = log_prob(start.params, start.config, crystals).total
     after = log_prob(weights_of(config.run_dir, 1), start.config, crystals).total
