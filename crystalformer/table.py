@@ -71,7 +71,7 @@ class TableWriter:
         """Starts a table, or with `resume` continues one from its complete rows.
 
         Raises:
-            ValueError: the file exists with neither `resume` nor `replace`, or has other columns than those to continue.
+            ValueError: the file exists, with neither `resume` nor `replace`; or one to continue has other columns.
         """
         self._path, self._columns = pathlib.Path(path), tuple(columns)
         self._rows: list[Mapping[str, Any]] = []
