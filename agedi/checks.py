@@ -1,47 +1,35 @@
-"""What sampling, inpainting and relaxation refuse alike."""
+"""Checks of counts, cells and species that several parts of AGeDi share."""
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from agedi.config import DiffusionConfig, position_noiser
-from agedi.data.graph import AtomsGraph
-from agedi.network.score import ScoreModel
-from agedi.noise.noisers import choose_sigma_max
+from matterform.elements import element_table
 
-logger = logging.getLogger(__name__)
-
-SAME_CELL = 1e-4  # Å: cells that differ by less are the same
+SAME_CELL = 1e-4  # Å; cells that differ by less count as equal
 
 
 def check_counts(**counts: int) -> None:
-    """Whole numbers, at least 1; a seed may be 0."""
+    """Checks that all are whole numbers of at least 1; `seed` may be 0.
+
+    Raises:
+        ValueError: one is not; names it.
+    """
     for name, count in counts.items():
         least = 0 if name == "seed" else 1
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
             raise ValueError(f"{name} must be a whole number of at least {least}; got {count!r}")
 
 
-def check_noise(config: DiffusionConfig, graph: AtomsGraph) -> None:
-    """Warns where t = 1 is not the prior: in a cell, or between walls, larger than those of the training data."""
-    noiser = position_noiser(config)
-    if config.sde != "ve" or config.sigma_max is None or noiser not in ("CellPositions", "ConfinedCellPositions"):
-        return
-    cells, pbcs, width = graph.cell[None], graph.pbc[None], None
-    if noiser == "ConfinedCellPositions":
-        pbcs, width = pbcs & np.array([True, True, False]), float(np.ptp(graph.confinement))
-    needed = choose_sigma_max(cells, pbcs, width)
-    if needed > 1.1 * config.sigma_max:
-        logger.warning(
-            "the cell is larger than those of the training data: it takes noise of %.2f angstrom to become uniform, "
-            "and the model has %.2f; expect uneven samples",
-            *(needed, config.sigma_max),
-        )
-
-
 def check_cell(config: DiffusionConfig, cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]) -> None:
+    """Checks that the model's noise of positions is defined in a cell (rows are lattice vectors, Å).
+
+    Raises:
+        ValueError: the periodic vectors are linearly dependent, or ConfinedCellPositions meets a cell that is not
+            periodic along a and b or whose a and b do not lie in the xy plane.
+    """
     vectors = cell[pbc]
     if len(vectors) and np.linalg.matrix_rank(vectors, tol=1e-3) < len(vectors):
         raise ValueError(f"the cell's periodic vectors must not be zero or lie in a plane; got {cell.tolist()}")
@@ -54,20 +42,16 @@ def check_cell(config: DiffusionConfig, cell: Float[np.ndarray, "3 3"], pbc: Boo
             )
 
 
-def check_force_field(model: ScoreModel, purpose: str) -> None:
-    """Refuses what needs a force field where there is none."""
-    if model.force_field is None:
-        raise ValueError(f"{purpose} needs a force field, and this model was trained without one (--force_field)")
-
-
 def check_known(config: DiffusionConfig, numbers: Sequence[int] | Int[np.ndarray, " n"], source: str) -> None:
-    """Every species must be one that the model was trained on."""
+    """Checks that the model was trained on all these atomic numbers; `source` begins the message.
+
+    Raises:
+        ValueError: names the unknown species.
+    """
     unknown = sorted(set(np.asarray(numbers).tolist()) - set(config.species))
     if config.species and unknown:
         raise ValueError(f"{source} has {_symbols(unknown)}, but the model was trained on {_symbols(config.species)}")
 
 
 def _symbols(numbers: Sequence[int]) -> str:
-    from matterform.elements import element_table
-
     return ", ".join(str(element_table().symbol[number]) for number in numbers)

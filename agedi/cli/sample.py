@@ -15,8 +15,7 @@ from matterform.commandline_old import parse, say
 if TYPE_CHECKING:
     import ase
 
-    from agedi.sampling.reverse import SamplerConfig
-    from agedi.sampling.sample import ForcefieldGuidanceConfig
+    from agedi.sampling.config import SampleConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class SamplerOptions:
     """How to draw."""
 
     steps: int = 500
-    eps: float = 0.005  # diffusion time of the last step, which goes to 0
+    eps: float | None = None  # diffusion time at which the last step starts; 1e-3 by default
     sampler: Literal["em", "pc", "heun", "ddim", "heun_ode", "ffpc"] = "em"
     grid: Literal["uniform", "rho"] | None = None  # steps uniform in time, or in noise level^(1 / rho)
     rho: float | None = None  # with --grid rho; 7 by default
@@ -146,13 +145,13 @@ class Predict:
 def run_sample(argv: Sequence[str]) -> int:
     """`agedi sample`."""
     from agedi.checkpoint import load_diffusion
-    from agedi.sampling.request import Wanted
-    from agedi.sampling.sample import draw
+    from agedi.sampling.request import SampleRequest
+    from agedi.sampling.sample import iterate_samples
 
     arguments = parse(Sample, "agedi sample", argv)
     options = arguments.drawing
     placed = None if arguments.positions_path is None else read_one(arguments.positions_path)
-    wanted = Wanted(
+    request = SampleRequest(
         n_atoms=arguments.n_atoms,
         atomic_numbers=arguments.atomic_numbers,
         formula=arguments.formula,
@@ -165,27 +164,18 @@ def run_sample(argv: Sequence[str]) -> int:
         confinement=options.confinement,
         property=parse_properties(options.property),
     )
-    settings, guidance = sampler_of(options)
-    drawn = draw(
-        load_diffusion(arguments.path),
-        wanted,
-        settings,
-        n_samples=arguments.n_samples,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        trajectory=options.save_trajectory,
-        guidance=guidance,
-        progress=options.progress_bar,
-    )
+    samples = iterate_samples(load_diffusion(arguments.path), request, sample_config(options, arguments.n_samples))
     with timed("sampling", options.print_timings):
-        return write_results(arguments.output, arguments.name, (one.atoms() for one in drawn), options.save_trajectory)
+        return write_results(
+            arguments.output, arguments.name, (one.atoms() for one in samples), options.save_trajectory
+        )
 
 
 def run_inpaint(argv: Sequence[str]) -> int:
     """`agedi inpaint`."""
     from agedi.checkpoint import load_diffusion
-    from agedi.sampling.inpainting import Selection, draw_inpainted
-    from agedi.sampling.reverse import InpaintConfig
+    from agedi.sampling.config import InpaintConfig, Selection
+    from agedi.sampling.inpainting import InpaintRequest, iterate_inpainted
 
     arguments = parse(Inpaint, "agedi inpaint", argv)
     options, structures = arguments.drawing, read_all(arguments.structure)
@@ -202,23 +192,16 @@ def run_inpaint(argv: Sequence[str]) -> int:
         contiguous=arguments.contiguous,
         freeze=parse_freeze(arguments.freeze),
     )
-    settings, guidance = sampler_of(options)
-    drawn = draw_inpainted(
+    samples = iterate_inpainted(
         load_diffusion(arguments.path),
         structures,
-        selection,
-        settings,
+        InpaintRequest(
+            selection=selection, confinement=options.confinement, property=parse_properties(options.property)
+        ),
         InpaintConfig(t_start=arguments.t_start, n_resample=arguments.n_resample, jump_length=arguments.jump_length),
-        n_samples=arguments.n_samples,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        trajectory=options.save_trajectory,
-        confinement=options.confinement,
-        property=parse_properties(options.property),
-        guidance=guidance,
-        progress=options.progress_bar,
+        sample_config(options, arguments.n_samples),
     )
-    results = (one.atoms() for one in drawn)
+    results = (one.atoms() for one in samples)
     with timed("inpainting", options.print_timings):
         if len(structures) == 1:
             return write_results(arguments.output, arguments.name, results, options.save_trajectory)
@@ -272,41 +255,14 @@ def run_predict(argv: Sequence[str]) -> int:
     return write_results(arguments.output, arguments.name, ([atoms] for atoms in predicted), False)
 
 
-def sampler_of(options: SamplerOptions) -> "tuple[SamplerConfig, ForcefieldGuidanceConfig]":
-    """The options as `sample` takes them; those that were not given keep the sampler's defaults."""
-    from agedi.sampling.sample import ForcefieldGuidanceConfig, sampler_settings
+def sample_config(options: SamplerOptions, num_samples: int) -> "SampleConfig":
+    """The settings of sampling; flags that are not given keep their defaults."""
+    from agedi.sampling.config import SampleConfig
+    from agedi.sampling.options import configs_from_options
 
-    guidance = ForcefieldGuidanceConfig(
-        guidance=options.ff_guidance,
-        zeta=options.ff_zeta,
-        force_threshold=options.ff_force_threshold,
-        max_extra_steps=options.ff_max_extra_steps,
-    )
-    values = {
-        "grid": options.grid,
-        "rho": options.rho,
-        "churn": options.churn,
-        "corrector_steps": options.corrector_steps,
-        "corrector_snr": options.corrector_snr,
-        "mixing_zeta": options.ffpc_zeta,
-        "temperature": options.ffpc_temperature,
-        "terminal_steps": options.ffpc_terminal_steps,
-        "terminal_step_size": options.ffpc_terminal_step_size,
-        "terminal_dynamics": options.ffpc_terminal_dynamics,
-        "terminal_friction": options.ffpc_terminal_friction,
-        "save_corrector_frames": options.save_corrector_frames or None,
-    }
-    given = {name: value for name, value in values.items() if value is not None}
-    weight = options.guidance_weight
-    settings = sampler_settings(
-        options.sampler,
-        options.steps,
-        weight,
-        parse_properties(options.property),
-        guidance,
-        {"eps": options.eps, **given},
-    )
-    return settings, guidance
+    own = ("property", "confinement", "print_timings")  # not settings of sampling
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name not in own}
+    return configs_from_options({"num_samples": num_samples, **given}, SampleConfig)[0]
 
 
 def parse_properties(given: Iterable[str]) -> Mapping[str, Any] | None:

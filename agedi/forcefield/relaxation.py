@@ -8,12 +8,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from agedi.checks import check_force_field, check_known
+from agedi.checks import check_known
 from agedi.data.buckets import Room, counted, geometry_of, run_in_chunks
 from agedi.data.graph import AtomsGraph, from_atoms, pad_graph
 from agedi.diffusion import Diffusion
 from agedi.forcefield.lbfgs import Evaluated, ForceFunction, LbfgsConfig, Relaxed, make_relax
 from agedi.network.groups import in_groups
+from agedi.network.score import require_force_field
 from agedi.network.search import make_search
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def usable_graphs(diffusion: Diffusion, structures: "Sequence[ase.Atoms]") -> li
     Raises:
         ValueError: the model has no force field, or names the structure that cannot be used, by its index.
     """
-    check_force_field(diffusion.model, "this")
+    require_force_field(diffusion.model, "this")
     forces = diffusion.config.force_field
     # Structures for the force field alone may have had more elements than those that diffused.
     referenced = {} if forces is None else dict(forces.reference_energies)

@@ -95,6 +95,16 @@ def make_force_field(
     return from_energy if config.conservative else from_head
 
 
+def require_force_field(model: ScoreModel, purpose: str) -> None:
+    """Checks that the model has a force field; `purpose` begins the message.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if model.force_field is None:
+        raise ValueError(f"{purpose} needs a force field, and this model was trained without one (--force_field)")
+
+
 def _score(
     graph: AtomsGraph,
     levels: Float[Array, " l"],

@@ -1,48 +1,58 @@
-"""What a sample is to be: checked, completed from the model, and turned into the structure sampling starts from."""
+"""The request for a sample: checked, completed from the model, and turned into the structure sampling starts from."""
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from agedi.checks import SAME_CELL, check_cell, check_counts, check_known, check_noise
+from agedi.checks import SAME_CELL, check_cell, check_counts, check_known
 from agedi.config import ConditionConfig, DiffusionConfig, diffuses_types, position_noiser
 from agedi.data.graph import AtomsGraph, from_atoms, to_atoms
+from agedi.noise.noisers import choose_sigma_max
+from agedi.sampling.parsing import parse_cell, parse_confinement, parse_formula, parse_numbers, parse_pbc
 
 if TYPE_CHECKING:
     import ase
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Wanted:
-    """What a sample is to be; see `sample`."""
+class SampleRequest:
+    """What to sample. Whatever the model does not generate must be given: species, positions, or a cell.
 
-    n_atoms: int | None = None
+    A cell is needed unless nothing is periodic or all training structures share one.
+    """
+
+    n_atoms: int | None = None  # number of atoms to sample, not counting the template's; none: from the species
+    # atomic numbers of the sampled atoms; a composition only, if the model generates species
     atomic_numbers: Any = None
-    formula: str | None = None
-    positions: Any = None
-    cell: Any = None
-    pbc: Any = None
-    template: "ase.Atoms | AtomsGraph | None" = None
-    confinement: Any = None
+    formula: str | None = None  # chemical formula of the sampled atoms, e.g. Pd4O4; as atomic_numbers
+    positions: Any = None  # (n_atoms, 3) in Å, if the model does not generate positions
+    cell: Any = None  # lattice vectors as rows in Å: three lengths, lengths and angles (degrees), or nine numbers
+    pbc: Any = None  # periodic directions; none: those of the training data, or all (none for noiser Positions)
+    template: "ase.Atoms | AtomsGraph | None" = None  # fixed atoms, which come first in every sample, and their cell
+    confinement: Any = None  # z_min and z_max in Å, if the model confines; none: those of the training data
+    # values by name of a conditional model: a number, or one number per atom (template first)
     property: Mapping[str, Any] | None = None
 
 
-class Start(NamedTuple):
-    """From where one sample is drawn."""
+class InitialState(NamedTuple):
+    """The structure from which one sample starts."""
 
-    atoms: "ase.Atoms"  # fixed atoms as they were given, then those to be drawn
-    graph: AtomsGraph  # not padded; the same atoms
-    conditions: dict[str, np.ndarray]  # {}: without
-    remaining: Int[np.ndarray, " k"] | None = None  # atoms of each species to draw, where that is prescribed
-    selected: Bool[np.ndarray, " n"] | None = None  # inpainting: the free atoms to draw anew
+    atoms: "ase.Atoms"  # fixed atoms as given, then the atoms to sample
+    graph: AtomsGraph  # the same atoms, not padded
+    conditions: dict[str, np.ndarray]  # values of the properties by name; {} for unconditional sampling
+    remaining: Int[np.ndarray, " k"] | None = None  # number of atoms of each species, if prescribed
+    selected: Bool[np.ndarray, " n"] | None = None  # inpainting: the free atoms to sample
 
 
-def make_start(config: DiffusionConfig, wanted: Wanted) -> Start:
-    """Completes and checks what is wanted of a sample.
+def make_initial_state(config: DiffusionConfig, request: SampleRequest) -> InitialState:
+    """Checks a request and completes it from the model.
 
     Raises:
         ValueError: something is missing, contradicts the model or something else, or is out of range.
@@ -50,30 +60,47 @@ def make_start(config: DiffusionConfig, wanted: Wanted) -> Start:
     import ase
     from ase.constraints import FixAtoms
 
-    template = _template(config, wanted.template)
-    cell, pbc = _cell_and_pbc(config, wanted, template)
-    walls = parse_confinement(config, wanted.confinement, cell, pbc)
-    numbers, count = _species(config, wanted)
-    drawn = ase.Atoms(np.zeros(count, int) if numbers is None else numbers, _positions(config, wanted, count))
-    atoms = drawn if template is None else template + drawn
+    template = _template(config, request.template)
+    cell, pbc = _cell_and_pbc(config, request, template)
+    walls = parse_confinement(config, request.confinement, cell, pbc)
+    numbers, count = _species(config, request)
+    sampled = ase.Atoms(np.zeros(count, int) if numbers is None else numbers, _positions(config, request, count))
+    atoms = sampled if template is None else template + sampled
     atoms.set_cell(cell)
     atoms.set_pbc(pbc)
     mask = np.arange(len(atoms)) < len(atoms) - count
     try:
-        known = np.maximum(atoms.numbers, 1)  # species to be drawn are 0, which no structure of the user's may have
+        known = np.maximum(atoms.numbers, 1)  # from_atoms does not accept 0, which marks species to sample
         graph = from_atoms(ase.Atoms(known, atoms.positions, cell=cell, pbc=pbc))._replace(mask=mask)
     except ValueError as error:
-        raise ValueError(f"what was asked for {error}") from error
+        raise ValueError(f"the requested structure {error}") from error
     if walls is not None:
         graph = graph._replace(confinement=np.array(walls, np.float32))
-    check_noise(config, graph)
+    warn_of_large_cell(config, graph)
     if mask.any() and not atoms.constraints:
         atoms.set_constraint(FixAtoms(mask=mask))
     remaining = None
     if diffuses_types(config):
         remaining = None if numbers is None else _amounts(config, numbers)
         graph = graph._replace(x=np.where(mask, graph.x, 0).astype(np.int32))
-    return Start(atoms, graph, make_conditions(config, wanted.property, len(atoms)), remaining)
+    return InitialState(atoms, graph, make_conditions(config, request.property, len(atoms)), remaining)
+
+
+def warn_of_large_cell(config: DiffusionConfig, graph: AtomsGraph) -> None:
+    """Warns if the noise at t = 1 is not the prior, in a cell or between walls larger than the training data's."""
+    noiser = position_noiser(config)
+    if config.sde != "ve" or config.sigma_max is None or noiser not in ("CellPositions", "ConfinedCellPositions"):
+        return
+    cells, pbcs, width = graph.cell[None], graph.pbc[None], None
+    if noiser == "ConfinedCellPositions":
+        pbcs, width = pbcs & np.array([True, True, False]), float(np.ptp(graph.confinement))
+    needed = choose_sigma_max(cells, pbcs, width)
+    if needed > 1.1 * config.sigma_max:
+        logger.warning(
+            "the cell is larger than those of the training data: it takes noise of %.2f angstrom to become uniform, "
+            "and the model has %.2f; expect uneven samples",
+            *(needed, config.sigma_max),
+        )
 
 
 def _template(config: DiffusionConfig, template: "ase.Atoms | AtomsGraph | None") -> "ase.Atoms | None":
@@ -91,25 +118,25 @@ def _template(config: DiffusionConfig, template: "ase.Atoms | AtomsGraph | None"
     return template
 
 
-def _species(config: DiffusionConfig, wanted: Wanted) -> tuple[Int[np.ndarray, " n"] | None, int]:
-    """Atomic numbers, or None where they are drawn freely, and how many atoms to draw."""
+def _species(config: DiffusionConfig, request: SampleRequest) -> tuple[Int[np.ndarray, " n"] | None, int]:
+    """Atomic numbers, or None if they are sampled freely, and the number of atoms to sample."""
     numbers = None
-    if wanted.formula is not None:
-        numbers = parse_formula(wanted.formula)
-    if wanted.atomic_numbers is not None:
-        listed = _parse_numbers(wanted.atomic_numbers)
+    if request.formula is not None:
+        numbers = parse_formula(request.formula)
+    if request.atomic_numbers is not None:
+        listed = parse_numbers(request.atomic_numbers)
         if numbers is not None and sorted(numbers) != sorted(listed):
-            raise ValueError(f"formula {wanted.formula} and atomic_numbers {listed.tolist()} contradict each other")
+            raise ValueError(f"formula {request.formula} and atomic_numbers {listed.tolist()} contradict each other")
         numbers = listed
-    positions = None if wanted.positions is None else len(wanted.positions)
+    positions = None if request.positions is None else len(request.positions)
     counts = {
-        "n_atoms": wanted.n_atoms,
+        "n_atoms": request.n_atoms,
         "formula or atomic_numbers": None if numbers is None else len(numbers),
         "positions": positions,
     }
     given = {name: count for name, count in counts.items() if count is not None}
-    if wanted.n_atoms is not None:
-        check_counts(n_atoms=wanted.n_atoms)
+    if request.n_atoms is not None:
+        check_counts(n_atoms=request.n_atoms)
     if len(set(given.values())) > 1:
         found = " and ".join(f"{name} for {count} atoms" for name, count in given.items())
         raise ValueError(f"contradicting numbers of atoms: {found} (those of a template do not count)")
@@ -118,56 +145,30 @@ def _species(config: DiffusionConfig, wanted: Wanted) -> tuple[Int[np.ndarray, "
     if not given:
         raise ValueError("how many atoms? give n_atoms, atomic_numbers or formula")
     if numbers is not None:
-        check_known(config, numbers, "formula" if wanted.formula is not None else "atomic_numbers")
+        check_known(config, numbers, "formula" if request.formula is not None else "atomic_numbers")
     return numbers, next(iter(given.values()))
 
 
-def parse_formula(formula: str) -> Int[np.ndarray, " n"]:
-    """Atomic numbers in the order of the formula."""
-    from ase.formula import Formula
-
-    from matterform.elements import atomic_number
-
-    try:
-        counts = Formula(formula).count()
-    except ValueError as error:
-        raise ValueError(f"formula must be one such as Cu2O; got {formula!r}") from error
-    if not counts or min(counts.values()) < 1:
-        raise ValueError(f"formula must name at least one atom, as Cu2O; got {formula!r}")
-    try:
-        return np.array([atomic_number(symbol) for symbol, count in counts.items() for _ in range(count)])
-    except ValueError as error:
-        raise ValueError(f"formula {formula!r}: {error}") from error
-
-
-def _parse_numbers(numbers: Any) -> Int[np.ndarray, " n"]:
-    parsed = np.asarray(numbers)
-    valid = parsed.ndim == 1 and parsed.size > 0 and np.issubdtype(parsed.dtype, np.integer)
-    if not valid or parsed.min() < 1 or parsed.max() > 118:
-        raise ValueError(f"atomic_numbers must be whole numbers from 1 to 118; got {list(np.ravel(parsed))}")
-    return parsed
-
-
-def _positions(config: DiffusionConfig, wanted: Wanted, count: int) -> Float[np.ndarray, "n 3"]:
+def _positions(config: DiffusionConfig, request: SampleRequest, count: int) -> Float[np.ndarray, "n 3"]:
     noiser = position_noiser(config)
     if noiser is not None:
-        if wanted.positions is not None:
+        if request.positions is not None:
             raise ValueError(f"positions contradict the model, which draws them ({noiser}); fix atoms by a template")
         return np.zeros((count, 3))
-    if wanted.positions is None:
+    if request.positions is None:
         raise ValueError("this model does not draw positions: give positions")
-    positions = np.asarray(wanted.positions, float)
+    positions = np.asarray(request.positions, float)
     if positions.shape != (count, 3) or not np.isfinite(positions).all():
         raise ValueError(f"positions must be {count} times 3 finite numbers; got shape {positions.shape}")
     return positions
 
 
 def _cell_and_pbc(
-    config: DiffusionConfig, wanted: Wanted, template: "ase.Atoms | None"
+    config: DiffusionConfig, request: SampleRequest, template: "ase.Atoms | None"
 ) -> tuple[Float[np.ndarray, "3 3"], Bool[np.ndarray, "3"]]:
-    """From the arguments, the template, or what the training data share, in this order; they may not contradict."""
-    cell = None if wanted.cell is None else parse_cell(wanted.cell)
-    pbc = None if wanted.pbc is None else parse_pbc(wanted.pbc)
+    """From the request, the template, or the training data, in this order; the first two must agree."""
+    cell = None if request.cell is None else parse_cell(request.cell)
+    pbc = None if request.pbc is None else parse_pbc(request.pbc)
     if template is not None:
         if template.cell.rank > 0:
             if cell is not None and np.abs(cell - template.cell.array).max() > SAME_CELL:
@@ -191,50 +192,6 @@ def _cell_and_pbc(
     return cell, pbc
 
 
-def parse_cell(given: Any) -> Float[np.ndarray, "3 3"]:
-    """A cell from three lengths, lengths and angles, nine numbers or a matrix."""
-    from ase.cell import Cell
-
-    values = np.asarray(given, float)
-    if values.size not in (3, 6, 9) or values.ndim > 2 or not np.isfinite(values).all():
-        raise ValueError(
-            "cell must be three lengths, three lengths and three angles, or nine numbers, all finite; "
-            f"got {values.ravel().tolist()}"
-        )
-    try:
-        cell = Cell.new(values.reshape(3, 3) if values.size == 9 else values.ravel())
-    except (ValueError, AssertionError) as error:
-        raise ValueError(f"cell {values.ravel().tolist()} does not exist: check its angles") from error
-    return np.asarray(cell.array)
-
-
-def parse_pbc(given: Any) -> Bool[np.ndarray, "3"]:
-    """Periodic directions from one truth value or three."""
-    values = np.asarray(given)
-    if values.shape not in ((), (3,)) or not np.isin(values, (0, 1)).all():
-        raise ValueError(f"pbc must be one or three truth values; got {given!r}")
-    return np.broadcast_to(values.astype(bool), 3).copy()
-
-
-def parse_confinement(
-    config: DiffusionConfig, given: Any, cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]
-) -> tuple[float, float] | None:
-    if position_noiser(config) != "ConfinedCellPositions":
-        if given is not None:
-            raise ValueError("confinement contradicts the model, which does not confine (no ConfinedCellPositions)")
-        return None
-    if given is None:
-        return config.confinement
-    values = np.asarray(given, float)
-    if values.shape != (2,) or not np.isfinite(values).all() or not values[0] < values[1]:
-        raise ValueError(f"confinement must be z_min < z_max in angstrom; got {list(np.ravel(given))}")
-    if pbc[2] and values[1] - values[0] > abs(cell[2, 2]) + SAME_CELL:
-        raise ValueError(
-            f"confinement {values.tolist()} is wider than the cell is high ({abs(cell[2, 2]):.3f} angstrom)"
-        )
-    return float(values[0]), float(values[1])
-
-
 def _amounts(config: DiffusionConfig, numbers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
     counts = collections.Counter(numbers.tolist())
     return np.array([counts[species] for species in config.species], np.int32)
@@ -243,7 +200,11 @@ def _amounts(config: DiffusionConfig, numbers: Int[np.ndarray, " n"]) -> Int[np.
 def make_conditions(
     config: DiffusionConfig, property: Mapping[str, Any] | None, num_atoms: int
 ) -> dict[str, np.ndarray]:
-    """Values of all the model's properties, or {} without any."""
+    """Values of all properties of the model by name; {} if none is given.
+
+    Raises:
+        ValueError: a property is unknown or missing, or a value is not of its kind.
+    """
     if not property:
         return {}
     names = [condition.name for condition in config.conditions]

@@ -1,251 +1,135 @@
-"""Drawing structures in chunks, each by one compiled reverse process."""
+"""Sampling structures in chunks, each by one compiled reverse process."""
 
-import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from agedi.checks import check_counts, check_force_field
 from agedi.config import DiffusionConfig
 from agedi.data.buckets import Room, counted, geometry_of, run_in_chunks
 from agedi.data.graph import AtomsGraph, pad_graph
 from agedi.diffusion import Diffusion
 from agedi.forcefield.lbfgs import LbfgsConfig
 from agedi.forcefield.relaxation import relax_graphs
-from agedi.network.score import ScoreModel
-from agedi.sampling.request import Start, Wanted, make_start
-from agedi.sampling.reverse import SAMPLERS, InpaintConfig, ReverseResult, SamplerConfig, make_reverse
+from agedi.network.score import ScoreModel, require_force_field
+from agedi.sampling.config import InpaintConfig, ReverseConfig, SampleConfig
+from agedi.sampling.options import configs_from_options
+from agedi.sampling.request import InitialState, SampleRequest, make_initial_state
+from agedi.sampling.reverse import Reverse, ReverseResult, make_reverse
 
 if TYPE_CHECKING:
     import ase
 
 PROGRAMS = 32  # compiled samplers kept
-# Settings that only some samplers have.
-SPECIAL = {
-    "churn": ("heun",),
-    "corrector_steps": ("pc", "ffpc"),
-    "corrector_snr": ("pc", "ffpc"),
-    "save_corrector_frames": ("pc", "ffpc"),
-    "mixing_zeta": ("ffpc",),
-    "temperature": ("ffpc",),
-    "terminal_steps": ("ffpc",),
-    "terminal_dynamics": ("ffpc",),
-    "terminal_step_size": ("ffpc",),
-    "terminal_friction": ("ffpc",),
-}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ForcefieldGuidanceConfig:
-    """How the model's force field takes part in sampling."""
+class Sample(NamedTuple):
+    """A sample with the state it started from."""
 
-    guidance: float = 0.0  # 1/eV: weight of the forces on the predicted clean structure
-    zeta: float = 3.0  # times (1 - t)^zeta, so that they count late
-    force_threshold: float = 0.05  # eV/Å, where the extra steps stop
-    max_extra_steps: int = 0  # of L-BFGS after sampling
-
-    def __post_init__(self) -> None:
-        for name in ("guidance", "zeta", "max_extra_steps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"ff_guidance: {name} must be at least 0; got {getattr(self, name)}")
-
-
-class Drawn(NamedTuple):
-    """A sample and how it came about."""
-
-    start: Start
+    start: InitialState
     frames: list[AtomsGraph]  # the last one is the sample
 
     def atoms(self) -> "list[ase.Atoms]":
-        """The frames for ASE; fixed atoms are exactly those that were given."""
+        """The frames for ASE; fixed atoms are bit for bit those that were given."""
         return [place(self.start.atoms, graph) for graph in self.frames]
 
 
-def sample(
-    diffusion: Diffusion,
-    *,
-    n_samples: int = 1,
-    n_atoms: int | None = None,
-    atomic_numbers: Any = None,
-    formula: str | None = None,
-    positions: Any = None,
-    cell: Any = None,
-    pbc: Any = None,
-    template: "ase.Atoms | AtomsGraph | None" = None,
-    confinement: Any = None,
-    property: Mapping[str, Any] | None = None,
-    guidance_weight: float | None = None,
-    sampler: str = "em",
-    steps: int = 500,
-    eps: float = 1e-3,
-    seed: int = 42,
-    batch_size: int = 64,
-    ff_guidance: float | ForcefieldGuidanceConfig | Mapping[str, Any] | None = None,
-    save_trajectory: bool = False,
-    sampler_kwargs: Mapping[str, Any] | None = None,
-    progress_bar: bool = False,
-    as_atoms: bool = True,
-) -> list[Any]:
-    """Draws structures; the same seed gives the same ones, whatever the batch size.
+def sample(diffusion: Diffusion, *, as_atoms: bool = True, **options: Any) -> list[Any]:
+    """Samples structures; the same seed gives the same ones, whatever the batch size.
 
-    What the model does not draw must be given: species by `atomic_numbers` or `formula`, `positions` where it draws
-    species only, and a cell unless nothing is periodic or the training data share one.
+    `agedi.sample(diffusion, num_samples=10, formula="Pd4O4", cell=[5, 5, 7], property={"energy": -3.5}, steps=500)`
 
     Args:
-        n_atoms: how many atoms to draw, those of a template not counted; follows from the species if they are given.
-        atomic_numbers: of the atoms to draw. Where the model draws species, they prescribe the composition, and which
-            atom is which is drawn.
-        formula: the same, as `Cu2O`.
-        positions: (n_atoms, 3) in Å, only where positions are not drawn.
-        cell: lattice vectors as rows in Å: three lengths, lengths and angles (degrees), nine numbers or a matrix.
-        pbc: periodic directions; by default those of the training data, or else all (none for `Positions`).
-        template: fixed atoms, which come first in every sample, with their cell.
-        confinement: z_min and z_max in Å, where the model confines; by default those of the training data.
-        property: values by name, for a conditional model; a number, or a number for every atom (template first).
-        guidance_weight: how strongly to follow the property: 1 (default) samples the conditional model.
-        sampler: `em`, `pc`, `heun`, `ddim`, `heun_ode` or `ffpc`.
-        steps: of the sampler.
-        eps: diffusion time of the last step, which goes to 0.
-        ff_guidance: a weight (1/eV), or `ForcefieldGuidanceConfig`, for models with a force field.
-        save_trajectory: returns a list of all frames for each sample.
-        sampler_kwargs: other fields of `agedi.sampling.reverse.SamplerConfig`.
         as_atoms: otherwise `AtomsGraph`s.
+        options: fields of `SampleRequest` (what to sample: `formula`, `n_atoms`, `cell`, `template`, `property` ...)
+            and of `SampleConfig` (`num_samples` or `n_samples`, `seed`, `batch_size`, `save_trajectory`, `progress`)
+            with the settings in it (`sampler`, `steps`, `eps`, `guidance_weight` ...). `sampler_kwargs` is a mapping of
+            settings of the sampler, `ff_guidance` a weight (1/eV), a mapping or a `ForcefieldGuidanceConfig`.
 
     Returns:
-        ASE's Atoms, or lists of them with `save_trajectory`.
+        ASE's Atoms, or with `save_trajectory` lists of them, from noise to sample.
 
     Raises:
-        ValueError: something is missing, contradicts the model or something else, or is out of range.
+        ValueError: an option is unknown, missing, out of range, or contradicts the model or another one.
+        FloatingPointError: positions are not finite.
     """
-    wanted = Wanted(
-        n_atoms=n_atoms,
-        atomic_numbers=atomic_numbers,
-        formula=formula,
-        positions=positions,
-        cell=cell,
-        pbc=pbc,
-        template=template,
-        confinement=confinement,
-        property=property,
-    )
-    guidance = force_field_guidance(ff_guidance)
-    settings = sampler_settings(
-        sampler, steps, guidance_weight, property, guidance, {"eps": eps, **(sampler_kwargs or {})}
-    )
-    drawn = draw(
-        diffusion,
-        wanted,
-        settings,
-        n_samples=n_samples,
-        seed=seed,
-        batch_size=batch_size,
-        trajectory=save_trajectory,
-        guidance=guidance,
-        progress=progress_bar,
-    )
-    return [as_result(one, save_trajectory, as_atoms) for one in drawn]
+    request, config = configs_from_options(options, SampleRequest, SampleConfig)
+    samples = iterate_samples(diffusion, request, config)
+    return [as_result(one, config.save_trajectory, as_atoms) for one in samples]
 
 
-def as_result(drawn: Drawn, trajectory: bool, as_atoms: bool) -> Any:
+def as_result(one: Sample, trajectory: bool, as_atoms: bool) -> Any:
     """One structure, or with `trajectory` the list of its frames."""
-    frames = drawn.atoms() if as_atoms else drawn.frames
+    frames = one.atoms() if as_atoms else one.frames
     return frames if trajectory else frames[-1]
 
 
-def draw(
-    diffusion: Diffusion,
-    wanted: Wanted,
-    settings: SamplerConfig,
-    *,
-    n_samples: int = 1,
-    seed: int = 42,
-    batch_size: int = 64,
-    trajectory: bool = False,
-    guidance: ForcefieldGuidanceConfig | None = None,
-    progress: bool = False,
-) -> Iterator[Drawn]:
-    """Yields samples as they come; everything is checked before the first.
+def iterate_samples(diffusion: Diffusion, request: SampleRequest, config: SampleConfig) -> Iterator[Sample]:
+    """Yields `config.num_samples` samples as they are ready; checks everything before the first.
 
     Raises:
         ValueError: something is missing, contradicts the model or something else, or is out of range.
     """
-    check_counts(n_samples=n_samples)
-    starts = [make_start(diffusion.config, wanted)] * n_samples
-    return draw_from(
-        diffusion,
-        starts,
-        settings,
-        seed=seed,
-        batch_size=batch_size,
-        trajectory=trajectory,
-        guidance=guidance,
-        progress=progress,
-    )
+    states = [make_initial_state(diffusion.config, request)] * config.num_samples
+    return iterate_from(diffusion, states, config)
 
 
-def draw_from(
+def iterate_from(
     diffusion: Diffusion,
-    starts: Sequence[Start],
-    settings: SamplerConfig,
-    *,
-    seed: int,
-    batch_size: int,
-    trajectory: bool = False,
-    guidance: ForcefieldGuidanceConfig | None = None,
+    states: Sequence[InitialState],
+    config: SampleConfig,
     inpaint: InpaintConfig | None = None,
-    progress: bool = False,
-) -> Iterator[Drawn]:
-    """Runs the reverse process from every start, each with a key of its own; all must prescribe the same things."""
-    check_counts(seed=seed, batch_size=batch_size)
-    if settings.sampler == "ffpc":
-        check_force_field(diffusion.model, "sampler ffpc")
-    if settings.ff_guidance > 0 or (guidance is not None and guidance.max_extra_steps > 0):
-        check_force_field(diffusion.model, "ff_guidance")
-    results = _run(diffusion, starts, settings, seed, batch_size, trajectory, inpaint)
-    drawn = (Drawn(start, _frames(start, result)) for start, result in zip(starts, results, strict=True))
-    if guidance is not None and guidance.max_extra_steps:
-        drawn = _relaxed(diffusion, drawn, guidance, batch_size, trajectory)
-    return counted(drawn, "sampling", len(starts)) if progress else drawn
+) -> Iterator[Sample]:
+    """Yields one sample per initial state, each with a key of its own; all states must prescribe the same things.
+
+    Raises:
+        ValueError: the settings need a property or a force field that there is not.
+    """
+    weight = config.sampler.guidance_weight
+    if weight != 1 and not any(state.conditions for state in states):
+        raise ValueError(f"guidance_weight is for a property; got guidance_weight={weight} and no property")
+    if config.sampler.sampler == "ffpc":
+        require_force_field(diffusion.model, "sampler ffpc")
+    if config.guidance.guidance > 0 or config.guidance.max_extra_steps > 0:
+        require_force_field(diffusion.model, "ff_guidance")
+    results = _run(diffusion, states, config, inpaint)
+    samples = (Sample(state, _frames(state, result)) for state, result in zip(states, results, strict=True))
+    if config.guidance.max_extra_steps:
+        samples = _relaxed(diffusion, samples, config)
+    return counted(samples, "sampling", len(states)) if config.progress else samples
 
 
 def _run(
-    diffusion: Diffusion,
-    starts: Sequence[Start],
-    settings: SamplerConfig,
-    seed: int,
-    batch_size: int,
-    trajectory: bool,
-    inpaint: InpaintConfig | None,
+    diffusion: Diffusion, states: Sequence[InitialState], config: SampleConfig, inpaint: InpaintConfig | None
 ) -> Iterator[ReverseResult]:
-    config, model, key = diffusion.config, diffusion.model, jax.random.key(seed)
+    model, key = diffusion.model, jax.random.key(config.seed)
+    settings = ReverseConfig(
+        sampler=config.sampler,
+        guidance=config.guidance,
+        inpaint=inpaint,
+        constrained=states[0].remaining is not None,
+        trajectory=config.save_trajectory,
+    )
 
     def padded(index: int, length: int) -> tuple[Any, ...]:
-        start = starts[index]
-        left = np.zeros(len(config.species), np.int32) if start.remaining is None else start.remaining
-        inputs = np.uint32(index), pad_graph(start.graph, length), _pad(start.conditions, length), left
-        return inputs if start.selected is None else (*inputs, _pad(start.selected, length))
+        state = states[index]
+        left = np.zeros(len(diffusion.config.species), np.int32) if state.remaining is None else state.remaining
+        inputs = np.uint32(index), pad_graph(state.graph, length), _pad(state.conditions, length), left
+        return inputs if state.selected is None else (*inputs, _pad(state.selected, length))
 
     def run(inputs: tuple[Any, ...], room: Room) -> ReverseResult:
         reverse = compiled_reverse(
-            config,
-            model.apply,
-            model.force_field,
-            settings,
-            capacity=room.capacity,
-            images=room.images,
-            trajectory=trajectory,
-            constrained=starts[0].remaining is not None,
-            inpaint=inpaint,
+            diffusion.config, model.apply, model.force_field, settings, capacity=room.capacity, images=room.images
         )
         indices, *others = inputs
         return reverse(model.params, jax.vmap(lambda index: jax.random.fold_in(key, index))(indices), *others)
 
-    geometries = [geometry_of(start.graph) for start in starts]
-    return run_in_chunks(geometries, padded, run, cutoff=config.model.cutoff, batch_size=batch_size)
+    geometries = [geometry_of(state.graph) for state in states]
+    cutoff = diffusion.config.model.cutoff
+    return run_in_chunks(geometries, padded, run, cutoff=cutoff, batch_size=config.batch_size)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
@@ -253,77 +137,17 @@ def compiled_reverse(
     config: DiffusionConfig,
     apply: Callable[..., Any],
     force_field: Callable[..., Any] | None,
-    settings: SamplerConfig,
+    settings: ReverseConfig,
     *,
     capacity: int,
     images: tuple[int, int, int],
-    trajectory: bool,
-    constrained: bool,
-    inpaint: InpaintConfig | None,
-) -> Callable[..., ReverseResult]:
+) -> Reverse:
     """`make_reverse`, kept: another formula of the same sizes does not compile anything."""
-    return make_reverse(
-        config,
-        ScoreModel({}, apply, force_field),
-        settings,
-        capacity=capacity,
-        images=images,
-        trajectory=trajectory,
-        constrained=constrained,
-        inpaint=inpaint,
-    )
-
-
-def sampler_settings(
-    sampler: str,
-    steps: int,
-    guidance_weight: float | None,
-    property: Mapping[str, Any] | None,
-    guidance: ForcefieldGuidanceConfig,
-    sampler_kwargs: Mapping[str, Any] | None,
-) -> SamplerConfig:
-    """The arguments of `sample` that say how to draw, checked."""
-    check_counts(steps=steps)
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
-    sampler_kwargs = sampler_kwargs or {}
-    if guidance_weight is not None and not property:
-        raise ValueError(f"guidance_weight is for a property; got guidance_weight={guidance_weight} and no property")
-    known = {field.name for field in dataclasses.fields(SamplerConfig)}
-    known -= {"sampler", "steps", "guidance_weight", "ff_guidance", "ff_zeta"}  # which have arguments of their own
-    if unknown := [name for name in sampler_kwargs if name not in known]:
-        raise ValueError(f"sampler_kwargs must be among {', '.join(sorted(known))}; got {unknown[0]!r}")
-    for name in sampler_kwargs:
-        if sampler not in SPECIAL.get(name, (sampler,)):
-            raise ValueError(f"{name} is for sampler {' or '.join(SPECIAL[name])}; the sampler is {sampler}")
-    if "rho" in sampler_kwargs and sampler_kwargs.get("grid") != "rho":
-        raise ValueError("rho is for grid rho; the grid is uniform")
-    return SamplerConfig(
-        sampler=sampler,  # pyright: ignore[reportArgumentType]  # one of SAMPLERS
-        steps=steps,
-        guidance_weight=1.0 if guidance_weight is None else float(guidance_weight),
-        ff_guidance=guidance.guidance,
-        ff_zeta=guidance.zeta,
-        **sampler_kwargs,
-    )
-
-
-def force_field_guidance(
-    given: float | ForcefieldGuidanceConfig | Mapping[str, Any] | None,
-) -> ForcefieldGuidanceConfig:
-    """The argument `ff_guidance` as a config."""
-    if given is None or isinstance(given, ForcefieldGuidanceConfig):
-        return given or ForcefieldGuidanceConfig()
-    if not isinstance(given, Mapping):
-        return ForcefieldGuidanceConfig(guidance=float(given))
-    known = [field.name for field in dataclasses.fields(ForcefieldGuidanceConfig)]
-    if unknown := [name for name in given if name not in known]:
-        raise ValueError(f"ff_guidance may have {', '.join(known)}; got {unknown[0]!r}")
-    return ForcefieldGuidanceConfig(**given)
+    return make_reverse(config, ScoreModel({}, apply, force_field), settings, capacity=capacity, images=images)
 
 
 def place(atoms: "ase.Atoms", graph: AtomsGraph) -> "ase.Atoms":
-    """A copy of the atoms whose free ones have the species and positions of the graph; the others stay as they are."""
+    """A copy of the atoms with the species and positions of the graph's free atoms; the others are unchanged."""
     copy, free = atoms.copy(), ~np.asarray(graph.mask)
     copy.arrays["positions"][free] = np.asarray(graph.pos, float)[free]
     copy.arrays["numbers"][free] = np.asarray(graph.x)[free]
@@ -331,11 +155,11 @@ def place(atoms: "ase.Atoms", graph: AtomsGraph) -> "ase.Atoms":
 
 
 def _pad(tree: Any, length: int) -> Any:
-    """Arrays of an entry an atom padded by zeros; single numbers as they are."""
+    """Per-atom arrays padded by zeros; single numbers as they are."""
     return jax.tree.map(lambda leaf: np.pad(leaf, (0, length - len(leaf))) if leaf.ndim else leaf, tree)
 
 
-def _frames(start: Start, result: ReverseResult) -> list[AtomsGraph]:
+def _frames(start: InitialState, result: ReverseResult) -> list[AtomsGraph]:
     """The frames of one result without padding, the sample last."""
     count = len(start.graph.x)
     states = [] if result.frames is None else list(zip(result.frames.pos, result.frames.x, strict=True))[:-1]
@@ -346,23 +170,18 @@ def _frames(start: Start, result: ReverseResult) -> list[AtomsGraph]:
             "sampling gave positions that are not finite; use more steps, less guidance, or train for longer"
         )
     if start.selected is not None:
-        # In the end the atoms that were not selected are where they were, and stay there in a relaxation.
+        # The atoms that were not selected are back in place, and a relaxation must not move them.
         frames[-1] = frames[-1]._replace(mask=~start.selected)
     return frames
 
 
-def _relaxed(
-    diffusion: Diffusion,
-    samples: Iterator[Drawn],
-    guidance: ForcefieldGuidanceConfig,
-    batch_size: int,
-    trajectory: bool,
-) -> Iterator[Drawn]:
-    """Moves samples to a minimum; with `trajectory` their frames go on, without the first, which is there already."""
+def _relaxed(diffusion: Diffusion, samples: Iterator[Sample], config: SampleConfig) -> Iterator[Sample]:
+    """Relaxes samples; with trajectories the new frames are appended, without the first, which is the sample."""
+    guidance, trajectory = config.guidance, config.save_trajectory
     settings = LbfgsConfig(fmax=guidance.force_threshold, steps=guidance.max_extra_steps)
-    while chunk := list(itertools.islice(samples, batch_size)):
-        graphs = [drawn.frames[-1] for drawn in chunk]
-        ways = relax_graphs(diffusion, graphs, settings, batch_size=batch_size, trajectory=trajectory)
-        for drawn, (way, _) in zip(chunk, ways, strict=True):
-            frames = [point.graph for point in way]
-            yield drawn._replace(frames=[*drawn.frames, *frames[1:]] if trajectory else frames)
+    while chunk := list(itertools.islice(samples, config.batch_size)):
+        graphs = [one.frames[-1] for one in chunk]
+        paths = relax_graphs(diffusion, graphs, settings, batch_size=config.batch_size, trajectory=trajectory)
+        for one, (path, _) in zip(chunk, paths, strict=True):
+            frames = [point.graph for point in path]
+            yield one._replace(frames=[*one.frames, *frames[1:]] if trajectory else frames)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from agedi.config import DiffusionConfig, ModelConfig
-from agedi.sampling.reverse import Step
+from agedi.sampling.plan import Step
 
 EDGE_STEP = 16384  # edges are padded to a multiple, or each step would be compiled anew
 Finder = Callable[[ase.Atoms, float], tuple[np.ndarray, np.ndarray, np.ndarray]]

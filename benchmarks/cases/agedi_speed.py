@@ -29,7 +29,9 @@ from agedi.network.groups import in_groups
 from agedi.network.score import ScoreModel, make_score_model
 from agedi.network.search import make_search
 from agedi.noise.noisers import make_position_noiser
-from agedi.sampling.reverse import SamplerConfig, make_plan, make_reverse
+from agedi.sampling.config import ReverseConfig, SamplerConfig
+from agedi.sampling.plan import make_plan
+from agedi.sampling.reverse import make_reverse
 from benchmarks.baselines.agedi import find_with_ase, find_with_matscipy, make_step
 from benchmarks.baselines.agedi import sample as plain_sample
 from benchmarks.timing import machine_limits, num_parameters, peak_rss_mib, report, time_calls
@@ -79,7 +81,7 @@ def make_chunks(structures: list[ase.Atoms], size: int, cutoff: float) -> list[t
 
 def make_sampler(config: DiffusionConfig, model: ScoreModel, options: Options, room: Room) -> Callable[..., Any]:
     """`sampler(params, key, graphs)`, compiled."""
-    settings = SamplerConfig(sampler="em", steps=options.steps)
+    settings = ReverseConfig(sampler=SamplerConfig(sampler="em", steps=options.steps))
     reverse = make_reverse(config, model, settings, capacity=room.capacity, images=room.images)
 
     def run(params: Any, key: jax.Array, graphs: AtomsGraph) -> Any:

@@ -13,14 +13,14 @@ import numpy as np
 import scipy.stats
 
 import agedi
-from agedi.sampling.request import Wanted
-from agedi.sampling.reverse import SamplerConfig
+from agedi.sampling.config import SamplerConfig
+from agedi.sampling.request import SampleRequest
 from experiments.agedi.shared import (
     distances_within,
-    draw_each,
     parse_arguments,
     radial_distribution,
     read_atoms,
+    sample_each,
     sample_once,
     save,
     train_once,
@@ -76,8 +76,8 @@ def main() -> None:
 
 def draw_in_cells(diffusion: agedi.Diffusion, cells: list[ase.Atoms]) -> list[ase.Atoms]:
     """One crystal in the cell of each structure, with as many atoms."""
-    wanted = [Wanted(atomic_numbers=atoms.numbers, cell=atoms.cell.array) for atoms in cells]
-    return draw_each(diffusion, wanted, SamplerConfig(sampler="heun_ode", steps=50, grid="rho"))
+    requests = [SampleRequest(atomic_numbers=atoms.numbers, cell=atoms.cell.array) for atoms in cells]
+    return sample_each(diffusion, requests, SamplerConfig(sampler="heun_ode", steps=50, grid="rho"))
 
 
 def describe(structures: list[ase.Atoms]) -> dict[str, np.ndarray]:

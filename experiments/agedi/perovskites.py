@@ -11,9 +11,17 @@ import ase
 import numpy as np
 
 import agedi
-from agedi.sampling.request import Wanted
-from agedi.sampling.reverse import SamplerConfig
-from experiments.agedi.shared import draw_each, parse_arguments, read_atoms, sample_once, save, train_once, write_report
+from agedi.sampling.config import SamplerConfig
+from agedi.sampling.request import SampleRequest
+from experiments.agedi.shared import (
+    parse_arguments,
+    read_atoms,
+    sample_each,
+    sample_once,
+    save,
+    train_once,
+    write_report,
+)
 from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
 
 PROPERTY = "heat_all"
@@ -65,8 +73,8 @@ def main() -> None:
 
 def draw_with(diffusion: agedi.Diffusion, cells: list[np.ndarray], weight: float, request: float) -> list[ase.Atoms]:
     """Five atoms in each of the cells, species drawn too."""
-    wanted = [Wanted(n_atoms=5, cell=cell, property={PROPERTY: request}) for cell in cells]
-    return draw_each(diffusion, wanted, SamplerConfig(steps=100, grid="rho", guidance_weight=weight))
+    requests = [SampleRequest(n_atoms=5, cell=cell, property={PROPERTY: request}) for cell in cells]
+    return sample_each(diffusion, requests, SamplerConfig(steps=100, grid="rho", guidance_weight=weight))
 
 
 def known_heats(structures: list[ase.Atoms]) -> np.ndarray:

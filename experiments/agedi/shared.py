@@ -11,9 +11,9 @@ import ase
 import numpy as np
 
 import agedi
-from agedi.sampling.request import Wanted, make_start
-from agedi.sampling.reverse import SamplerConfig
-from agedi.sampling.sample import as_result, draw_from
+from agedi.sampling.config import SampleConfig, SamplerConfig
+from agedi.sampling.request import SampleRequest, make_initial_state
+from agedi.sampling.sample import iterate_from
 from agedi.training.config import load_run
 from agedi.training.train import read_dataset, resume, train_from_atoms
 from matterform.io.files import write_atomically
@@ -71,11 +71,13 @@ def sample_once(path: pathlib.Path, draw: Callable[[], list[ase.Atoms]]) -> list
     return read_atoms(path)
 
 
-def draw_each(diffusion: agedi.Diffusion, wanted: Sequence[Wanted], settings: SamplerConfig) -> list[ase.Atoms]:
-    """One structure for each wish; their cells and numbers of atoms may differ."""
-    starts = [make_start(diffusion.config, one) for one in wanted]
-    drawn = draw_from(diffusion, starts, settings, seed=0, batch_size=64, progress=True)
-    return [as_result(one, False, True) for one in drawn]
+def sample_each(
+    diffusion: agedi.Diffusion, requests: Sequence[SampleRequest], sampler: SamplerConfig
+) -> list[ase.Atoms]:
+    """One structure for each request; their cells and numbers of atoms may differ."""
+    states = [make_initial_state(diffusion.config, request) for request in requests]
+    config = SampleConfig(seed=0, batch_size=64, progress=True, sampler=sampler)
+    return [one.atoms()[-1] for one in iterate_from(diffusion, states, config)]
 
 
 def distances_within(structures: Sequence[ase.Atoms], cutoff: float) -> np.ndarray:

@@ -13,19 +13,13 @@ import json
 import logging
 import pathlib
 
-from atomformer import (
-    AtomformerConfig,
-    FinetuneConfig,
-    LossConfig,
-    PretrainConfig,
-    TrainConfig,
-    evaluate,
-    from_pretrained,
-    iterate_rows,
-    row_from_atoms,
-    train,
-    write_dataset,
-)
+from atomformer.checkpoint.published import from_pretrained
+from atomformer.config import AtomformerConfig, FinetuneConfig, LossConfig, PretrainConfig, TrainConfig
+from atomformer.data.dataset import write_dataset
+from atomformer.data.rows import row_from_atoms
+from atomformer.data.sources import iterate_rows
+from atomformer.prediction.evaluation import evaluate
+from atomformer.training import train
 from matterform.io.files import write_atomically
 from matterform.io.formats import read_structures, to_atoms
 from matterform.plots.curves import new_figure

@@ -11,8 +11,8 @@ all devices, 10 epochs, gradient checkpointing, batches of equal length. Every f
 import pathlib
 import sys
 
-from atomformer import PretrainConfig
 from atomformer.cli import main
+from atomformer.config import PretrainConfig
 from matterform.training.config import LoopConfig
 
 RECIPE = PretrainConfig(

@@ -13,17 +13,11 @@ import json
 import logging
 import pathlib
 
-from atomformer import (
-    AtomformerConfig,
-    EnergyScale,
-    FinetuneConfig,
-    LossConfig,
-    evaluate,
-    from_pretrained,
-    iterate_rows,
-    train,
-    write_parity,
-)
+from atomformer.checkpoint.published import from_pretrained
+from atomformer.config import AtomformerConfig, EnergyScale, FinetuneConfig, LossConfig
+from atomformer.data.sources import iterate_rows
+from atomformer.prediction.evaluation import evaluate, write_parity
+from atomformer.training import train
 from matterform.io.files import write_atomically
 from matterform.training.config import LoopConfig, OptimizerConfig
 

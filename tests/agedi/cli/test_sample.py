@@ -144,15 +144,15 @@ def test_relaxations_and_predictions_are_those_of_the_library(run_dir, structure
 def test_what_has_come_is_kept_when_stopped(run_dir, command, tmp_path, monkeypatch):
     from agedi.sampling import sample as sampling
 
-    draw_from = sampling.draw_from
+    iterate_from = sampling.iterate_from
 
     def interrupted(*arguments, **settings):
-        for number, drawn in enumerate(draw_from(*arguments, **settings)):
+        for number, drawn in enumerate(iterate_from(*arguments, **settings)):
             if number == 2:
                 raise KeyboardInterrupt
             yield drawn
 
-    monkeypatch.setattr(sampling, "draw_from", interrupted)
+    monkeypatch.setattr(sampling, "iterate_from", interrupted)
     status, out, _ = command("sample", run_dir, "-n", 4, "-f", "Cu4", "--steps", 4, "-b", 2)
     assert status == 130
     assert out == f"2 structures in {tmp_path / 'sampled.traj'}, where it was stopped\n"
@@ -162,7 +162,7 @@ def test_what_has_come_is_kept_when_stopped(run_dir, command, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--formula", "Cu", "--n-samples", "0"], "n_samples must be a whole number of at least 1; got 0"),
+        (["--formula", "Cu", "--n-samples", "0"], "num_samples must be a whole number of at least 1; got 0"),
         (["--formula", "Cu", "--n_samples", "many"], "many"),
         ([], "this model does not draw species: give formula or atomic_numbers"),
         (["-a", "4"], "this model does not draw species"),

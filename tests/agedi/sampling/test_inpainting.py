@@ -1,4 +1,4 @@
-"""Which atoms are drawn anew, and that the others stay."""
+"""Selected atoms are new, and the others stay."""
 
 import ase
 import ase.build
@@ -8,7 +8,7 @@ from ase.constraints import FixAtoms, FixedPlane
 from ase.geometry import find_mic
 
 import agedi
-from agedi.sampling.inpainting import INPAINT_MASK, Selection, select
+from agedi.sampling.selection import INPAINT_MASK
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -20,91 +20,6 @@ def slab() -> ase.Atoms:
     ase.build.add_adsorbate(atoms, "O", 1.2, "fcc")
     atoms.set_constraint(FixAtoms([0, 1, 2, 3]))
     return atoms
-
-
-def chosen(atoms=None, seed=0, **selection):
-    atoms = slab() if atoms is None else atoms
-    selected, fixed = select(atoms, Selection(**selection), np.random.default_rng(seed))
-    return np.flatnonzero(selected).tolist(), np.flatnonzero(fixed).tolist()
-
-
-@pytest.mark.parametrize(
-    ("selection", "selected", "fixed"),
-    [
-        ({"indices": (4, -1)}, [4, 8], [0, 1, 2, 3]),
-        ({"symbols": ("O",)}, [8], [0, 1, 2, 3]),
-        ({"symbols": ("Cu",)}, [4, 5, 6, 7], [0, 1, 2, 3]),
-        ({"z_range": (9.0, 20.0)}, [8], [0, 1, 2, 3]),
-        ({"symbols": ("O",), "indices": (5,)}, [5, 8], [0, 1, 2, 3]),
-        ({"indices": (8,), "freeze": (4, 5)}, [8], [0, 1, 2, 3, 4, 5]),
-        ({"indices": (8,), "freeze": "all"}, [8], list(range(8))),
-    ],
-)
-def test_selectors_name_atoms(selection, selected, fixed):
-    assert chosen(**selection) == (selected, fixed)
-
-
-def test_a_sphere_reaches_across_the_boundary():
-    atoms = ase.Atoms("Cu3", [[0.1, 5, 5], [9.8, 5, 5], [5, 5, 5]], cell=[10, 10, 10], pbc=True)
-    assert chosen(atoms, sphere=(0.0, 5.0, 5.0, 0.5))[0] == [0, 1]
-    atoms.set_pbc(False)
-    assert chosen(atoms, sphere=(0.0, 5.0, 5.0, 0.5))[0] == [0]
-
-
-def test_a_selection_is_read_from_the_structure():
-    atoms = slab()
-    atoms.set_array(INPAINT_MASK, np.arange(9) == 6)
-    assert chosen(atoms, from_atoms=True)[0] == [6]
-    with pytest.raises(ValueError, match="from the per-atom array 'inpaint_mask'; there is none"):
-        chosen(from_atoms=True)
-
-
-def test_random_selections_are_a_fraction_of_the_free_atoms():
-    found = [chosen(seed=seed, fraction=0.4)[0] for seed in range(20)]
-    assert all(len(atoms) == 2 and min(atoms) > 3 for atoms in found)
-    assert len({tuple(atoms) for atoms in found}) > 5
-    assert len(chosen(fraction=0.01)[0]) == 1
-
-
-def test_contiguous_selections_are_nearest_neighbours():
-    """On a ring, which begins again where it ends, a contiguous selection is a row of atoms without a gap."""
-    count = 12
-    ring = ase.Atoms(
-        f"Cu{count}", [[i + 0.5, 1, 1] for i in range(count)], cell=[count, 2, 2], pbc=[True, False, False]
-    )
-    ring.positions[:, 0] += 0.01 * np.random.default_rng(0).normal(size=count)
-    for seed in range(20):
-        selected = chosen(ring, seed=seed, fraction=0.4, contiguous=True)[0]
-        gaps = np.diff([*selected, selected[0] + count])
-        assert len(selected) == 5
-        assert sorted(gaps.tolist()) == [1, 1, 1, 1, 8]
-
-
-@pytest.mark.parametrize(
-    ("selection", "words"),
-    [
-        ({"indices": (9,)}, "indices must be whole numbers below the 9 atoms; got 9"),
-        ({"indices": (True,)}, "indices must be whole numbers"),
-        ({"indices": (0,)}, r"indices name atoms that are fixed: \[0\]"),
-        ({"indices": (5,), "freeze": (5,)}, r"indices name atoms that are fixed: \[5\]"),
-        ({"freeze": (20,)}, "freeze must be whole numbers below the 9 atoms; got 20"),
-        ({"symbols": ("Pt",)}, "symbols must be among those of the structure; got 'Pt'"),
-        ({"z_range": (30.0, 40.0)}, "no atom is selected that is not fixed"),
-        ({"indices": ()}, "no atom is selected that is not fixed"),
-        ({"z_range": (4.0, 3.0)}, "z_range must be a lower and an upper height"),
-        ({"sphere": (0.0, 0.0, 0.0, -1.0)}, "sphere must be x, y, z and a positive radius"),
-        ({"fraction": 0.0}, "fraction must lie between 0 and 1"),
-        ({"indices": (8,), "contiguous": True}, "contiguous is for a random selection"),
-    ],
-)
-def test_impossible_selections_are_refused(selection, words):
-    with pytest.raises(ValueError, match=words):
-        chosen(**selection)
-
-
-def test_everything_cannot_be_inpainted():
-    with pytest.raises(ValueError, match="every atom is selected, so nothing is left to inpaint around; use sample"):
-        chosen(ase.Atoms("Cu2", [[0, 0, 0], [0, 0, 2]]), symbols=("Cu",))
 
 
 @pytest.fixture(scope="module")
@@ -178,13 +93,14 @@ def test_relaxation_after_inpainting_moves_selected_atoms_only(tiny_diffusion):
     ("arguments", "words"),
     [
         ({"indices": [9]}, r"structure 0 \(Cu8O\): indices must be whole numbers below"),
-        ({"n_samples": 0}, "n_samples must be a whole number of at least 1"),
+        ({"n_samples": 0}, "num_samples must be a whole number of at least 1"),
         ({"t_start": 0.0}, r"t_start must lie in \(0, 1\]"),
         ({"n_resample": 0}, "n_resample must be at least 1"),
         ({"jump_length": 0}, "jump_length must be at least 1"),
         ({"confinement": (0.0, 5.0)}, "confinement contradicts the model"),
         ({"property": {"energy": 1.0}}, "property 'energy' is not one of this model"),
         ({"sampler": "ffpc"}, "sampler ffpc needs a force field"),
+        ({"simbols": "O"}, "unknown option 'simbols'; did you mean 'symbols'"),
     ],
 )
 def test_wrong_arguments_are_named(crystals, arguments, words):
@@ -204,3 +120,13 @@ def test_unusable_structures_are_named(crystals, tiny_diffusion):
     confined = tiny_diffusion("ConfinedCellPositions", confinement=(5.0, 9.0))
     with pytest.raises(ValueError, match=r"has 1 free atoms outside the confinement 5 to 9 .* use 5 to 10"):
         agedi.inpaint(confined, slab(), symbols="O")
+
+
+def test_published_forms_of_selectors(crystals):
+    """A sphere as (center, radius), a mask of frozen atoms, and seed None."""
+    center = slab().positions[8]
+    quick = {"n_samples": 1, "steps": 4, "seed": None}
+    found = agedi.inpaint(crystals, slab(), sphere=(center, 0.5), freeze=np.arange(9) == 4, **quick)[0]
+    same = agedi.inpaint(crystals, slab(), sphere=(*center, 0.5), freeze=[4], **quick)[0]
+    assert np.flatnonzero(found.arrays[INPAINT_MASK]).tolist() == [8]
+    np.testing.assert_array_equal(found.positions, same.positions)

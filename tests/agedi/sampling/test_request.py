@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from agedi.config import ConditionConfig, DiffusionConfig
-from agedi.sampling.request import Wanted, make_conditions, make_start, parse_cell, parse_formula, parse_pbc
+from agedi.sampling.parsing import parse_cell, parse_formula, parse_pbc
+from agedi.sampling.request import SampleRequest, make_conditions, make_initial_state
 
 CELL = [4.0, 4.0, 8.0]
 CRYSTAL = DiffusionConfig(noisers=("CellPositions",), sigma_max=2.0, species=(8, 29, 79))
@@ -30,12 +31,12 @@ SURFACE = ase.build.fcc111("Cu", (2, 2, 2), vacuum=6.0)
 THREE = np.arange(9.0).reshape(3, 3)
 
 
-def start(config, **wanted):
-    return make_start(config, Wanted(**wanted))
+def start(config, **request):
+    return make_initial_state(config, SampleRequest(**request))
 
 
 @pytest.mark.parametrize(
-    ("config", "wanted", "words"),
+    ("config", "asked", "words"),
     [
         # how many atoms, and which
         (CRYSTAL, {"cell": CELL}, "does not draw species: give formula or atomic_numbers"),
@@ -93,9 +94,9 @@ def start(config, **wanted):
         (CONDITIONAL, {"formula": "Cu", "cell": CELL, "property": {"energy": 1.0}}, "give group, charge too, or none"),
     ],
 )
-def test_what_is_missing_or_contradictory_is_said(config, wanted, words):
+def test_what_is_missing_or_contradictory_is_said(config, asked, words):
     with pytest.raises(ValueError, match=words):
-        start(config, **wanted)
+        start(config, **asked)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_positions_that_are_not_drawn_are_taken():
 
 
 @pytest.mark.parametrize(
-    ("config", "wanted", "cell", "pbc"),
+    ("config", "asked", "cell", "pbc"),
     [
         (CRYSTAL, {"cell": CELL}, np.diag(CELL), [True] * 3),
         (CRYSTAL, {"cell": CELL, "pbc": (1, 1, 0)}, np.diag(CELL), [True, True, False]),
@@ -177,9 +178,9 @@ def test_positions_that_are_not_drawn_are_taken():
         ),
     ],
 )
-def test_cells_come_from_arguments_templates_or_training_data(config, wanted, cell, pbc):
+def test_cells_come_from_arguments_templates_or_training_data(config, asked, cell, pbc):
     species = "CO" if config is MOLECULE else "Cu"
-    found = start(config, formula=species, **wanted)
+    found = start(config, formula=species, **asked)
     np.testing.assert_allclose(found.graph.cell, cell, rtol=1e-6, atol=1e-6)
     assert found.graph.pbc.tolist() == pbc
 

@@ -5,103 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from exact_scores import (
+    ATOMS,
+    KS_BOUND,
+    MEAN,
+    OPEN,
+    STD,
+    WITHOUT_FORCES,
+    draw,
+    exact_model,
+    gaussian_model,
+    graph_of,
+    no_search,
+    settings_of,
+)
 
 from agedi.config import DiffusionConfig
-from agedi.data.graph import AtomsGraph
 from agedi.network.score import Outputs, ScoreModel
 from agedi.noise.kernels import lattice_sums, reflected_normal, wrapped_normal
-from agedi.noise.noisers import make_position_noiser
-from agedi.noise.sdes import make_level, make_sde, noise_level
-from agedi.sampling.reverse import (
-    SAMPLERS,
-    InpaintConfig,
-    Problem,
-    SamplerConfig,
-    State,
-    langevin_correction,
-    make_plan,
-    make_process,
-    make_single,
-)
-from matterform.neighbors import Neighbors
+from agedi.sampling.config import ForcefieldGuidanceConfig, InpaintConfig, ReverseConfig, SamplerConfig
+from agedi.sampling.reverse import make_single
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-ATOMS = 2500  # independent, so that one structure is a sample of this size
-WITHOUT_FORCES = tuple(name for name in SAMPLERS if name != "ffpc")
-# The Kolmogorov-Smirnov statistic of a right sampler exceeds this with probability 1e-5.
-KS_BOUND = 2.47 / ATOMS**0.5
-SETTINGS = {"eps": 1e-3, "steps": 80, "churn": 30.0}
-
-
-def no_search(graph):
-    """For scores that need no neighbours."""
-    n = graph.x.shape[0]
-    edges = Neighbors(*(jnp.zeros((n, 0), int),) * 2, jnp.zeros((n, 0), bool), jnp.zeros((n, 0), int), jnp.array(False))
-    return graph._replace(edges=edges)
-
-
-def graph_of(cell, pbc, walls=(-np.inf, np.inf), count=ATOMS, held=False):
-    """A structure of independent atoms; `held` adds a fixed one at the origin, so that the centre is not special."""
-    mask = np.zeros(count + held, bool)
-    mask[count:] = True
-    return AtomsGraph(
-        x=np.full(count + held, 6, np.int32),
-        pos=np.zeros((count + held, 3), np.float32),
-        cell=np.asarray(cell, np.float32),
-        pbc=np.asarray(pbc),
-        mask=mask,
-        present=np.ones(count + held, bool),
-        confinement=np.asarray(walls, np.float32),
-    )
-
-
-def noise_of_level(config):
-    """Inverts what the network is told."""
-    sde = make_sde(config)
-    level = make_level(sde)
-    low, high = jnp.log(noise_level(sde, jnp.float32(1e-3))), jnp.log(noise_level(sde, jnp.float32(1.0)))
-    assert (
-        abs(
-            float(level(noise_level(sde, jnp.float32(0.4))))
-            - (2 * (np.log(noise_level(sde, jnp.float32(0.4))) - low) / (high - low) - 1)
-        )
-        < 1e-5
-    )
-    return lambda value: jnp.exp((value + 1) / 2 * (high - low) + low)
-
-
-def exact_model(config, noise_function):
-    """A model that says `noise_function(graph, noise level)`."""
-    invert = noise_of_level(config)
-    return ScoreModel(
-        {},
-        lambda params, graph, levels, conditions, known: Outputs(noise_function(graph, invert(levels[0])), None),
-        None,
-    )
-
-
-def draw(config, model, settings, graph, key=0, **options):
-    single = make_single(config, model, settings, no_search, **options)
-    return jax.jit(single)({}, jax.random.key(key), graph, {}, jnp.zeros(0, jnp.int32))
-
-
-MEAN, STD = np.array([1.0, -0.5, 0.3], np.float32), 0.4
-OPEN = {
-    "ve": DiffusionConfig(noisers=("Positions",), sde="ve", sigma_max=100.0),
-    "vp": DiffusionConfig(noisers=("Positions",), sde="vp"),
-}
-
-
-def gaussian_model(config):
-    """Atoms at MEAN with deviation STD: in y the marginal is N(MEAN, STD^2 + nu^2)."""
-    sde = make_sde(config)
-
-    def noise_function(graph, noise):
-        y = graph.pos / sde.mean_of_noise(noise)
-        return noise * (y - MEAN[None]) / (STD**2 + noise**2)
-
-    return exact_model(config, noise_function)
 
 
 @pytest.mark.parametrize("sampler", WITHOUT_FORCES)
@@ -111,72 +36,13 @@ def test_a_gaussian_is_recovered(sde, sampler):
     result = draw(
         config,
         gaussian_model(config),
-        SamplerConfig(sampler=sampler, **SETTINGS),
+        settings_of(sampler),
         graph_of(np.eye(3), [False] * 3, held=True),
     )
     z = (np.asarray(result.graph.pos[:ATOMS]) - MEAN) / STD
     for axis in range(3):
         assert scipy.stats.kstest(z[:, axis], "norm").statistic < KS_BOUND
     assert np.array_equal(result.graph.pos[ATOMS], np.zeros(3))
-
-
-def deterministic_error(sampler, steps, sde="ve"):
-    """Largest distance from where the probability flow takes the same prior draw."""
-    config = OPEN[sde]
-    settings = SamplerConfig(sampler=sampler, steps=steps, grid="rho", eps=1e-5)
-    result = draw(
-        config, gaussian_model(config), settings, graph_of(np.eye(3), [False] * 3, count=50, held=True), trajectory=True
-    )
-    noise = noise_level(make_sde(config), jnp.float32(1.0))
-    start = np.asarray(result.frames.pos[0, :50]) / float(make_sde(config).mean_of_noise(noise))
-    expected = MEAN + (start - MEAN) * STD / np.sqrt(STD**2 + float(noise) ** 2)
-    return np.abs(np.asarray(result.graph.pos[:50]) - expected).max()
-
-
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("heun_ode", 2)])
-def test_order_of_convergence(sampler, order):
-    errors = [deterministic_error(sampler, steps) for steps in (16, 32, 64)]
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert np.all(np.abs(orders - order) < 0.3), (errors, orders)
-
-
-def test_euler_maruyama_has_weak_order_one():
-    config, many = OPEN["ve"], 100_000
-    model = gaussian_model(config)
-    errors = []
-    for steps in (16, 32, 64):
-        settings = SamplerConfig(sampler="em", steps=steps, grid="rho", eps=1e-5)
-        result = draw(config, model, settings, graph_of(np.eye(3), [False] * 3, count=many, held=True))
-        errors.append(abs(np.asarray(result.graph.pos[:many]).std(axis=0).mean() / STD - 1))
-    sampling = 1 / np.sqrt(2 * 3 * many)
-    assert errors[2] > 5 * sampling  # the orders below are not noise
-    assert np.all(np.abs(np.log2(np.array(errors[:-1]) / errors[1:]) - 1) < 0.4), errors
-
-
-def test_langevin_corrections_leave_the_distribution_as_it_is():
-    config = OPEN["ve"]
-    model = gaussian_model(config)
-    settings = SamplerConfig(sampler="pc", corrector_snr=0.1)
-    graph = graph_of(np.eye(3), [False] * 3, held=True)
-    noiser = make_position_noiser(config)
-    process = make_process(config, model, settings, no_search, noiser)
-    graph = jax.tree.map(jnp.asarray, graph)
-    noise = jnp.float32(0.7)
-    spread = np.sqrt(STD**2 + 0.7**2)
-    start = MEAN + spread * np.random.default_rng(0).standard_normal((ATOMS + 1, 3)).astype(np.float32)
-    step = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), make_plan(settings, noiser, None))._replace(noise_next=noise)
-
-    def body(state, key):
-        return langevin_correction(Problem(process, {}, graph, {}, None), state, step, key), None
-
-    state = State(jnp.asarray(start), jnp.asarray(graph.x), None, jnp.array(False))
-    state, _ = jax.lax.scan(body, state, jax.random.split(jax.random.key(3), 300))
-    # After 300 corrections nothing of the start is left. Their step of eta = 2 (snr nu)^2 widens a Gaussian by
-    # 1 / sqrt(1 - eta / (2 spread^2)) = 1.004, which is below the bound.
-    z = (np.asarray(state.y[:ATOMS]) - MEAN) / spread
-    assert np.corrcoef(z[:, 0], (start[:ATOMS, 0] - MEAN[0]) / spread)[0, 1] < 0.1
-    for axis in range(3):
-        assert scipy.stats.kstest(z[:, axis], "norm").statistic < KS_BOUND
 
 
 SKEWED = np.array([[4.0, 0.0, 0.0], [1.2, 3.5, 0.0], [-0.7, 0.9, 5.0]], np.float32)
@@ -200,7 +66,7 @@ def torus_model():
 
 @pytest.mark.parametrize("sampler", WITHOUT_FORCES)
 def test_a_mixture_on_a_torus_is_recovered(sampler):
-    result = draw(TORUS, torus_model(), SamplerConfig(sampler=sampler, **SETTINGS), graph_of(SKEWED, [True] * 3))
+    result = draw(TORUS, torus_model(), settings_of(sampler), graph_of(SKEWED, [True] * 3))
     pos = np.asarray(result.graph.pos)
     fractional = pos @ np.linalg.inv(SKEWED)
     assert fractional.min() > -1e-5
@@ -247,8 +113,7 @@ def slab_model(config):
 @pytest.mark.parametrize("sampler", WITHOUT_FORCES)
 def test_a_truncated_gaussian_is_recovered_between_walls(sampler):
     config = DiffusionConfig(noisers=("ConfinedCellPositions",), confinement=WALLS, sigma_max=3.0)
-    settings = SamplerConfig(sampler=sampler, **{**SETTINGS, "steps": 80})
-    result = draw(config, slab_model(config), settings, graph_of(FLAT, [True, True, True], WALLS))
+    result = draw(config, slab_model(config), settings_of(sampler), graph_of(FLAT, [True, True, True], WALLS))
     pos = np.asarray(result.graph.pos)
     assert scipy.stats.kstest(pos[:, 2], TRUNCATED.cdf).statistic < KS_BOUND
     for axis in range(2):
@@ -292,13 +157,8 @@ def test_species_have_the_enumerated_probabilities(sampler, rng):
 def test_a_prescribed_composition_is_met_exactly(rng):
     probabilities = rng.dirichlet(np.ones(9)).reshape(3, 3)
     graph = graph_of(np.eye(3), [False] * 3, count=20)._replace(x=np.zeros(20, np.int32))
-    single = make_single(
-        TYPES,
-        types_model(np.log(probabilities).astype(np.float32)),
-        SamplerConfig(steps=30),
-        no_search,
-        constrained=True,
-    )
+    settings = ReverseConfig(sampler=SamplerConfig(steps=30), constrained=True)
+    single = make_single(TYPES, types_model(np.log(probabilities).astype(np.float32)), settings, no_search)
     drawn = jax.jit(jax.vmap(lambda key: single({}, key, graph, {}, jnp.array([4, 1, 15])).graph.x))(
         jax.random.split(jax.random.key(0), 50)
     )
@@ -316,7 +176,8 @@ def test_evaluations_and_frames_a_step(sampler, evaluations):
         jax.debug.callback(lambda: counted.append(1))
         return jnp.zeros_like(graph.pos)
 
-    settings = SamplerConfig(sampler=sampler, steps=7, corrector_steps=2)
+    corrections = {"corrector_steps": 2} if sampler == "pc" else {}
+    settings = SamplerConfig(sampler=sampler, steps=7, **corrections)
     result = draw(
         TORUS, exact_model(TORUS, noise_function), settings, graph_of(SKEWED, [True] * 3, count=3), trajectory=True
     )
@@ -360,13 +221,13 @@ def test_a_short_neighbour_list_is_reported():
         return graph._replace(edges=graph.edges._replace(overflow=jnp.any(graph.pos[:, 0] > 3.5)))
 
     graph = jax.tree.map(jnp.asarray, graph_of(SKEWED, [True] * 3, count=50))
-    crowded = [
-        make_single(TORUS, torus_model(), SamplerConfig(steps=3), search)(
+    overflow = [
+        make_single(TORUS, torus_model(), ReverseConfig(sampler=SamplerConfig(steps=3)), search)(
             {}, jax.random.key(0), graph, {}, jnp.zeros(0, int)
         ).overflow
         for search in (no_search, cut_short)
     ]
-    assert [bool(flag) for flag in crowded] == [False, True]
+    assert [bool(flag) for flag in overflow] == [False, True]
 
 
 @pytest.mark.parametrize("sampler", WITHOUT_FORCES)
@@ -374,9 +235,9 @@ def test_a_short_neighbour_list_is_reported():
 def test_inpainting_returns_known_atoms_to_the_bit_and_draws_the_others(sampler, options, rng):
     graph = graph_of(SKEWED, [True] * 3, count=200)._replace(pos=rng.normal(0, 9, (200, 3)).astype(np.float32))
     selected = np.arange(200) < 150
-    single = make_single(
-        TORUS, torus_model(), SamplerConfig(sampler=sampler, steps=40), no_search, inpaint=InpaintConfig(**options)
-    )
+    sampler_config = SamplerConfig(sampler=sampler, steps=40)
+    settings = ReverseConfig(sampler=sampler_config, inpaint=InpaintConfig(**options))
+    single = make_single(TORUS, torus_model(), settings, no_search)
     result = jax.jit(single)({}, jax.random.key(1), graph, {}, jnp.zeros(0, jnp.int32), jnp.asarray(selected))
     assert np.array_equal(result.graph.pos[~selected], graph.pos[~selected])
     offsets = ((np.asarray(result.graph.pos)[:150, None] - CENTRES[None]) @ np.linalg.inv(SKEWED) + 0.5) % 1 - 0.5
@@ -384,20 +245,14 @@ def test_inpainting_returns_known_atoms_to_the_bit_and_draws_the_others(sampler,
     assert np.median(nearest) < 2 * WIDTH  # chi with 3 degrees of freedom has its median at 1.54
 
 
-def test_steps_of_resampled_inpainting():
-    plan = make_plan(SamplerConfig(steps=4), make_position_noiser(TORUS), InpaintConfig(n_resample=3, jump_length=2))
-    assert len(plan.t) == 4 * (3 * 2 + 2)
-    assert plan.renoise.sum() == 4 * 2
-    assert np.array_equal(plan.t[1:], plan.t_next[:-1])
-    assert plan.t_next[-1] == 0.0
-
-
 def test_final_dynamics_of_an_inpainting_spare_known_atoms(rng):
     graph = graph_of(SKEWED, [True] * 3, count=6)._replace(pos=rng.uniform(0, 3, (6, 3)).astype(np.float32))
     selected = np.arange(6) < 4
     model = torus_model()._replace(force_field=lambda params, graph: (jnp.zeros(()), jnp.ones_like(graph.pos)))
-    settings = SamplerConfig(sampler="ffpc", steps=3, terminal_steps=4, terminal_step_size=0.01)
-    single = make_single(TORUS, model, settings, no_search, inpaint=InpaintConfig(), trajectory=True)
+    sampler = SamplerConfig(sampler="ffpc", steps=3, terminal_steps=4, terminal_step_size=0.01)
+    single = make_single(
+        TORUS, model, ReverseConfig(sampler=sampler, inpaint=InpaintConfig(), trajectory=True), no_search
+    )
     result = jax.jit(single)({}, jax.random.key(1), graph, {}, jnp.zeros(0, jnp.int32), jnp.asarray(selected))
     assert np.array_equal(result.graph.pos[~selected], graph.pos[~selected])
     assert np.array_equal(result.graph.mask, graph.mask)
@@ -415,7 +270,8 @@ def test_forces_pull_along_themselves():
     graph = graph_of(np.eye(3), [False] * 3, count=300, held=True)
     means = []
     for weight in (0.0, 1.0):
-        settings = SamplerConfig(steps=60, ff_guidance=weight, grid="rho")
-        means.append(np.asarray(draw(config, model, settings, graph).graph.pos)[:300].mean(axis=0))
+        guidance = ForcefieldGuidanceConfig(guidance=weight)
+        result = draw(config, model, SamplerConfig(steps=60, grid="rho"), graph, guidance=guidance)
+        means.append(np.asarray(result.graph.pos)[:300].mean(axis=0))
     assert means[1][0] - means[0][0] > 0.1
     np.testing.assert_allclose(means[1][1:], means[0][1:], atol=1e-3)

@@ -14,7 +14,8 @@ import agedi
 from agedi.config import ConditionConfig
 from agedi.data import buckets as chunks
 from agedi.sampling import sample as sampling
-from agedi.sampling.reverse import SAMPLERS
+from agedi.sampling.config import SAMPLERS, SampleConfig, SamplerConfig
+from agedi.sampling.request import SampleRequest
 
 CELL = [5.0, 5.0, 7.0]
 QUICK = {"steps": 6, "cell": CELL}
@@ -186,9 +187,8 @@ def test_results_come_as_they_are_ready_and_in_order(crystals, monkeypatch):
         return run(*arguments, **sizes)
 
     monkeypatch.setattr(sampling, "compiled_reverse", counted)
-    settings = sampling.sampler_settings("em", 6, None, None, sampling.ForcefieldGuidanceConfig(), None)
-    wanted = sampling.Wanted(formula="Cu3", cell=CELL)
-    drawn = sampling.draw(crystals, wanted, settings, n_samples=6, batch_size=2)
+    config = SampleConfig(num_samples=6, batch_size=2, sampler=SamplerConfig(steps=6))
+    drawn = sampling.iterate_samples(crystals, SampleRequest(formula="Cu3", cell=CELL), config)
     assert ran == []
     next(drawn), next(drawn)
     assert len(ran) == 1
@@ -222,7 +222,7 @@ def test_force_fields_guide_and_finish(slabs):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"n_samples": 0}, "n_samples must be a whole number of at least 1; got 0"),
+        ({"n_samples": 0}, "num_samples must be a whole number of at least 1; got 0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"steps": 0}, "steps must be a whole number of at least 1"),
@@ -240,6 +240,8 @@ def test_force_fields_guide_and_finish(slabs):
         ({"ff_guidance": {"weight": 5}}, "ff_guidance may have guidance, zeta, .*; got 'weight'"),
         ({"guidance_weight": 2.0}, "guidance_weight is for a property"),
         ({"property": {"energy": -3.5}}, "property 'energy' is not one of this model"),
+        ({"fromula": "Cu"}, "unknown option 'fromula'; did you mean 'formula'"),
+        ({"num_samples": 2, "n_samples": 2}, "num_samples and n_samples are two names of one option"),
     ],
 )
 def test_wrong_arguments_are_named(crystals, arguments, words):
