@@ -30,13 +30,13 @@ crystalformer ppo --run-dir runs/hard --resume --epochs 200
 def run_ppo(argv: Sequence[str], recipe: Any = None) -> int:
     """Fine-tunes from flags, on top of a saved config or of a `recipe`; or goes on with an interrupted run."""
     from crystalformer.rl.config import PpoConfig
-    from crystalformer.rl.ppo.train import fine_tune
+    from crystalformer.rl.ppo.train import train_ppo
     from matterform.training.mesh import initialize_distributed
 
     run, resume, processes = parse_run(PpoConfig, "crystalformer ppo", PPO, argv, recipe)
     if processes is not None:
         initialize_distributed(*processes)
-    result = fine_tune(run, resume=resume)
+    result = train_ppo(run, resume=resume)
     if result.outcome == "interrupted":
         say(f"stopped after epoch {result.epoch}; go on with: crystalformer ppo --run-dir {run.run_dir} --resume")
         return 130

@@ -34,7 +34,7 @@ def run_script(monkeypatch):
         configs.append(config)
         return types.SimpleNamespace(outcome="interrupted", epoch=0)
 
-    monkeypatch.setattr("crystalformer.rl.ppo.train.fine_tune", train)
+    monkeypatch.setattr("crystalformer.rl.ppo.train.train_ppo", train)
     monkeypatch.setattr("crystalformer.rl.dpo.train.train_dpo", train)
 
     def run(script: str, *arguments: str):

@@ -1,10 +1,10 @@
-"""Proximal policy optimisation of CrystalFormer (spec section 6; Schulman et al., arXiv:1707.06347, equation 7).
+"""Proximal policy optimisation with a KL penalty (Schulman et al., arXiv:1707.06347, eq. 7).
 
     maximise mean[min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A)],  r = exp(logp - logp_old),
     A = R - b - beta (logp - logp_reference),
 
-with gradients through every logp. In expectation over samples of the present weights, the gradient at r = 1 is that of
-mean R - beta KL(policy || reference): the optimum is the reference times exp(R / beta), normalised.
+with gradients through every logp (docs/formulas/reinforcement.md, eq. 1 and 2). At r = 1 the expected gradient is that
+of mean R - beta KL(policy || reference), which is maximal for the policy reference * exp(R / beta), normalised.
 """
 
 from typing import Any, NamedTuple
@@ -20,25 +20,25 @@ from crystalformer.network.parameters import Params, as_network
 from crystalformer.rl.config import ObjectiveConfig
 
 
-class Example(NamedTuple):
-    """One sampled crystal, or a batch of them."""
+class PpoExample(NamedTuple):
+    """One sampled crystal, or a batch, with what the loss needs of it; log-probabilities in nats."""
 
     crystal: Crystals
-    logp_old: Float[Any, "*b"]  # when it was drawn
-    logp_reference: Float[Any, "*b"]
-    advantage: Float[Any, "*b"]  # R - b
+    logp_old: Float[Any, "*b"]  # under the weights that sampled it
+    logp_reference: Float[Any, "*b"]  # under the reference model
+    advantage: Float[Any, "*b"]  # reward minus baseline
 
 
 def make_ppo_loss(config: TransformerConfig, objective: ObjectiveConfig):
-    """The negative objective of one crystal, as `matterform.training` takes it; without dropout.
+    """The loss of one `PpoExample` and its metrics, as `matterform.training.step` expects; without dropout.
 
-    Metrics: `ratio`, `clip_share` (1 where the ratio is outside the clip range) and `kl_step`, whose mean estimates
-    KL(old || new) without bias and with every term positive: r - 1 - log r.
+    Metrics: `ratio`, `clip_share` (1 if the ratio is outside the clip range) and `kl_step` = r - 1 - log r, a
+    non-negative, unbiased estimator of KL(old || new) (docs/formulas/reinforcement.md, eq. 6).
     """
 
-    def example_loss(params: Params, key: PRNGKeyArray | None, example: Example):
-        # The sampler always ends a crystal at the last slot, which the network only finds likely: crystals of n_max - 1
-        # sites, which are rare, have a probability that is a little too small here and in logp_old alike.
+    def example_loss(params: Params, key: PRNGKeyArray | None, example: PpoExample):
+        # The sampler always ends a crystal at the last slot, for which the network only has a high probability. So the
+        # log-probability of the rare crystals of n_max - 1 sites is slightly too low, here and in logp_old alike.
         logp = crystal_log_prob(as_network(params, config), None, example.crystal, config).total
         return ppo_loss(logp, example, objective)
 
@@ -46,9 +46,9 @@ def make_ppo_loss(config: TransformerConfig, objective: ObjectiveConfig):
 
 
 def ppo_loss(
-    logp: Float[Array, ""], example: Example, objective: ObjectiveConfig
+    logp: Float[Array, ""], example: PpoExample, objective: ObjectiveConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The negative objective and its metrics from the log-probability of one crystal."""
+    """The negative objective and the metrics of one crystal, from its log-probability (nats)."""
     log_ratio = logp - example.logp_old
     ratio = jnp.exp(log_ratio)
     advantage = example.advantage - objective.beta * (logp - example.logp_reference)
@@ -64,9 +64,10 @@ def advantages(
     running_mean: float | None,
     objective: ObjectiveConfig,
 ) -> tuple[Float[np.ndarray, " b"], float]:
-    """R - b for every crystal, and the running mean that the next epoch starts from.
+    """Reward minus baseline of every crystal, and the updated running mean of the rewards.
 
-    The running mean is None before the first epoch, which takes its own mean, and includes the present batch.
+    The running mean includes the present batch; in the first epoch, when `running_mean` is None, it is the mean of the
+    batch (docs/formulas/reinforcement.md, eq. 4 and 5).
     """
     mean = float(rewards.mean())
     decay = objective.baseline_decay
@@ -86,7 +87,7 @@ def _relative_to_group(rewards: Float[np.ndarray, " b"], spacegroups: Int[np.nda
 
 
 def _standardized(values: Float[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
-    """Zero mean and unit deviation; all 0 where the values are equal, up to rounding."""
+    """Values with zero mean and unit standard deviation; zeros if the values are equal up to rounding."""
     deviation = values.std()
     if deviation <= 1e-6 * max(1.0, float(np.abs(values).max())):
         return np.zeros_like(values)

@@ -1,4 +1,4 @@
-"""What is tried and said before the first epoch of fine-tuning: the reward, the memory, the data."""
+"""Checks before the first epoch of PPO: that the reward works, the memory suffices, the data are those of the run."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from crystalformer.rl.config import PATHS, RewardConfig
-from crystalformer.rl.ppo.rollout import Policy, Rollout, Stopwatch, roll_out, take_examples
+from crystalformer.rl.ppo.rollout import Policy, Rollout, Stopwatch, make_example_take, roll_out
 from crystalformer.rl.reward.base import Reward, describe_problems
 from crystalformer.symmetry.wyckoff import draw_spacegroups
 from matterform.io.files import checksum
@@ -21,36 +21,36 @@ from matterform.training.step import Batch, PartedStep
 
 logger = logging.getLogger(__name__)
 
-TRIAL = 3  # folded into the seed; `fine_tune` folds 1 and 2
-TRIAL_SIZE = 16  # crystals in each process
+TRIAL_KEY = 3  # folded into the seed; `epoch.py` folds 1 and 2
+TRIAL_SIZE = 16  # samples per process
 
 
 def try_reward(
     reward: Reward, policy: Policy, frequencies: Float[np.ndarray, "230"], seed: int, part_size: int
 ) -> Rollout:
-    """Sends a few samples of the starting weights through the reward, and says what happened.
+    """Scores a few samples of the initial weights, and logs their mean reward, failures and time per structure.
 
     Raises:
-        ValueError: the reward fails for every one of them.
+        ValueError: the reward fails for all of them.
     """
     watch, number = Stopwatch(), TRIAL_SIZE * jax.process_count()
-    groups = draw_spacegroups(frequencies, number, [seed, TRIAL])
-    key = jax.random.fold_in(jax.random.key(seed), TRIAL)
+    groups = draw_spacegroups(frequencies, number, [seed, TRIAL_KEY])
+    key = jax.random.fold_in(jax.random.key(seed), TRIAL_KEY)
     trial = roll_out(policy, policy.params, reward, key, groups, watch, part_size)
-    refuse_if_all_failed(reward, trial, "trial samples, so there is nothing to learn")
+    check_not_all_failed(reward, trial, "trial samples, so there is nothing to learn")
     logger.info(
-        "reward %s: %.4g on average over %d trial samples, %d failed, %.3g s a structure",
+        "reward %s: mean %.4g over %d trial samples, %d failed, %.3g s per structure",
         *(reward.name, trial.rewards[~trial.failed].mean(), number, trial.failed.sum()),
         watch.seconds["reward"] / TRIAL_SIZE,
     )
     if trial.failed.any():
         # A reward that fails for some elements would teach the network to avoid them.
-        logger.warning("%s; each counts as %g", describe_problems(trial.local.problems), reward.worst)
+        logger.warning("%s; each gets the reward %g", describe_problems(trial.local.problems), reward.worst)
     return trial
 
 
-def refuse_if_all_failed(reward: Reward, rollout: Rollout, what: str) -> None:
-    """Raises ValueError with the reasons where no crystal has a reward: a broken device or model, most likely."""
+def check_not_all_failed(reward: Reward, rollout: Rollout, what: str) -> None:
+    """Raises ValueError, with the reasons, if no crystal has a reward: most likely a device or model is broken."""
     if rollout.failed.all():
         raise ValueError(
             f"reward {reward.name} failed for all of {len(rollout.failed)} {what}: "
@@ -59,14 +59,14 @@ def refuse_if_all_failed(reward: Reward, rollout: Rollout, what: str) -> None:
 
 
 def check_memory(step: PartedStep, policy: Policy, trial: Rollout, part_size: int, mesh: Mesh) -> None:
-    """Compiles the gradient for the longest crystals, and compares what it needs with what there is.
+    """Compiles the gradient for the longest crystals and compares its memory with that of a device.
 
     Raises:
-        ValueError: it needs more than a device has.
+        ValueError: it needs more memory than a device has.
     """
     size = part_size * mesh.size
     rows = np.resize(np.arange(len(trial.rewards)), size // jax.process_count())
-    take = take_examples(trial, np.zeros(len(trial.rewards), np.float32))
+    take = make_example_take(trial, np.zeros(len(trial.rewards), np.float32))
     part = Batch(take(rows, policy.config.n_max), np.ones(len(rows), np.float32))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), policy.params)
     needed = step.temporary_bytes(shapes, to_global(mesh, part))
@@ -80,7 +80,7 @@ def check_memory(step: PartedStep, policy: Policy, trial: Rollout, part_size: in
 
 
 def available_bytes() -> int | None:
-    """Memory of one device, or of this machine where devices are its processors; None where nobody knows."""
+    """Memory of one device in bytes; on CPU, its share of this machine's memory. None if unknown."""
     stats = jax.local_devices()[0].memory_stats()
     if stats is not None and "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -90,9 +90,9 @@ def available_bytes() -> int | None:
 
 
 def fingerprints(policy: Policy, frequencies: Float[np.ndarray, "230"], config: RewardConfig) -> Mapping[str, int]:
-    """Checksums of what a run depends on besides its settings: weights, space groups, and the reward's files.
+    """Checksums of the data that a run depends on: initial weights, space groups, and the reward's files.
 
-    Settings may name other places when a run is resumed; what lies there must be the same.
+    A resumed run may find its files at other paths, but their contents must be the same.
     """
     weights = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(dict(policy.params)))
     prints = {"reference": zlib.crc32(weights), "space groups": zlib.crc32(frequencies.tobytes())}

@@ -1,7 +1,6 @@
-"""What a fine-tuning run writes: a row of numbers an epoch, histograms, tables of samples, a picture."""
+"""Files of a PPO run: metrics and histograms per epoch, tables of samples, learning curves."""
 
 import collections
-import csv
 import json
 import logging
 import os
@@ -19,30 +18,31 @@ from crystalformer.rl.reward.base import describe_problems
 from crystalformer.table import COLUMNS, TableWriter, table_rows
 from matterform.elements import element_table
 from matterform.io.files import write_atomically
+from matterform.io.tables import read_rows
 from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
 from matterform.training.metrics import open_metrics
 
 logger = logging.getLogger(__name__)
 
 PHASES = ("sampling", "likelihood", "building", "reward", "update", "validation")
-QUANTILES = (10, 50, 90)  # per cent
+QUANTILES = (10, 50, 90)  # percent
 METRICS = (
-    "reward_mean",  # failures included, with the worst value
-    "reward_error",  # standard error of that mean
+    "reward_mean",  # failures count with the worst value
+    "reward_error",  # standard error of the mean
     *(f"reward_q{percent}" for percent in QUANTILES),
     "baseline",
-    "objective",  # mean reward - beta KL
-    "kl",  # of the policy from the reference, in nats
-    "kl_error",
-    "entropy",  # of the policy, in nats; coordinates and lattices count with their densities
+    "objective",  # mean reward - beta * KL
+    "kl",  # KL(policy || reference), nats
+    "kl_error",  # standard error
+    "entropy",  # of the policy, nats; differential for coordinates and lattices
     "failed_share",
-    "distinct_share",  # crystals that differ in space group, letters or elements
-    "loss",  # from here on, means over the steps of the epoch
+    "distinct_share",  # of crystals that differ in space group, Wyckoff letters or elements
+    "loss",  # this and the next four: means over the optimiser steps of the epoch
     "ratio",
     "clip_share",
     "kl_step",
     "grad_norm",
-    "optimizer_steps",  # since the start
+    "optimizer_steps",  # since the start of the run
     "sft_crystals",
     "sft_loss",
     "sft_grad_norm",
@@ -53,7 +53,11 @@ ALWAYS_LOGGED = ("reward_mean", "reward_error", "failed_share", "kl", "entropy",
 
 
 def epoch_row(rollout: Rollout, beta: float) -> dict[str, float]:
-    """The metrics of an epoch's samples."""
+    """Metrics of the samples of an epoch.
+
+    Args:
+        beta: weight of the KL penalty.
+    """
     rewards, logp = rollout.rewards, np.asarray(rollout.logp.total, np.float64)
     divergence = logp - rollout.logp_reference
     row = {
@@ -64,7 +68,7 @@ def epoch_row(rollout: Rollout, beta: float) -> dict[str, float]:
         "kl_error": _standard_error(divergence),
         "entropy": -logp.mean(),
         "failed_share": rollout.failed.mean(),
-        "distinct_share": len(set(_skeletons(rollout.crystals))) / len(rewards),
+        "distinct_share": len(set(_fingerprints(rollout.crystals))) / len(rewards),
     }
     row |= {f"reward_q{percent}": np.percentile(rewards, percent) for percent in QUANTILES}
     for name, values in rollout.details.items():
@@ -74,8 +78,14 @@ def epoch_row(rollout: Rollout, beta: float) -> dict[str, float]:
     return {name: float(value) for name, value in row.items()}
 
 
-class Record:
-    """The files of a run's folder; only the first process writes."""
+class EpochWriter:
+    """Writes metrics.csv, epochs.jsonl, samples/ and curves.png of a run folder; only the first process writes.
+
+    Args:
+        details: names of the reward's details, whose means become columns of metrics.csv.
+        resumed: number of finished epochs of a resumed run; later rows are dropped. None for a new run.
+        wandb: project of Weights & Biases to report to.
+    """
 
     def __init__(self, run_dir: pathlib.Path, details: Sequence[str], resumed: int | None, wandb: str | None) -> None:
         self._folder, self._details = run_dir, tuple(details)
@@ -86,7 +96,7 @@ class Record:
             keep_lines(self._epochs, resumed or 0)
 
     def write(self, epoch: int, row: dict[str, float], rollout: Rollout) -> None:
-        """Appends an epoch's metrics, and what is no number: histograms, and this process's failures."""
+        """Appends the metrics of an epoch, its histograms and the failures of this process, and logs a summary."""
         self._describe(epoch, rollout)
         self._writer.write(epoch, row)
         logger.info(
@@ -101,17 +111,17 @@ class Record:
             "epoch": epoch,
             "problems": problems,
             "spacegroups": {str(group): count for group, count in _counts(rollout.crystals.G.tolist())},
-            "elements": dict(_counts(_elements(rollout.crystals))),  # in how many crystals each is
+            "elements": dict(_counts(_elements(rollout.crystals))),  # number of crystals with each
         }
         if jax.process_index() == 0:
             with self._epochs.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def save_samples(self, epoch: int, rollout: Rollout) -> None:
-        """Writes samples/epoch_NNNNNN.csv: the table of `crystalformer sample`, with rewards and their details."""
+        """Writes samples/epoch_NNNNNN.csv: the table of `crystalformer sample` with rewards and their details."""
         if jax.process_index() != 0:
             return
-        # Reasons are known of what this process built, which comes first.
+        # Failures are known of the samples of this process, which come first.
         reasons = [*rollout.local.problems, *[""] * (len(rollout.rewards) - len(rollout.local.problems))]
         extra = ("reward", "reward_problem", *self._details)
         table = TableWriter(self._folder / "samples" / f"epoch_{epoch:06d}.csv", (*COLUMNS, *extra))
@@ -121,23 +131,30 @@ class Record:
         table.finish()
 
     def draw(self) -> None:
-        """Writes curves.png, where there is something to draw and matplotlib to draw it."""
+        """Writes curves.png, or logs a warning if matplotlib is not installed."""
         if jax.process_index() != 0:
             return
         try:
             write_curves(self._folder / "metrics.csv", self._folder / "curves.png", self._details)
         except ImportError as error:
-            logger.warning("no picture of the run: %s", error)
+            logger.warning("curves.png is not written: %s", error)
 
     def close(self) -> None:
-        """Ends the files."""
+        """Closes the files."""
         self._writer.close()
 
 
 def write_curves(metrics: pathlib.Path, path: str | os.PathLike[str], details: Sequence[str] = ()) -> None:
-    """A picture of a run's metrics.csv against the epoch: reward with its quantiles, divergence, failures, and more."""
-    with metrics.open(newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    """Plots the metrics of a run against the epoch: reward with quantiles, KL divergence, entropy, failures, details.
+
+    Args:
+        metrics: metrics.csv of the run; nothing is written if it has no rows.
+        details: names of the reward's details.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message names the extra.
+    """
+    rows = [{name: float(value) for name, value in row.items() if value} for row in read_rows(metrics)]
     if not rows:
         return
     names = [f"{name}_mean" for name in details]
@@ -161,7 +178,7 @@ def write_curves(metrics: pathlib.Path, path: str | os.PathLike[str], details: S
 
 
 def keep_lines(path: pathlib.Path, epochs: int) -> None:
-    """Drops the lines of epochs after the first `epochs`, and one cut short; they are done again."""
+    """Removes lines after the first `epochs` epochs, and a torn last line; a resumed run writes them again."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -174,8 +191,8 @@ def _standard_error(values: Float[np.ndarray, " b"]) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
-def _skeletons(crystals: Crystals) -> list[tuple[int, ...]]:
-    """Space group, letters and elements of each crystal."""
+def _fingerprints(crystals: Crystals) -> list[tuple[int, ...]]:
+    """Space group, elements and Wyckoff letters of each crystal."""
     return [tuple(row) for row in np.concatenate([crystals.G[:, None], crystals.A, crystals.W], axis=1).tolist()]
 
 

@@ -1,4 +1,4 @@
-"""One epoch's crystals with their log-probabilities and rewards."""
+"""Rollouts: crystals sampled from the policy, with their log-probabilities and rewards."""
 
 import contextlib
 import time
@@ -16,7 +16,7 @@ from crystalformer.data.crystals import Crystals
 from crystalformer.data.primitive import build_structures
 from crystalformer.loss import LogProb, log_prob
 from crystalformer.network.parameters import Params
-from crystalformer.rl.ppo.loss import Example
+from crystalformer.rl.ppo.loss import PpoExample
 from crystalformer.rl.reward.base import Reward, Scores
 from crystalformer.sampling.sample import sample
 from matterform.training.batches import Take
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 
 class Policy(NamedTuple):
-    """A network that crystals are drawn from."""
+    """The network that is fine-tuned, with the weights to sample from."""
 
     params: Params
     config: TransformerConfig
 
 
 class Rollout(NamedTuple):
-    """What all processes drew together, on the host; `local` is what this process built and scored of it."""
+    """Samples of all processes, on the host; only `local` is limited to the samples of this process."""
 
     crystals: Crystals
-    logp: LogProb  # under the weights that drew them
-    logp_reference: Float[np.ndarray, " b"]
+    logp: LogProb  # under the weights that sampled them
+    logp_reference: Float[np.ndarray, " b"]  # under the reference model
     rewards: Float[np.ndarray, " b"]
-    failed: Bool[np.ndarray, " b"]  # not built or not evaluated; they have the reward's worst value
-    details: dict[str, Float[np.ndarray, " b"]]
+    failed: Bool[np.ndarray, " b"]  # no structure or no reward; `rewards` then has the reward's worst value
+    details: dict[str, Float[np.ndarray, " b"]]  # see `Scores`
     local: Scores
 
 
@@ -53,7 +53,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to `name`."""
+        """Adds the duration of the block to `seconds[name]`."""
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
@@ -68,17 +68,22 @@ def roll_out(
     watch: Stopwatch,
     part_size: int = 64,
 ) -> Rollout:
-    """Draws a crystal for each space group, and scores it; every process does an equal share, and gets all.
+    """Samples a crystal for each space group and scores it; each process does an equal share and returns all samples.
 
-    The crystals depend on `key` and the weights only, whatever the number of devices and processes.
+    The samples depend only on `key` and the weights, not on the number of devices and processes.
+
+    Args:
+        reference: weights of the reference model.
+        watch: collects the duration of each phase.
+        part_size: crystals per device whose log-probabilities are computed at once; limits the memory.
 
     Raises:
-        ValueError: the processes cannot share the crystals evenly, or the reward is not what it should be.
+        ValueError: the batch cannot be split evenly among processes, or the reward returns invalid values.
     """
-    first, mine = _my_share(spacegroups)
+    first, own = _own_share(spacegroups)
     with watch.phase("sampling"):
         params = replicate(make_local_mesh(), policy.params)
-        crystals = sample(params, policy.config, key, mine, first_index=first)
+        crystals = sample(params, policy.config, key, own, first_index=first)
     with watch.phase("likelihood"):
         logp = log_prob(params, policy.config, crystals, part_size)
         logp_reference = log_prob(reference, policy.config, crystals, part_size).total
@@ -88,20 +93,20 @@ def roll_out(
         scores = score_built(reward, structures, problems)
     failed = np.array([bool(problem) for problem in scores.problems])
     arrays = (crystals, logp, logp_reference, scores.values, failed, scores.details)
-    return Rollout(*_of_all_processes(arrays), local=scores)
+    return Rollout(*_gather(arrays), local=scores)
 
 
 def score_built(reward: Reward, structures: "Sequence[Structure | None]", problems: Sequence[str]) -> Scores:
-    """Scores of what could be built; the rest, None with its problem, gets the worst value.
+    """Scores the structures that could be built; the others (None, with a problem) get the worst value.
 
     Raises:
-        ValueError: the reward gives something else than one finite value for each structure.
+        ValueError: the reward does not return one finite value per structure.
     """
     built = [index for index, structure in enumerate(structures) if structure is not None]
     scores = reward.score([structures[index] for index in built])  # pyright: ignore[reportArgumentType]
     if np.shape(scores.values) != (len(built),) or len(scores.problems) != len(built):
         raise ValueError(
-            f"reward {reward.name}: expected {len(built)} values and problems, one a structure; got "
+            f"reward {reward.name}: expected {len(built)} values and problems, one per structure; got "
             f"{np.shape(scores.values)} values, {len(scores.problems)} problems"
         )
     if not np.isfinite(scores.values).all():
@@ -130,11 +135,11 @@ def _spread_list(values: Sequence[Any], places: list[int], rest: list[Any]) -> l
     return rest
 
 
-def share_of(batch_size: int) -> int:
-    """How many crystals of a batch each process draws.
+def samples_per_process(batch_size: int) -> int:
+    """Number of samples per process.
 
     Raises:
-        ValueError: the processes cannot share them evenly.
+        ValueError: the batch size is not a multiple of the number of processes.
     """
     size, rest = divmod(batch_size, jax.process_count())
     if rest:
@@ -144,37 +149,37 @@ def share_of(batch_size: int) -> int:
     return size
 
 
-def _my_share(spacegroups: Int[np.ndarray, " b"]) -> tuple[int, Int[np.ndarray, " k"]]:
-    size = share_of(len(spacegroups))
+def _own_share(spacegroups: Int[np.ndarray, " b"]) -> tuple[int, Int[np.ndarray, " k"]]:
+    size = samples_per_process(len(spacegroups))
     first = jax.process_index() * size
     return first, spacegroups[first : first + size]
 
 
-def take_examples(rollout: Rollout, advantage: Float[np.ndarray, " b"]) -> Take:
-    """The function that gathers what the PPO loss needs of some crystals, cut to a length."""
+def make_example_take(rollout: Rollout, advantage: Float[np.ndarray, " b"]) -> Take:
+    """A function that gathers `PpoExample`s of a rollout, cut to a bucket's length."""
     take_crystals = make_take(rollout.crystals)
 
-    def take(rows: np.ndarray, length: int) -> Example:
+    def take(rows: np.ndarray, length: int) -> PpoExample:
         columns = (rollout.logp.total, rollout.logp_reference, advantage)
-        return Example(take_crystals(rows, length), *(np.asarray(column[rows], np.float32) for column in columns))
+        return PpoExample(take_crystals(rows, length), *(np.asarray(column[rows], np.float32) for column in columns))
 
     return take
 
 
 def gather_crystals(crystals: Crystals, most: int) -> Crystals:
-    """The crystals of all processes, of which each has at most `most`."""
+    """Concatenates the crystals of all processes, which have at most `most` each."""
     if jax.process_count() == 1:
         return crystals
     filled = jax.tree.map(lambda x: np.pad(x, [(0, most - len(x))] + [(0, 0)] * (x.ndim - 1)), crystals)
-    everyones = _of_all_processes(filled)
-    return jax.tree.map(lambda x: x[everyones.G > 0], everyones)
+    gathered = _gather(filled)
+    return jax.tree.map(lambda x: x[gathered.G > 0], gathered)
 
 
-def _of_all_processes(tree: Any) -> Any:
-    """Arrays of all processes, joined in their order; as bytes, since JAX would round float64 to float32."""
+def _gather(tree: Any) -> Any:
+    """Arrays of all processes, concatenated in process order; sent as bytes, because JAX rounds float64 to float32."""
     if jax.process_count() == 1:
         return tree
     arrays = jax.tree.map(np.asarray, tree)
     raw = jax.tree.map(lambda x: np.ascontiguousarray(x)[..., None].view(np.uint8), arrays)
-    everyones = multihost_utils.process_allgather(raw, tiled=True)
-    return jax.tree.map(lambda x, own: np.ascontiguousarray(x).view(own.dtype)[..., 0], everyones, arrays)
+    gathered = multihost_utils.process_allgather(raw, tiled=True)
+    return jax.tree.map(lambda x, own: np.ascontiguousarray(x).view(own.dtype)[..., 0], gathered, arrays)

@@ -1,9 +1,9 @@
-"""Fine-tuning by PPO, and by likelihood of relaxed samples: one config, one run folder that describes itself.
+"""Fine-tuning by PPO and, optionally, by the likelihood of relaxed samples (docs/formulas/reinforcement.md).
 
-A run folder holds config.yaml, reference.pkl (the weights it started from), metrics.csv and TensorBoard events (a row
-an epoch), epochs.jsonl (histograms, failures), curves.png, samples/epoch_NNNNNN.csv, checkpoints/<step>/ (to resume)
-and published/epoch_NNNNNN.pkl (to use). An interrupted epoch is done again when the run is resumed, and comes out the
-same.
+A run folder holds config.yaml, reference.pkl (the initial weights, which are the reference model), metrics.csv and
+TensorBoard events (one row per epoch), epochs.jsonl (histograms, failures), curves.png, samples/epoch_NNNNNN.csv,
+checkpoints/<step>/ (to resume) and published/epoch_NNNNNN.pkl (to use). A resumed run repeats an interrupted epoch,
+with the same result.
 """
 
 import contextlib
@@ -11,141 +11,103 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+import optax
 from jaxtyping import Float
 
 from crystalformer.checkpoint.pretrained import load_model, training_spacegroups
 from crystalformer.checkpoint.publish import publish
-from crystalformer.checkpoint.published import load_checkpoint, save_checkpoint
+from crystalformer.checkpoint.published import Checkpoint, load_checkpoint, save_checkpoint
 from crystalformer.config import LossConfig, TransformerConfig
-from crystalformer.data.batches import make_take, plan_batches
-from crystalformer.data.crystals import Crystals
-from crystalformer.data.dataset import from_structures, load_crystals
+from crystalformer.data.dataset import load_crystals
 from crystalformer.loss import make_example_loss
 from crystalformer.rl.config import PATHS, PpoConfig
-from crystalformer.rl.ppo.loss import advantages, make_ppo_loss
-from crystalformer.rl.ppo.preflight import check_memory, fingerprints, refuse_if_all_failed, try_reward
-from crystalformer.rl.ppo.record import Record, epoch_row
-from crystalformer.rl.ppo.rollout import Policy, Rollout, Stopwatch, gather_crystals, roll_out, share_of, take_examples
-from crystalformer.rl.reward.base import Reward
+from crystalformer.rl.ppo.epoch import EpochInterrupted, PpoContext, PpoProgress, run_epoch
+from crystalformer.rl.ppo.loss import make_ppo_loss
+from crystalformer.rl.ppo.preflight import check_memory, fingerprints, try_reward
+from crystalformer.rl.ppo.record import EpochWriter
+from crystalformer.rl.ppo.rollout import Policy, Rollout, samples_per_process
 from crystalformer.rl.reward.load import open_reward
-from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
+from crystalformer.symmetry.wyckoff import count_spacegroups
 from crystalformer.training import make_validation
 from matterform.io.files import existing
 from matterform.progress import progress_bar
-from matterform.training.batches import PlannedBatch, Take, local_rows
 from matterform.training.checkpoint import Checkpoints
-from matterform.training.loop import Outcome, Validation, run_validation, stop_agreed, stop_on_signals
-from matterform.training.mesh import make_local_mesh, make_mesh, replicate, to_global, together
-from matterform.training.metrics import StepMetrics
+from matterform.training.loop import Outcome, stop_agreed, stop_on_signals
+from matterform.training.mesh import make_local_mesh, make_mesh, replicate, together
 from matterform.training.optimizers import make_optimizer
 from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
 from matterform.training.state import TrainState, init_state
-from matterform.training.step import Batch, PartedStep, make_parted_step
+from matterform.training.step import make_parted_step
 
 logger = logging.getLogger(__name__)
 
-# A resumed run may train longer, report elsewhere, compute otherwise, take smaller steps, and find the same files
-# elsewhere; the rest must stay.
+VALIDATION_BATCH = 64  # crystals per device
+
+# Settings that may change when a run is resumed: its length, outputs, hardware, learning rate, and paths of its files.
 FREE = (
     *("run_dir", "epochs", "max_minutes", "keep", "publish_every", "save_every", "wandb_project", "validation"),
     *("part_size", "optimizer.learning_rate", "weights.model", "spacegroups_from"),
     *(f"reward.{name}" for name in ("reward_workers", "property_batch_size", *PATHS)),
     *(f"reward.potential.{name}" for name in ("workers", "threads", "device", "mlff_batch_size", "mlff_path")),
 )
-GROUPS, CRYSTALS = 1, 2  # folded into the seed, for what is drawn
 
 
-class TuneResult(NamedTuple):
-    """The number of epochs done, and why it ended."""
+class PpoResult(NamedTuple):
+    """Number of finished epochs, and why the run ended."""
 
     epoch: int
     outcome: Outcome
 
 
-class Progress(NamedTuple):
-    """What is known beyond the training state; every checkpoint carries it."""
+def train_ppo(config: PpoConfig, resume: bool = False) -> PpoResult:
+    """Fine-tunes until all epochs are done, the time limit is reached, or the run is interrupted.
 
-    epoch: int = 0  # epochs done
-    running_mean: float | None = None  # of the rewards
-
-
-class Tools(NamedTuple):
-    """What every epoch works with."""
-
-    config: PpoConfig
-    start: Policy  # what the run started from, on this process's devices
-    frequencies: Float[np.ndarray, "230"]
-    reward: Reward
-    ppo: PartedStep
-    sft: PartedStep
-    mesh: Mesh
-    validation: Validation | None
-
-
-def fine_tune(config: PpoConfig, resume: bool = False) -> TuneResult:
-    """Runs until the epochs or the time are over, or it is interrupted.
+    Args:
+        resume: continue the run in `config.run_dir` from its last checkpoint.
 
     Raises:
-        ValueError: something is missing or wrong, said before the first epoch as far as it can be known then.
-        FloatingPointError: a loss or gradient is not finite; the checkpoint of the epoch before is there.
+        ValueError: the settings, files or reward are wrong, or the run folder holds another run; before the first epoch
+            where possible.
+        FloatingPointError: a loss or gradient is not finite; the checkpoint of the previous epoch remains.
     """
     check_run(config, resume, FREE)
-    share_of(config.batch_size)  # before anything is written
+    samples_per_process(config.batch_size)  # raises before anything is written
     checkpoint = load_checkpoint(existing(reference_file(config))) if resume else load_model(config.weights)
-    network, reference = checkpoint.config, checkpoint.params
-    frequencies = spacegroup_frequencies(config, network)
-    held_out = None if config.validation is None else load_crystals(config.validation, network)
-    mesh = make_mesh()
     optimizer = make_optimizer(config.optimizer, config.epochs * (config.ppo_epochs + config.sft_epochs))
-    likelihood_loss = make_example_loss(network, LossConfig())
     with contextlib.ExitStack() as stack:
-        reward = stack.enter_context(open_reward(config.reward))
-        start = Policy(replicate(make_local_mesh(), reference), network)
-        tools = Tools(
-            config,
-            start,
-            frequencies,
-            reward,
-            make_parted_step(make_ppo_loss(network, config.objective), optimizer, mesh),
-            make_parted_step(likelihood_loss, optimizer, mesh),
-            mesh,
-            None if held_out is None else make_validation(likelihood_loss, held_out, 64 * mesh.size, config.seed, mesh),
-        )
-        trial = try_reward(reward, start, frequencies, config.seed, config.part_size)
-        if config.sft_epochs and trial.local.relaxed is None:
-            raise ValueError("sft_epochs needs relaxed samples; give --relax-steps, or sft_epochs 0")
-        with together("the check of the memory"):
-            check_memory(tools.ppo, start, trial, config.part_size, mesh)
-        state = init_state(reference, optimizer, mesh)
+        context = _open_context(stack, config, checkpoint, optimizer)
+        trial = _run_preflight(context)
+        state = init_state(checkpoint.params, optimizer, context.mesh)
         if not resume and jax.process_index() == 0:
-            save_checkpoint(reference_file(config), reference, epoch=0, config=network)
-        claim_run(config, fingerprints(start, frequencies, config.reward), resume)
+            save_checkpoint(reference_file(config), checkpoint.params, epoch=0, config=checkpoint.config)
+        claim_run(config, fingerprints(context.initial, context.frequencies, config.reward), resume)
         checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
-        progress = Progress()
+        progress = PpoProgress()
         if resume and checkpoints.latest_step() is not None:
             state, extra = restore_run(config.run_dir, checkpoints, state)
-            progress = Progress(**extra)
+            progress = PpoProgress(**extra)
         with together("opening the run's files"):
-            record = Record(
-                config.run_dir, tuple(trial.details), progress.epoch if resume else None, config.wandb_project
-            )
-        stack.callback(record.close)
-        return _run_epochs(tools, state, progress, checkpoints, record)
+            finished = progress.epoch if resume else None
+            writer = EpochWriter(config.run_dir, tuple(trial.details), finished, config.wandb_project)
+        stack.callback(writer.close)
+        return _run_epochs(context, state, progress, checkpoints, writer)
 
 
 def reference_file(config: PpoConfig) -> pathlib.Path:
-    """Where a run keeps the weights it started from."""
+    """The file with the initial weights of a run."""
     return config.run_dir / "reference.pkl"
 
 
 def spacegroup_frequencies(config: PpoConfig, network: TransformerConfig) -> Float[np.ndarray, "230"]:
-    """How often each space group is to be drawn; entry 0 is group 1."""
+    """Relative frequency of each space group among the samples; entry 0 is group 1.
+
+    Raises:
+        ValueError: `spacegroups_from` holds no crystal, or crystals that the network cannot represent.
+    """
     if config.spacegroup:
         groups = np.asarray(config.spacegroup)
     elif config.spacegroups_from is not None:
@@ -155,141 +117,82 @@ def spacegroup_frequencies(config: PpoConfig, network: TransformerConfig) -> Flo
     return count_spacegroups(groups).astype(np.float64)
 
 
+def _open_context(
+    stack: contextlib.ExitStack, config: PpoConfig, checkpoint: Checkpoint, optimizer: optax.GradientTransformation
+) -> PpoContext:
+    """Reads the data, opens the reward for the duration of `stack`, and makes the steps; compiles nothing."""
+    network = checkpoint.config
+    frequencies = spacegroup_frequencies(config, network)
+    held_out = None if config.validation is None else load_crystals(config.validation, network)
+    mesh = make_mesh()
+    likelihood_loss = make_example_loss(network, LossConfig())
+    reward = stack.enter_context(open_reward(config.reward))
+    validation = None
+    if held_out is not None:
+        validation = make_validation(likelihood_loss, held_out, VALIDATION_BATCH * mesh.size, config.seed, mesh)
+    return PpoContext(
+        config=config,
+        initial=Policy(replicate(make_local_mesh(), checkpoint.params), network),
+        frequencies=frequencies,
+        reward=reward,
+        ppo_step=make_parted_step(make_ppo_loss(network, config.objective), optimizer, mesh),
+        sft_step=make_parted_step(likelihood_loss, optimizer, mesh),
+        mesh=mesh,
+        validation=validation,
+    )
+
+
+def _run_preflight(context: PpoContext) -> Rollout:
+    """Tries the reward and the memory; returns the trial samples.
+
+    Raises:
+        ValueError: the reward fails, lacks relaxed structures for the supervised steps, or the memory does not suffice.
+    """
+    config = context.config
+    trial = try_reward(context.reward, context.initial, context.frequencies, config.seed, config.part_size)
+    if config.sft_epochs and trial.local.relaxed is None:
+        raise ValueError("sft_epochs needs relaxed samples; give --relax-steps, or sft_epochs 0")
+    with together("the check of the memory"):
+        check_memory(context.ppo_step, context.initial, trial, config.part_size, context.mesh)
+    return trial
+
+
 def _run_epochs(
-    tools: Tools, state: TrainState, progress: Progress, checkpoints: Checkpoints, record: Record
-) -> TuneResult:
-    config = tools.config
+    context: PpoContext, state: TrainState, progress: PpoProgress, checkpoints: Checkpoints, writer: EpochWriter
+) -> PpoResult:
+    """Runs the remaining epochs; writes the files and the checkpoint of each, and publishes the final weights."""
+    config, network = context.config, context.initial.config
     deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     outcome: Outcome = "finished"
-    with stop_on_signals() as stop_asked, progress_bar("epochs", config.epochs, progress.epoch) as show:
+    with stop_on_signals() as stop_requested, progress_bar("epochs", config.epochs, progress.epoch) as show:
         while progress.epoch < config.epochs:
             try:
-                state, progress, row, rollout = run_epoch(tools, state, progress, stop_asked)
-            except Interrupted:
+                state, progress, row, rollout = run_epoch(context, state, progress, stop_requested)
+            except EpochInterrupted:
                 outcome = "interrupted"
                 break
             except ChildProcessError:
-                if not stop_asked():
+                if not stop_requested():
                     raise
-                outcome = "interrupted"  # the signal went to the workers as well
+                outcome = "interrupted"  # the signal ended the worker processes as well
                 break
-            # The checkpoint comes last: whatever was not written before it is done again.
+            # The checkpoint comes last: a resumed run repeats whatever was not written before it.
             with together("writing the run's files"):
-                record.write(progress.epoch, row, rollout)
+                writer.write(progress.epoch, row, rollout)
                 if progress.epoch % config.save_every == 0 or progress.epoch in (1, config.epochs):
-                    record.save_samples(progress.epoch, rollout)
+                    writer.save_samples(progress.epoch, rollout)
                 if progress.epoch % config.publish_every == 0 and progress.epoch < config.epochs:
-                    publish(config.run_dir, tools.start.config, state, progress.epoch)
-                    record.draw()
+                    publish(config.run_dir, network, state, progress.epoch)
+                    writer.draw()
             checkpoints.save(state, progress._asdict())
             show(progress.epoch)
             late = time.monotonic() >= deadline and progress.epoch < config.epochs
-            wish: Outcome | None = "interrupted" if stop_asked() else "time_limit" if late else None
-            if stop := stop_agreed(wish, at_meeting=True):
-                outcome = stop
+            requested: Outcome | None = "interrupted" if stop_requested() else "time_limit" if late else None
+            if agreed := stop_agreed(requested, at_meeting=True):
+                outcome = agreed
                 break
     if outcome != "interrupted":
-        publish(config.run_dir, tools.start.config, state, progress.epoch)
-    record.draw()
+        publish(config.run_dir, network, state, progress.epoch)
+    writer.draw()
     logger.info("%s after epoch %d", outcome, progress.epoch)
-    return TuneResult(progress.epoch, outcome)
-
-
-class Interrupted(Exception):
-    """A signal came in the middle of an epoch, which is given up."""
-
-
-def run_epoch(
-    tools: Tools, state: TrainState, progress: Progress, stop_asked: Callable[[], bool]
-) -> tuple[TrainState, Progress, dict[str, float], Rollout]:
-    """Samples, scores, and takes the steps of one epoch; returns its metrics and samples as well.
-
-    Raises:
-        ValueError: no crystal has a reward.
-        Interrupted: when asked to stop, between two phases; the state given is lost, but its checkpoint is there.
-    """
-    config, watch = tools.config, Stopwatch()
-    groups = draw_spacegroups(tools.frequencies, config.batch_size, [config.seed, GROUPS, progress.epoch])
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), CRYSTALS), progress.epoch)
-    policy = tools.start._replace(params=state.params)
-    rollout = roll_out(policy, tools.start.params, tools.reward, key, groups, watch, config.part_size)
-    _give_up_if(stop_asked)
-    refuse_if_all_failed(tools.reward, rollout, f"crystals of epoch {progress.epoch + 1}")
-    advantage, running_mean = advantages(rollout.rewards, rollout.crystals.G, progress.running_mean, config.objective)
-    row = epoch_row(rollout, config.objective.beta)
-    with watch.phase("update"):
-        samples = Part(rollout.crystals, take_examples(rollout, advantage), tools.ppo)
-        state, metrics = take_steps(tools, state, samples, config.ppo_epochs, stop_asked)
-        row |= metrics
-        if config.sft_epochs:
-            good = _good_relaxed(tools, rollout)
-            steps = config.sft_epochs if len(good.G) else 0
-            state, metrics = take_steps(tools, state, Part(good, make_take(good), tools.sft), steps, stop_asked)
-            row |= {f"sft_{name}": metrics[name] for name in ("loss", "grad_norm") if name in metrics}
-            row["sft_crystals"] = len(good.G)
-    done = Progress(progress.epoch + 1, running_mean)
-    row |= {"optimizer_steps": int(state.step), "baseline": running_mean}
-    with watch.phase("validation"):
-        if tools.validation is not None:
-            row["validation_loss"] = run_validation(tools.validation, state.params, tools.mesh)["loss"]
-    row |= {f"seconds_{name}": seconds for name, seconds in watch.seconds.items()}
-    return state, done, row, rollout
-
-
-class Part(NamedTuple):
-    """What some steps of an epoch learn from."""
-
-    crystals: Crystals
-    take: Take  # of what the loss needs of each
-    step: PartedStep
-
-
-def take_steps(
-    tools: Tools, state: TrainState, part: Part, number: int, stop_asked: Callable[[], bool]
-) -> tuple[TrainState, dict[str, float]]:
-    """`number` optimiser steps, each on the mean over all crystals; returns the means of their metrics as well.
-
-    Raises:
-        FloatingPointError: a loss or gradient is not finite.
-    """
-    metrics = StepMetrics()
-    size = min(tools.config.part_size * tools.mesh.size, _rounded_up(len(part.crystals.G), tools.mesh.size))
-    pieces = plan_batches(part.crystals, size, tools.config.seed).epoch(0) if number else []
-    for _ in range(number):
-        state, step_metrics = _take_step(tools, state, part, pieces)
-        metrics.add(int(state.step), step_metrics)
-        metrics.settle()
-        _give_up_if(stop_asked)
-    return state, metrics.take_means() if number else {}
-
-
-def _take_step(
-    tools: Tools, state: TrainState, part: Part, pieces: Sequence[PlannedBatch]
-) -> tuple[TrainState, dict[str, Any]]:
-    """Computed piece by piece, each of crystals of like length."""
-    sums = None
-    for planned in pieces:
-        rows = local_rows(planned, jax.process_index(), jax.process_count())
-        piece = Batch(part.take(rows.indices, rows.length), rows.weight)
-        sums = part.step.add(state.params, sums, to_global(tools.mesh, piece))
-    assert sums is not None  # there is at least one crystal
-    return part.step.finish(state, sums)
-
-
-def _good_relaxed(tools: Tools, rollout: Rollout) -> Crystals:
-    """The relaxed crystals whose reward is good enough, as far as the network can represent them; perhaps none."""
-    relaxed = rollout.local.relaxed or []
-    wanted = rollout.local.values >= tools.config.sft_min_reward
-    structures = [s for s, good in zip(relaxed, wanted, strict=True) if good and s is not None]
-    with together("reading relaxed crystals"):
-        crystals, _ = from_structures(structures, n_max=tools.start.config.n_max)
-    return gather_crystals(crystals, len(relaxed))
-
-
-def _give_up_if(stop_asked: Callable[[], bool]) -> None:
-    if jax.process_count() == 1 and stop_asked():  # several processes stop together, at the end of an epoch
-        raise Interrupted
-
-
-def _rounded_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+    return PpoResult(progress.epoch, outcome)

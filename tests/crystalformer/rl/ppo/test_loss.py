@@ -9,11 +9,11 @@ import pytest
 from crystalformer.loss import crystal_log_prob
 from crystalformer.network.parameters import as_network
 from crystalformer.rl.config import ObjectiveConfig
-from crystalformer.rl.ppo.loss import Example, advantages, make_ppo_loss, ppo_loss
+from crystalformer.rl.ppo.loss import PpoExample, advantages, make_ppo_loss, ppo_loss
 
 
-def example_of(logp_old, logp_reference, advantage) -> Example:
-    return Example(None, *(jnp.float32(value) for value in (logp_old, logp_reference, advantage)))
+def example_of(logp_old, logp_reference, advantage) -> PpoExample:
+    return PpoExample(None, *(jnp.float32(value) for value in (logp_old, logp_reference, advantage)))
 
 
 def test_loss_by_hand():
@@ -38,7 +38,7 @@ def test_ratio_is_one_and_the_gradient_is_that_of_reinforce_at_the_first_step(ti
 
     logp = logps(params)
     reference, rewards = logp - jnp.linspace(-1, 2, len(logp)), jnp.linspace(-3, 1, len(logp))
-    examples = Example(crystals, logp, reference, rewards)
+    examples = PpoExample(crystals, logp, reference, rewards)
     example_loss = make_ppo_loss(tiny_config, objective)
 
     def loss(params):
@@ -65,7 +65,7 @@ def test_policy_over_letters_converges_to_the_analytic_optimum(beta):
 
     def loss(logits, old, baseline):
         losses, _ = jax.vmap(lambda logp, example: ppo_loss(logp, example, objective))(
-            jax.nn.log_softmax(logits), Example(None, old, reference, rewards - baseline)
+            jax.nn.log_softmax(logits), PpoExample(None, old, reference, rewards - baseline)
         )
         return jnp.sum(jnp.exp(old) * losses)
 

@@ -21,9 +21,9 @@ from crystalformer.cli import main
 from crystalformer.config import WeightsConfig
 from crystalformer.loss import log_prob
 from crystalformer.rl.config import ObjectiveConfig, PpoConfig, RewardConfig
-from crystalformer.rl.ppo.record import Record
+from crystalformer.rl.ppo.record import EpochWriter
 from crystalformer.rl.ppo.rollout import score_built
-from crystalformer.rl.ppo.train import fine_tune, spacegroup_frequencies
+from crystalformer.rl.ppo.train import spacegroup_frequencies, train_ppo
 from crystalformer.rl.reward.base import Reward, make_scores
 from crystalformer.symmetry.wyckoff import draw_spacegroups
 from crystalformer.table import read_crystal_table
@@ -117,7 +117,7 @@ def base(folder) -> PpoConfig:
 def whole(base, folder) -> PpoConfig:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        assert fine_tune(base) == (4, "finished")
+        assert train_ppo(base) == (4, "finished")
     return base
 
 
@@ -174,9 +174,9 @@ def interrupted(base, folder, name: str, function: str) -> PpoConfig:
 
 def test_interrupted_run_resumes_to_the_same_numbers(whole, base, folder):
     config = interrupted(base, folder, "stopped", "stops_once")
-    assert fine_tune(config) == (2, "interrupted")
+    assert train_ppo(config) == (2, "interrupted")
     assert len(rows_of(config.run_dir)) == 2
-    assert fine_tune(config, resume=True) == (4, "finished")
+    assert train_ppo(config, resume=True) == (4, "finished")
     assert rows_of(config.run_dir) == rows_of(whole.run_dir)
     jax.tree.map(np.testing.assert_array_equal, weights_of(config.run_dir, 4), weights_of(whole.run_dir, 4))
     lines = [(path / "epochs.jsonl").read_text() for path in (config.run_dir, whole.run_dir)]
@@ -187,8 +187,8 @@ def test_signal_to_the_workers_as_well_is_an_interruption(whole, base, folder):
     """As `scancel` and `timeout` send it."""
     config = interrupted(base, folder, "group", "stops_the_group_once")
     config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, reward_workers=1))
-    assert fine_tune(config) == (2, "interrupted")
-    assert fine_tune(config, resume=True) == (4, "finished")
+    assert train_ppo(config) == (2, "interrupted")
+    assert train_ppo(config, resume=True) == (4, "finished")
     assert rows_of(config.run_dir) == rows_of(whole.run_dir)
 
 
@@ -205,10 +205,10 @@ def test_epoch_in_which_every_crystal_fails_is_not_learned_from(base, folder, mo
     )
     config = dataclasses.replace(base, run_dir=folder / "cuda")
     with pytest.raises(ValueError, match=r"reward gpu failed for all of 12 crystals of epoch 3: .* CUDA error"):
-        fine_tune(config)
+        train_ppo(config)
     assert len(rows_of(config.run_dir)) == 2
     calls.clear()
-    assert fine_tune(dataclasses.replace(config, epochs=3), resume=True) == (3, "finished")
+    assert train_ppo(dataclasses.replace(config, epochs=3), resume=True) == (3, "finished")
 
 
 def test_resumed_run_must_find_the_same_data(base, folder, tmp_path):
@@ -217,38 +217,38 @@ def test_resumed_run_must_find_the_same_data(base, folder, tmp_path):
         groups, [Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3])]
     )
     config = dataclasses.replace(base, run_dir=folder / "data", spacegroup=(), spacegroups_from=groups, epochs=1)
-    fine_tune(config)
+    train_ppo(config)
     moved = tmp_path / "moved.csv"
     groups.rename(moved)
     longer = dataclasses.replace(config, spacegroups_from=moved, epochs=2)
-    assert fine_tune(longer, resume=True) == (2, "finished")
+    assert train_ppo(longer, resume=True) == (2, "finished")
     write_structures(
         groups, [Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3])]
     )
     with pytest.raises(
         ValueError, match=r"cannot resume with other data: the run has space groups \d+, but .*groups\.csv gives"
     ):
-        fine_tune(dataclasses.replace(longer, spacegroups_from=groups, epochs=3), resume=True)
+        train_ppo(dataclasses.replace(longer, spacegroups_from=groups, epochs=3), resume=True)
 
 
 def test_processes_share_a_batch_evenly_or_not_at_all(base, folder, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 5)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes; got 12, 5"):
-        fine_tune(dataclasses.replace(base, run_dir=folder / "uneven"))
+        train_ppo(dataclasses.replace(base, run_dir=folder / "uneven"))
     assert not (folder / "uneven").exists()
 
 
 def test_run_that_dies_half_way_leaves_a_state_to_resume(whole, base, folder):
     config = interrupted(base, folder, "broken", "breaks_once")
     with pytest.raises(ValueError, match=r"ppo_test_rewards:breaks_once.*power cut"):
-        fine_tune(config)
-    assert fine_tune(config, resume=True) == (4, "finished")
+        train_ppo(config)
+    assert train_ppo(config, resume=True) == (4, "finished")
     assert rows_of(config.run_dir) == rows_of(whole.run_dir)
 
 
 def test_death_while_an_epoch_is_written_loses_nothing(whole, base, folder, monkeypatch):
     config = dataclasses.replace(base, run_dir=folder / "died")
-    write = Record.write
+    write = EpochWriter.write
 
     def dying_write(self, epoch, row, rollout):
         write(self, epoch, row, rollout)
@@ -256,11 +256,11 @@ def test_death_while_an_epoch_is_written_loses_nothing(whole, base, folder, monk
             raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Record, "write", dying_write)
+        patch.setattr(EpochWriter, "write", dying_write)
         with pytest.raises(OSError, match="no space left"):
-            fine_tune(config)
+            train_ppo(config)
     # With other means of computing, which a resumed run may have.
-    assert fine_tune(dataclasses.replace(config, part_size=6), resume=True) == (4, "finished")
+    assert train_ppo(dataclasses.replace(config, part_size=6), resume=True) == (4, "finished")
     assert [row["step"] for row in rows_of(config.run_dir)] == [row["step"] for row in rows_of(whole.run_dir)]
     names = [sorted(path.name for path in (run / "published").iterdir()) for run in (config.run_dir, whole.run_dir)]
     assert names[0] == names[1]
@@ -268,7 +268,7 @@ def test_death_while_an_epoch_is_written_loses_nothing(whole, base, folder, monk
 
 def test_part_size_changes_nothing_but_rounding(whole, base, folder):
     config = dataclasses.replace(base, run_dir=folder / "parts", part_size=3, epochs=1)
-    fine_tune(config)
+    train_ppo(config)
     first, other = rows_of(whole.run_dir)[0], rows_of(config.run_dir)[0]
     for name in ("loss", "ratio", "grad_norm", "reward_mean", "entropy"):
         assert float(other[name]) == pytest.approx(float(first[name]), rel=1e-4), name
@@ -288,7 +288,7 @@ def test_reward_rises(base, folder):
         save_every=100,
         publish_every=100,
     )
-    fine_tune(config)
+    train_ppo(config)
     rows = rows_of(config.run_dir)
     before, after, error = (
         float(rows[i][name]) for i, name in ((0, "reward_mean"), (-1, "reward_mean"), (0, "reward_error"))
@@ -318,13 +318,13 @@ def test_wrong_rewards_are_one_line_and_leave_nothing_behind(function, message, 
 
 def test_other_mistakes_are_refused(base, folder, whole):
     with pytest.raises(ValueError, match="holds a run already"):
-        fine_tune(base)
+        train_ppo(base)
     with pytest.raises(ValueError, match="no run to resume"):
-        fine_tune(dataclasses.replace(base, run_dir=folder / "nothing"), resume=True)
+        train_ppo(dataclasses.replace(base, run_dir=folder / "nothing"), resume=True)
     with pytest.raises(ValueError, match="cannot resume with another batch_size"):
-        fine_tune(dataclasses.replace(base, batch_size=24), resume=True)
+        train_ppo(dataclasses.replace(base, batch_size=24), resume=True)
     with pytest.raises(ValueError, match="sft_epochs needs relaxed samples"):
-        fine_tune(dataclasses.replace(base, run_dir=folder / "sft", sft_epochs=1))
+        train_ppo(dataclasses.replace(base, run_dir=folder / "sft", sft_epochs=1))
     with pytest.raises(ValueError, match="spacegroup must lie in"):
         dataclasses.replace(base, spacegroup=(0,))
     with pytest.raises(ValueError, match="ppo_epochs or sft_epochs"):
@@ -357,7 +357,7 @@ def test_samples_and_rewards_do_not_depend_on_the_number_of_devices(base, folder
     """Four devices in another process draw the same crystals and end at the same weights as one."""
     config = dataclasses.replace(base, run_dir=folder / "four", epochs=2, batch_size=16)
     one = dataclasses.replace(config, run_dir=folder / "one")
-    fine_tune(one)
+    train_ppo(one)
     command = [*command_of(folder), "--epochs=2", "--batch-size=16", f"--run-dir={config.run_dir}"]
     environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
     subprocess.run(command, env=environment, check=True)
@@ -409,7 +409,7 @@ def test_sft_makes_good_relaxed_samples_likelier(base, folder, relaxing):
     config = dataclasses.replace(
         base, run_dir=folder / "relaxed", batch_size=24, ppo_epochs=0, sft_epochs=5, sft_min_reward=-0.5, epochs=1
     )
-    assert fine_tune(config) == (1, "finished")
+    assert train_ppo(config) == (1, "finished")
     (row,) = rows_of(config.run_dir)
     with (config.run_dir / "samples" / "epoch_000001.csv").open(newline="") as file:
         good = np.array([float(row["reward"]) >= -0.5 for row in csv.DictReader(file)])
@@ -426,10 +426,10 @@ def test_sft_makes_good_relaxed_samples_likelier(base, folder, relaxing):
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_as_one(base, folder, reserved_port):
+def test_two_processes_train_ppo_as_one(base, folder, reserved_port):
     """Two real processes on this machine share sampling, rewards and gradients, and write the numbers of one."""
     one = dataclasses.replace(base, run_dir=folder / "alone", epochs=2)
-    fine_tune(one)
+    train_ppo(one)
     command = [*command_of(folder), "--epochs=2", f"--run-dir={folder / 'two'}"]
     assert [status for status, _ in run_two(reserved_port, command)] == [0, 0]
     compare_runs(folder / "two", one.run_dir)
@@ -470,5 +470,5 @@ def test_sft_that_diverges_is_not_saved(base, folder, relaxing):
         optimizer=OptimizerConfig(learning_rate=1e30),
     )
     with pytest.raises(FloatingPointError, match="finite"):
-        fine_tune(config)
+        train_ppo(config)
     assert not (config.run_dir / "published").exists()
