@@ -39,8 +39,8 @@ from benchmarks.timing import peak_rss_mib, report, time_calls
 from crystalformer.checkpoint.pretrained import load_pretrained, training_spacegroups
 from crystalformer.data.crystals import Crystals, to_structures
 from crystalformer.data.primitive import build_structures
+from crystalformer.rl import ehull_reward
 from crystalformer.rl.ppo.rollout import Stopwatch, score_built
-from crystalformer.rl.reward.energy import ehull_reward
 from crystalformer.sampling.sample import sample
 from crystalformer.symmetry.wyckoff import draw_spacegroups
 from matterform.io.formats import read_structures

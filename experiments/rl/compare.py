@@ -27,7 +27,7 @@ from pymatgen.core import Structure
 from crystalformer.checkpoint.pretrained import load_model, training_spacegroups
 from crystalformer.config import WeightsConfig
 from crystalformer.data.primitive import build_structures
-from crystalformer.rl.reward.base import describe_problems
+from crystalformer.rl import describe_problems
 from crystalformer.sampling.sample import sample
 from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
 from matterform.evaluation.summary import EvaluationConfig, evaluate

@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.rl.config import ObjectiveConfig, PpoConfig, RewardConfig
+from crystalformer.rl import ObjectiveConfig, PpoConfig, RewardConfig
 from matterform.training.config import OptimizerConfig
 
 RECIPE = PpoConfig(

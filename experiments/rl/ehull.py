@@ -13,7 +13,7 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.rl.config import PpoConfig, RewardConfig
+from crystalformer.rl import PpoConfig, RewardConfig
 from matterform.potentials.config import PotentialConfig
 from matterform.training.config import OptimizerConfig
 

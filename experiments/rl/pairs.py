@@ -17,7 +17,7 @@ import pathlib
 import sys
 
 from crystalformer.cli import main
-from crystalformer.rl.config import DpoConfig, PreferenceConfig
+from crystalformer.rl import DpoConfig, PreferenceConfig
 from matterform.training.config import LoopConfig, OptimizerConfig
 
 RECIPE = DpoConfig(

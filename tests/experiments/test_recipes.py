@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from crystalformer.rl.reward.load import check_reward
+from crystalformer.rl import check_reward
 from matterform.potentials.config import PotentialConfig
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"

@@ -201,7 +201,7 @@ def test_a_run_learns_its_pairs_and_says_so(whole):
 def test_the_published_best_is_what_validation_measured(whole, pairs):
     checkpoint = load_checkpoint(whole.run_dir / "published" / "best.pkl")
     reference = load_checkpoint(whole.run_dir / "reference.pkl")
-    assert checkpoint.config == reference.config == load_checkpoint(whole.model.checkpoint).config
+    assert checkpoint.config == reference.config == load_checkpoint(whole.weights.model).config
     data = load_pairs(whole, checkpoint.config)
     examples = Example(*data.pairs, reference_log_prob(reference.params, reference.config, data.pairs))
     _, held_out = split_examples(examples, whole)
@@ -220,7 +220,7 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_happened(whole, tmp
             if record.getMessage().startswith("step 6:"):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    start = shutil.copy(whole.model.checkpoint, tmp_path / "start.pkl")
+    start = shutil.copy(whole.weights.model, tmp_path / "start.pkl")
     config = dataclasses.replace(whole, run_dir=tmp_path / "stopped", weights=WeightsConfig(model=start))
     logger, handler = logging.getLogger("matterform.training.loop"), Terminator()
     level = logger.level
@@ -276,7 +276,7 @@ def test_a_run_takes_its_pairs_from_a_scored_table(whole, pairs, tmp_path):
         scored=path,
         pairing=PairingConfig(score="score", lower_is_better=True, group_by="spacegroup"),
     )
-    found = load_pairs(config, load_checkpoint(whole.model.checkpoint).config)
+    found = load_pairs(config, load_checkpoint(whole.weights.model).config)
     np.testing.assert_array_equal(found.rows, [(i, COUNT + i) for i in reversed(range(COUNT))])
     np.testing.assert_array_equal(found.pairs.chosen.A, pairs.chosen.A[::-1])
     np.testing.assert_array_equal(found.pairs.rejected.A, pairs.rejected.A[::-1])

@@ -332,7 +332,7 @@ def test_other_mistakes_are_refused(base, folder, whole):
 
 
 def test_space_groups_are_drawn_as_asked(base):
-    frequencies = spacegroup_frequencies(base, load_checkpoint(base.model.checkpoint).config)
+    frequencies = spacegroup_frequencies(base, load_checkpoint(base.weights.model).config)
     assert np.flatnonzero(frequencies).tolist() == [61, 220, 224]
     drawn = draw_spacegroups(frequencies, 30_000, [1])
     error = (30_000 * (1 / 3) * (2 / 3)) ** 0.5
