@@ -69,9 +69,9 @@ def list_files(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[
     if not files:
         advice = f"; its .lmdb is not read: {PICKLE_ADVICE}" if any(path.rglob("*.lmdb")) else ""
         raise ValueError(f"{path} has no {' or '.join(suffixes)} files, compressed (.xz, .gz) or not{advice}")
-    compressions: dict[pathlib.Path, pathlib.Path] = {}
+    compressions: dict[str, pathlib.Path] = {}
     for file in files:
-        twin = compressions.setdefault(file.with_name(_plain_name(file)), file)
+        twin = compressions.setdefault(_plain_name(file), file)
         if twin.suffix != file.suffix:
             raise ValueError(f"{path}: {twin.name} and {file.name} hold the same structures; keep one of them")
     return sorted(files, key=functools.partial(_numerical, path))

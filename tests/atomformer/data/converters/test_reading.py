@@ -23,7 +23,7 @@ def row(number: int = 1) -> dict:
 
 
 def test_files_are_in_numerical_order_and_sub_folders_come_second(tmp_path):
-    for name in ("10.extxyz", "9.extxyz.xz", "b2/1.extxyz", ".hidden.extxyz", "notes.txt"):
+    for name in ("10.extxyz", "9.extxyz.xz", "b2/1.extxyz.gz", ".hidden.extxyz", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [file.name for file in list_files(tmp_path, (".extxyz",))] == ["9.extxyz.xz", "10.extxyz"]
@@ -33,7 +33,7 @@ def test_files_are_in_numerical_order_and_sub_folders_come_second(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.extxyz.gz").touch()
     found = [str(file.relative_to(tmp_path)) for file in list_files(tmp_path, (".extxyz",))]
-    assert found == ["a9/1.extxyz.gz", "a10/1.extxyz.gz", "b2/1.extxyz"]
+    assert found == ["a9/1.extxyz.gz", "a10/1.extxyz.gz", "b2/1.extxyz.gz"]
     file = tmp_path / "notes.txt"
     assert list_files(file, (".extxyz",)) == [file]  # a file is taken as it is
 
