@@ -5,12 +5,12 @@ import functools
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from atomformer.config import FinetuneConfig, PretrainConfig, Task, TrainConfig
-from matterform.commandline import Command, TrainingRun, on_interrupt, report_run, say, this_command
+from matterform.commandline import OUT_NAMES, Command, Out, TrainingRun, on_interrupt, report_run, say, this_command
 from matterform.commandline import main as run_command
 from matterform.config import setting
 from matterform.progress import progress_bar
@@ -25,9 +25,7 @@ DESCRIPTION = """A transformer over atoms for energies, forces and properties.
 
 `atomformer COMMAND --help` explains a command. Lengths are in angstrom, energies in eV, forces in eV/angstrom."""
 
-Out = Annotated[pathlib.Path, tyro.conf.arg(aliases=["-o"])]
 MODEL_NAMES = ("checkpoint", "restore_path", "model_name_or_path")
-OUT_NAMES = ("output", "save_path")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,7 @@ class PrepareArguments:
     atomformer prepare s2ef_train_2M/ oc20 --kind oc20
     """
 
-    source: pathlib.Path  # file or folder of structures
+    source: tyro.conf.Positional[pathlib.Path]  # file or folder of structures
     out: Out = setting(dataclasses.MISSING, *OUT_NAMES)  # new folder for training, or NAME.parquet
     kind: Literal["structures", "mptrj", "oc20", "oc22", "odac23", "spice"] = "structures"  # format of the source
     split: str | None = None  # split of a Hugging Face folder, e.g. train; needed where there are several
@@ -237,7 +235,7 @@ def run_evaluate(arguments: EvaluateArguments) -> int:
 
 
 COMMANDS = (
-    Command("prepare", PrepareArguments, run_prepare, positional=("--source", "--out")),
+    Command("prepare", PrepareArguments, run_prepare, positional=("", "--out")),
     Command(
         "pretrain",
         PretrainConfig,
@@ -255,8 +253,8 @@ COMMANDS = (
         positional=("--model",),
         training=True,
     ),
-    Command("predict", PredictArguments, run_predict, answers=PREDICTION_ANSWERS),
-    Command("evaluate", EvaluateArguments, run_evaluate, answers=PREDICTION_ANSWERS),
+    Command("predict", PredictArguments, run_predict, answers=PREDICTION_ANSWERS, positional=("", "--model")),
+    Command("evaluate", EvaluateArguments, run_evaluate, answers=PREDICTION_ANSWERS, positional=("", "--model")),
 )
 
 

@@ -30,14 +30,15 @@ Task = Literal["SMP", "RES", "MSP", "LEP", "PPI", "LBA", "PSR", "RSR"]  # of ATO
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnergyScale:
-    """How an energy head's number becomes eV: sum of the atoms' references + scale x number (x atoms, if per_atom).
+    """Conversion of the output of an energy head to eV: sum of the reference energies of the atoms + scale x output.
 
-    The default is the published models': the number is the energy. The scale applies to direct forces as well.
+    With `per_atom` the second term is multiplied by the number of atoms. By default the output is the energy, as in the
+    published models. The scale applies to direct forces as well.
     """
 
-    references: tuple[tuple[int, float], ...] = ()  # (atomic number, eV an atom), of every element there is
-    scale: float = 1.0  # eV
-    per_atom: bool = False  # the number is an energy per atom
+    references: tuple[tuple[int, float], ...] = ()  # (atomic number, eV/atom) of every element of the data
+    scale: float = 1.0  # eV; factor from the output of the network to energies, and to forces in eV/Å
+    per_atom: bool = False  # whether the output of the network is an energy per atom
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
@@ -49,26 +50,26 @@ class EnergyScale:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AtomformerConfig:
-    """Everything that defines the network. The defaults are the published `base` with its S2EF heads."""
+    """Settings of the network. The defaults are the published size `base` with its S2EF heads."""
 
-    vocab_size: int = 123  # tokens: elements and special ones
-    dim: int = 768  # width of the layers
-    num_heads: int = 32  # attention heads
-    depth: int = 12  # blocks of attention and MLP
-    mlp_ratio: int = 4  # width of the MLP over dim
-    k: int = 128  # Gaussians that a distance is expanded in
-    dropout: float = 0.0  # probability, on the outputs of attention and MLP
-    gradient_checkpointing: bool = False  # compute blocks again in the backward pass, to save memory
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the layers; parameters stay float32
-    heads: tuple[str, ...] = ("formation_energy", "forces")  # outputs, among HEADS
-    conservative: bool = False  # forces and denoising as the gradient of the energy head
-    num_labels: int = 1  # of the classification head
-    problem: Problem = "regression"  # of the classification head
-    label_names: tuple[str, ...] = ()  # one for each label, or none
-    label_mean: tuple[float, ...] = ()  # the labels' units: label = mean + scale x output; empty: 0 and 1
-    label_scale: tuple[float, ...] = ()  # in the labels' units; empty: 1
-    periodic: Periodic = "none"  # distances of atoms in a cell: as they stand, to the nearest or to all images
-    cutoff: float = 6.0  # Å, of the images where periodic is "images"; nothing else is cut off
+    vocab_size: int = 123  # number of tokens: 118 elements and 5 special ones
+    dim: int = 768  # width of the hidden states
+    num_heads: int = 32  # number of attention heads; divides dim
+    depth: int = 12  # number of blocks of attention and MLP
+    mlp_ratio: int = 4  # ratio of the width of the MLP to dim
+    k: int = 128  # number of Gaussians in which a distance is expanded
+    dropout: float = 0.0  # dropout probability on the outputs of attention and MLP
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # number type of activations; parameters are float32
+    heads: tuple[str, ...] = ("formation_energy", "forces")  # output heads; set by the loss in training
+    conservative: bool = False  # forces and denoised coordinates are derivatives of the energy, not separate heads
+    num_labels: int = 1  # number of outputs of the head for labels: targets or classes
+    problem: Problem = "regression"  # what the labels are: numbers, truth values or one class
+    label_names: tuple[str, ...] = ()  # names of the labels; set by the data in training
+    label_mean: tuple[float, ...] = ()  # property units; label = mean + scale x output; none: 0
+    label_scale: tuple[float, ...] = ()  # property units; factor of the output; none: 1
+    periodic: Periodic = "none"  # distances in a cell: ignoring it, to the nearest image, or to all images
+    cutoff: float = 6.0  # Å; cutoff of distances with `--periodic images`; unused otherwise
     energy: EnergyScale = EnergyScale()
 
     def __post_init__(self) -> None:
@@ -113,22 +114,23 @@ def model_config(size: str, **changes: Any) -> AtomformerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the terms, 0 where a term is off, and how structures are corrupted for the last two.
+    """Weights of the loss terms (0 turns a term off), and the corruption of structures for the last two.
 
-    `masked` and `denoising` see a corrupted copy of the structure, all other terms the structure itself.
+    `masked` and `denoising` use a corrupted copy of the structure, all other terms the structure itself.
     """
 
     formation_energy: float = 0.0  # weight of formation energies
     total_energy: float = 0.0  # weight of total energies
     forces: float = 0.0  # weight of forces
-    relaxed_coords: float = 0.0  # weight of the positions after relaxation
-    labels: float = 0.0  # weight of properties
-    masked: float = 0.0  # weight of guessing masked atoms
-    denoising: float = 0.0  # weight of finding the noise added to coordinates
-    errors_per_atom: bool = False  # energy errors are divided by the number of atoms
-    error: Literal["l1", "l2"] = "l1"  # absolute or squared errors
-    mask_probability: float | Literal["cosine"] = 0.15  # cosine: a share cos(pi u / 2), u ~ U(0, 1), of each structure
-    noise_ang: float = 0.05  # Å: standard deviation of the noise on every coordinate of atoms that are not fixed
+    relaxed_coords: float = 0.0  # weight of relaxed coordinates
+    labels: float = 0.0  # weight of the properties in --label-columns
+    masked: float = 0.0  # weight of predicting the elements of masked atoms
+    denoising: float = 0.0  # weight of coordinate denoising
+    errors_per_atom: bool = False  # divide energy errors by the number of atoms
+    error: Literal["l1", "l2"] = "l1"  # kind of errors: absolute (l1) or squared (l2)
+    # Probability that an atom is masked; cosine: a share cos(pi u / 2) of the atoms, u ~ U(0, 1).
+    mask_probability: float | Literal["cosine"] = 0.15
+    noise_ang: float = 0.05  # Å; standard deviation of the noise on coordinates of atoms that are not fixed
 
     def __post_init__(self) -> None:
         for name in (*CLEAN_TERMS, *CORRUPTED_TERMS):
@@ -151,37 +153,40 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A whole training run.
+    """Settings of a training run.
 
-    `train` and `validation` are anything that `atomformer prepare` reads, or what it wrote. Without `validation`, a
-    share `validation_fraction` of the training set is held out, drawn from `seed`.
+    `train` and `validation` are sources or outputs of `atomformer prepare`. Without `validation`, a random share
+    `validation_fraction` of the training set is held out.
     """
 
-    train: pathlib.Path = setting(dataclasses.MISSING, "train_path")  # structures, in any format or prepared
-    run_dir: pathlib.Path = setting(dataclasses.MISSING, "folder")  # new folder for all results, or one to resume
-    validation: pathlib.Path | None = setting(None, "valid_path")  # held-out structures, as `train`
-    validation_fraction: float = setting(0.05, "val_split")  # share of `train` held out if no `validation` is given
-    split: str | None = None  # part of a Hugging Face folder to train on
-    validation_split: str | None = None  # part of the same folder, or of `validation`, to validate on
-    # Folder or hub id of a model whose encoder, and heads where they fit, to start from; by default random weights.
+    train: pathlib.Path = setting(dataclasses.MISSING, "train_path")  # training structures, in any format or prepared
+    # New folder for all results, or the run to resume.
+    run_dir: pathlib.Path = setting(dataclasses.MISSING, "folder")
+    # Structures for validation, in any format or prepared.
+    validation: pathlib.Path | None = setting(None, "valid_path")
+    validation_fraction: float = setting(0.05, "val_split")  # share of the training set held out without --validation
+    split: str | None = None  # split of a Hugging Face folder to train on, e.g. train
+    validation_split: str | None = None  # split to validate on, of --validation or else of --train
+    # Model to start from: run folder, model folder or Hugging Face id; heads are kept if they fit. None: random.
     model: str | None = setting(None, "start_from", "checkpoint", "restore_path")
-    freeze: Literal["none", "encoder"] = "none"  # what is not to change
+    freeze: Literal["none", "encoder"] = "none"  # part of the network that is not trained
     task: Task | None = None  # ATOM3D task to train for; it sets the problem and the number of labels
-    label_columns: tuple[str, ...] = ()  # properties to learn; by default `labels`
-    standardize: bool = True  # labels of a regression get the training set's mean and deviation as origin and unit
-    fit_references: bool = False  # energies are learned as differences from energies per element, by least squares
-    isolated_atoms: pathlib.Path | None = None  # file of single atoms: their energies are the references, up to a shift
-    size: Literal["tiny", "mini", "small", "base", "large"] | None = None  # instead of dim, num_heads, depth and k
-    network: AtomformerConfig = AtomformerConfig()  # heads follow from the loss; with `model` sizes from there
+    label_columns: tuple[str, ...] = ()  # names of the properties to train; none: labels
+    standardize: bool = True  # scale labels by their mean and standard deviation in the training set
+    fit_references: bool = False  # subtract energies per element, fitted by least squares
+    isolated_atoms: pathlib.Path | None = None  # file of single atoms with energies to subtract, up to a shift
+    # Published size; sets dim, num_heads, depth and k.
+    size: Literal["tiny", "mini", "small", "base", "large"] | None = None
+    network: AtomformerConfig = AtomformerConfig()  # heads follow from the loss; with `model`, sizes from there
     loss: LossConfig = LossConfig(formation_energy=1.0, forces=1.0)
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig(epochs=10)
-    batch_size: int = setting(128, "batchsize")  # structures a step, over all devices and processes
-    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
-    ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; used instead of them
-    seed: int = 42  # of weights, held-out structures, batches, masks and noise
-    keep: int = 2  # checkpoints to resume from
-    wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
+    batch_size: int = setting(128, "batchsize")  # structures per step, over all devices and processes
+    accumulate: int = 1  # number of parts in which a step is computed, to save memory
+    ema_decay: float | None = None  # decay per step of averaged weights for use, e.g. 0.999; none: not averaged
+    seed: int = 42  # random seed of weights, held-out structures, batches, masks and noise
+    keep: int = 2  # number of checkpoints kept for --resume
+    wandb_project: str | None = None  # project at Weights & Biases to report to (extra wandb)
 
     def __post_init__(self) -> None:
         if self.validation is None and not 0 <= self.validation_fraction < 1:
@@ -232,10 +237,10 @@ class FinetuneConfig(TrainConfig):
     atomformer finetune --train md.xyz --labels 0 --total-energy 1 --forces 10 --conservative --run-dir runs/md
     """
 
-    validation_fraction: float = setting(0.1, "val_split")  # share of `train` held out if no `validation` is given
+    validation_fraction: float = setting(0.1, "val_split")  # share of the training set held out without --validation
     loss: LossConfig = LossConfig(labels=1.0)
     optimizer: OptimizerConfig = OptimizerConfig(
         optimizer="adamw", learning_rate=1e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine"
     )
     loop: LoopConfig = LoopConfig(epochs=50)
-    batch_size: int = setting(16, "batchsize")  # structures a step, over all devices and processes
+    batch_size: int = setting(16, "batchsize")  # structures per step, over all devices and processes

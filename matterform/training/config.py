@@ -23,9 +23,8 @@ class OptimizerConfig:
     b1: float = 0.9  # decay of the running mean of the gradient, per step
     b2: float = 0.999  # decay of the running mean of the squared gradient, per step
     eps: float = 1e-8  # added to the root of the mean squared gradient
-    clip_norm: float | None = setting(
-        None, "gradient_clip_val", "clip_grad"
-    )  # largest norm of the whole gradient; none: not clipped
+    # Largest norm of the whole gradient, to which it is scaled down; none: not clipped.
+    clip_norm: float | None = setting(None, "gradient_clip_val", "clip_grad")
     clip_value: float | None = None  # largest absolute value of each entry, before clip_norm; none: not clipped
     schedule: Literal["constant", "cosine", "inverse_time", "plateau"] = "constant"  # of the learning rate
     warmup_steps: int = 0  # over which the learning rate rises linearly

@@ -256,16 +256,7 @@ def parsed(name: str, *argv: str) -> Any:
 
 
 def test_published_names_of_flags_are_understood_silently(capsys):
-    run = [
-        "--output_dir",
-        "runs/x",
-        "--train_file",
-        "a.xyz",
-        "--model_name_or_path",
-        "base",
-        "--validation_file",
-        "b.xyz",
-    ]
+    run = ["--output_dir", "runs/x", "--train_file", "a.xyz", "--validation_file", "b.xyz"]
     loop = ["--num_train_epochs", "3", "--logging_steps", "5", "--eval_steps", "7", "--save_steps", "9"]
     start = ["--model_name_or_path", "base"]
     step = ["--max_grad_norm", "2", "--warmup_ratio", "0.1", "--lr_scheduler_type", "cosine", "--lr", "1e-3"]
@@ -279,9 +270,10 @@ def test_published_names_of_flags_are_understood_silently(capsys):
     assert (optimizer.learning_rate, optimizer.weight_decay, config.keep) == (1e-3, 0.5, 4)
     predict = parsed("predict", "a.xyz", "--checkpoint", "base", "--output", "b.xyz")
     assert (predict.model, predict.out) == ("base", pathlib.Path("b.xyz"))
-    assert parsed("prepare", "a", "b", "--kind", "oc20") == parsed(
-        "prepare", "--source", "a", "-o", "b", "--kind", "oc20"
-    )
+    assert parsed("predict", "a.xyz", "base", "-o", "b.xyz") == predict
+    assert parsed("evaluate", "a.xyz", "base") == parsed("evaluate", "--model", "base", "a.xyz")
+    prepare = parsed("prepare", "--kind", "oc20", "-o", "b", "a")
+    assert parsed("prepare", "a", "b", "--kind", "oc20") == prepare
     assert parsed("finetune", "base", "--train", "a.xyz", "--run-dir", "x").config.model == "base"
     assert capsys.readouterr() == ("", "")
 
