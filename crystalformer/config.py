@@ -71,9 +71,10 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsConfig:
-    """Which weights to use. Sizes are read off them; give what they do not tell if it differs from the published."""
+    """Which weights to use. Sizes are read off their shapes; give the others where they differ from the published."""
 
-    # A published or own .pkl; by default the small model that ships.
+    # Weights: a .pkl, a folder of them, a run folder, or the name of a published model on this disk; by default the
+    # small model that ships.
     model: pathlib.Path | None = setting(None, "checkpoint", "restore_path")
     num_heads: int | None = None  # of a published file: the tree tells only num_heads x key_size
     key_size: int | None = None  # of a published file, as num_heads
@@ -116,7 +117,8 @@ class TrainConfig:
     accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
     ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; published instead of them
     seed: int = 42  # of weights, held-out crystals, batches and dropout
-    # A published or own .pkl whose weights training starts from; by default random ones.
+    # Weights that training starts from: a .pkl, a folder of them, a run folder, or the name of a published model on
+    # this disk; by default random ones.
     model: pathlib.Path | None = setting(None, "start_from", "checkpoint", "restore_path")
     publish_every: int = 50  # epochs between published files; the last epoch and the best one are always published
     keep: int = 2  # checkpoints to resume from

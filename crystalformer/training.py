@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
+from crystalformer.checkpoint.pretrained import load_model
 from crystalformer.checkpoint.publish import make_publisher, publish_results
-from crystalformer.checkpoint.published import load_checkpoint
 from crystalformer.config import TrainConfig
 from crystalformer.data.batches import make_take, plan_batches
 from crystalformer.data.crystals import Crystals
@@ -136,7 +136,7 @@ def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:
     """Fresh or published weights; a resumed run has its own, and needs these only for their shapes."""
     if config.model is None or resume:
         return init_params(key, config.transformer)
-    return load_checkpoint(config.model, **to_dict(config.transformer)).params
+    return load_model(config.model, **to_dict(config.transformer)).params
 
 
 def make_validation(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from crystalformer.checkpoint.published import save_checkpoint
+from crystalformer.checkpoint.published import BEST, PUBLISHED, save_checkpoint
 from crystalformer.config import TransformerConfig
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.loop import FitResult
@@ -20,14 +20,14 @@ def publish(
     `config` is kept beside them, so that the file is read without hyper-parameters.
     """
     if jax.process_index() == 0:
-        folder = run_dir / "published"
+        folder = run_dir / PUBLISHED
         folder.mkdir(exist_ok=True)
         path = folder / name if name else folder
         save_checkpoint(path, inference_params(state), state.opt_state, epoch, config=config)
 
 
 def make_publisher(run_dir: pathlib.Path, config: TransformerConfig, every: int) -> Callable[[TrainState, int], None]:
-    """What `fit` calls at the end of an epoch: publishes `every` so many."""
+    """The function that `fit` calls at the end of an epoch; it publishes the weights every `every` epochs."""
 
     def publish_sometimes(state: TrainState, epoch: int) -> None:
         if epoch % every == 0:
@@ -44,4 +44,4 @@ def publish_results(
     publish(run_dir, config, state, int(state.step) // batches_per_epoch)
     if best.latest_step() is not None:
         state, _ = best.restore(state)
-    publish(run_dir, config, state, int(state.step) // batches_per_epoch, name="best.pkl")
+    publish(run_dir, config, state, int(state.step) // batches_per_epoch, name=BEST)

@@ -26,7 +26,9 @@ from matterform.io.files import write_atomically
 
 # What weights mean nothing without, although no shape tells it; a file that keeps its config decides.
 TRAINED_WITH = ("num_heads", "key_size", "Kx", "Kl", "Nf", "sigmamin")
-NAME_PATTERN = re.compile(r"epoch_(\d+)")
+EPOCH_PATTERN = re.compile(r"epoch_(\d+)")
+PUBLISHED = "published"  # folder of published files inside a run folder
+BEST = "best.pkl"  # published file with the lowest validation loss of a run
 
 
 class Checkpoint(NamedTuple):
@@ -61,7 +63,7 @@ def load_checkpoint(path: str | pathlib.Path, **hyperparameters: Any) -> Checkpo
                 f"{path}: {name}={hyperparameters[name]} was given, but it was trained with {stored[name]}"
             )
     config = infer_config(params, path, **(stored | hyperparameters))
-    epoch = NAME_PATTERN.search(path.stem)
+    epoch = EPOCH_PATTERN.search(path.stem)
     return Checkpoint(params, config, content.get("opt_state"), int(epoch[1]) if epoch else None)
 
 

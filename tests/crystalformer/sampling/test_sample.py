@@ -22,7 +22,6 @@ import scipy.stats
 from crystalformer.data.crystals import Crystals
 from crystalformer.network.parameters import as_network
 from crystalformer.network.transformer import (
-    Lattice,
     coordinate_columns,
     element_log_probs,
     lattice_columns,
@@ -35,7 +34,7 @@ from crystalformer.sampling import sample as sampling
 from crystalformer.sampling import sampler
 from crystalformer.sampling.constraints import make_constraints
 from crystalformer.sampling.decoding import decode_token, empty_cache, fold_attention, grow_cache
-from crystalformer.sampling.draws import Temperature, draw_lattice, keep_likeliest
+from crystalformer.sampling.draws import Temperature
 from crystalformer.sampling.sample import sample, sample_chunks
 from crystalformer.sampling.sampler import PartialCrystals, make_add_token
 from crystalformer.symmetry.lattice import free_parameters, impose_lattice
@@ -252,14 +251,6 @@ def test_forced_letters_lists_and_ties_leave_the_other_probabilities_alone(draw,
     assert_frequencies(np.array(counts), probs)
 
 
-def test_likeliest_classes_are_kept_until_they_exceed_top_p():
-    log_probs = jnp.log(jnp.array([0.2, 0.5, 0.05, 0.25]))
-    for top_p, kept in ((0.0, [1]), (0.4, [1]), (0.6, [1, 3]), (0.8, [0, 1, 3]), (0.97, [0, 1, 2, 3]), (1.0, range(4))):
-        found = np.asarray(jax.jit(keep_likeliest)(log_probs, jnp.asarray(top_p)))
-        assert np.flatnonzero(found > -1e9).tolist() == list(kept)
-        np.testing.assert_array_equal(found[np.array(kept)], log_probs[np.array(kept)])
-
-
 def assert_uniform(values: np.ndarray) -> None:
     assert len(values) >= 1000
     assert scipy.stats.kstest(values, "uniform").pvalue > FALSE_ALARM
@@ -303,28 +294,6 @@ def test_lattices_follow_one_component_of_their_normal_mixtures(anywhere, config
         u = (scipy.special.softmax(log_weight, axis=-1) * scipy.special.ndtr(z)).sum(-1)
         log_weight = log_weight + np.where(free[:, j, None], -(z**2) / 2 - np.log(width[..., j]), 0)
         assert_uniform(u[free[:, j]])
-
-
-def test_all_six_lattice_parameters_come_from_one_component():
-    mixture = Lattice(
-        jnp.log(jnp.array([0.3, 0.7])), jnp.outer(jnp.array([3.0, 6.0]), jnp.ones(6)), jnp.full((2, 6), 0.1)
-    )
-    keys = jax.random.split(jax.random.key(0), 2000)
-
-    @jax.jit
-    @functools.partial(jax.vmap, in_axes=(0, None))
-    def draw(key, heat):
-        return draw_lattice(key, jnp.asarray(1), mixture, heat)
-
-    L = np.asarray(draw(keys, Temperature(*jnp.ones(3))))
-    second = L > 4.5
-    assert (second == second[:, :1]).all()
-    assert scipy.stats.binomtest(int(second[:, 0].sum()), 2000, 0.7).pvalue > FALSE_ALARM
-    z = (L - np.where(second, 6, 3)) / 0.1
-    np.testing.assert_allclose(np.cov(z.T), np.eye(6), atol=4.5 * (2 / 2000) ** 0.5)  # parameters are independent then
-    assert_uniform(scipy.special.ndtr(z).ravel())
-    hot = np.asarray(draw(keys, Temperature(jnp.asarray(4.0), jnp.ones(()), jnp.asarray(0.0))))
-    assert_uniform(scipy.special.ndtr((hot - 6) / 0.2).ravel())  # the likelier component, twice as wide
 
 
 def test_samples_obey_the_rules_of_all_230_groups(anywhere, config):
