@@ -166,7 +166,7 @@ def run_training(command: str, run: TrainingRun) -> int:
     import jax
 
     from atomformer.training import train
-    from matterform.plots.curves import write_learning_curves
+    from matterform.plots.curves import write_curves
 
     run_dir = run.config.run_dir
 
@@ -182,7 +182,7 @@ def run_training(command: str, run: TrainingRun) -> int:
         result = train(run.config, resume=run.resume)
         if jax.process_index() == 0:
             try:
-                write_learning_curves(run_dir, run_dir / "curves.png")
+                write_curves(run_dir / "metrics.csv", run_dir / "curves.png")
             except ImportError as error:  # the extra `viz` is missing; the run is complete without a picture
                 say(str(error))
     return report_run("atomformer", command, run_dir, result, "model")

@@ -19,6 +19,7 @@ _EXPORTS = {
     "load_references": "stability.references",
     "open_hull": "stability.hull",
     "open_potential": "potentials.open",
+    "plot": "plots",
     "read_structures": "io.formats",
     "relax": "potentials.relax",
     "write_structures": "io.formats",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matterform.elements import element_table
-from matterform.io.files import write_atomically
 from matterform.plots.crystal import draw_crystal, formula_label, space_group_label
+from matterform.plots.curves import check_picture, save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,16 +58,20 @@ def write_picture(
     table: "pd.DataFrame",
     reference: "pd.DataFrame | None" = None,
     title: str = "Generated crystals",
+    note: str = "as generated, not relaxed",
 ) -> None:
-    """Writes a PNG with a gallery of crystals and the statistics of all of them.
+    """Writes a picture (.png, .pdf or .svg) with a gallery of crystals and the statistics of all of them.
 
     Args:
         table: what `evaluation.summary.evaluate` made of `structures`.
-        reference: what `report.tabulate` made of the crystals to compare with, usually the training set.
+        reference: what `evaluation.summary.tabulate` made of the crystals to compare with, usually the training set.
+        note: what the heading says of the crystals, behind their number.
 
     Raises:
+        ValueError: `path` has another suffix.
         ImportError: matplotlib is not installed.
     """
+    check_picture(path)
     matplotlib = _load_matplotlib()
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(17, 12.5), dpi=130, facecolor="white")
@@ -76,7 +80,7 @@ def write_picture(
         )
         top = outer[0].subgridspec(1, 2, width_ratios=(3.3, 1), wspace=0.08)
         bottom = outer[1].subgridspec(1, 4, width_ratios=(1, 1, 1.1, 1.9), wspace=0.3)
-        _write_heading(figure, table, reference, title)
+        _write_heading(figure, reference, title, f"{len(table):,} crystals {note}")
         _draw_gallery(figure, top[0].subgridspec(ROWS, COLUMNS, hspace=0.34, wspace=0.1), structures, table)
         _draw_shares(figure.add_subplot(top[1]), table)
         atoms, density, groups, elements = (figure.add_subplot(cell) for cell in bottom)
@@ -88,8 +92,7 @@ def write_picture(
         density.locator_params(nbins=6, integer=True)
         _draw_space_groups(groups, table, reference)
         _draw_elements(elements, table, reference)
-        with write_atomically(path) as temporary:
-            figure.savefig(temporary, format="png")
+        save_figure(figure, path, dpi=130)
 
 
 def _load_matplotlib() -> Any:
@@ -101,15 +104,14 @@ def _load_matplotlib() -> Any:
     return matplotlib
 
 
-def _write_heading(figure: Any, table: "pd.DataFrame", reference: "pd.DataFrame | None", title: str) -> None:
+def _write_heading(figure: Any, reference: "pd.DataFrame | None", title: str, subtitle: str) -> None:
     from matplotlib.patches import Patch
 
     figure.text(0.03, 0.97, title, fontsize=21, fontweight="bold", va="center")
-    counted = f"{len(table):,} crystals as generated, not relaxed"
-    figure.text(0.03, 0.942, counted, fontsize=12, color=SOFT, va="center")
-    handles: list[Any] = [Patch(color=GENERATED, label="generated")]
-    if reference is not None:
-        handles.append(_reference_handle(len(reference)))
+    figure.text(0.03, 0.942, subtitle, fontsize=12, color=SOFT, va="center")
+    if reference is None:
+        return
+    handles: list[Any] = [Patch(color=GENERATED, label="generated"), _reference_handle(len(reference))]
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.022, 0.378), ncols=2, frameon=False, fontsize=11)
 
 

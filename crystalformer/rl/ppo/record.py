@@ -3,7 +3,6 @@
 import collections
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +17,7 @@ from crystalformer.rl.reward.base import describe_problems
 from crystalformer.table import COLUMNS, TableWriter, table_rows
 from matterform.elements import element_table
 from matterform.io.files import write_atomically
-from matterform.io.tables import read_rows
-from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
+from matterform.plots.curves import write_curves
 from matterform.training.metrics import open_metrics
 
 logger = logging.getLogger(__name__)
@@ -135,46 +133,13 @@ class EpochWriter:
         if jax.process_index() != 0:
             return
         try:
-            write_curves(self._folder / "metrics.csv", self._folder / "curves.png", self._details)
+            write_curves(self._folder / "metrics.csv", self._folder / "curves.png")
         except ImportError as error:
             logger.warning("curves.png is not written: %s", error)
 
     def close(self) -> None:
         """Closes the files."""
         self._writer.close()
-
-
-def write_curves(metrics: pathlib.Path, path: str | os.PathLike[str], details: Sequence[str] = ()) -> None:
-    """Plots the metrics of a run against the epoch: reward with quantiles, KL divergence, entropy, failures, details.
-
-    Args:
-        metrics: metrics.csv of the run; nothing is written if it has no rows.
-        details: names of the reward's details.
-
-    Raises:
-        ImportError: matplotlib is not installed; the message names the extra.
-    """
-    rows = [{name: float(value) for name, value in row.items() if value} for row in read_rows(metrics)]
-    if not rows:
-        return
-    names = [f"{name}_mean" for name in details]
-    panels = ["reward_mean", *names, "kl", "entropy", "failed_share", "distinct_share", "validation_loss"]
-    panels = [name for name in panels if any(name in row for row in rows)]
-    figure, axes = new_figure(len(panels), columns=4)
-    for axis, name in zip(axes, panels, strict=True):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axis.plot(
-            *zip(*points, strict=True), color=VALIDATION if name == "validation_loss" else TRAINING, linewidth=1.2
-        )
-        if name == "reward_mean":
-            low, high = ([row[f"reward_q{percent}"] for row in rows] for percent in (QUANTILES[0], QUANTILES[-1]))
-            axis.fill_between([row["step"] for row in rows], low, high, color=TRAINING, alpha=0.2, linewidth=0)
-            median = [row["reward_q50"] for row in rows]
-            axis.plot([row["step"] for row in rows], median, color=INK, linewidth=0.8, label="median, 10 to 90 %")
-            axis.legend(frameon=False, fontsize=8)
-        axis.set(title=name.replace("_", " "), xlabel="epoch")
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
 
 
 def keep_lines(path: pathlib.Path, epochs: int) -> None:

@@ -6,7 +6,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from matterform.plots.curves import new_figure, write_learning_curves
+from matterform.plots.curves import new_figure, write_curves
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -27,7 +27,7 @@ def drawn(monkeypatch):
 
 def draw(folder, text):
     (folder / "metrics.csv").write_text(text)
-    write_learning_curves(folder, folder / "curves.png", title="a run")
+    write_curves(folder / "metrics.csv", folder / "curves.png", title="a run")
     return folder / "curves.png"
 
 
@@ -68,6 +68,27 @@ def test_a_new_picture_replaces_the_old_one_and_leaves_nothing_else(tmp_path):
     draw(tmp_path, "step,epoch,loss\n2,0.5,4.0\n")
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "curves.png"}
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
+
+
+def test_rewards_are_drawn_with_quantiles_parts_and_shares(tmp_path, drawn):
+    columns = "step,reward_mean,reward_q10,reward_q50,reward_q90,kl,failed_share,e_above_hull_mean,validation_loss"
+    draw(tmp_path, f"{columns}\n1,-3,-4,-2,-1,0.5,0,3,\n2,-2,-3,-1,0,0.6,0.1,2,7\n")
+    axes = drawn[0].axes
+    titles = ["reward mean", "e above hull mean", "kl", "failed share", "validation loss"]
+    assert [axis.get_title() for axis in axes] == titles
+    assert lines(axes[0])["median, 10 to 90 %"] == [[1, -2], [2, -1]]
+    assert lines(axes[4]) == {"_child0": [[2, 7]]}
+
+
+def test_other_tables_and_suffixes_are_named(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,high\n")
+    with pytest.raises(ValueError, match=r"metrics.csv is no table of metrics: column loss holds 'high'"):
+        write_curves(tmp_path / "metrics.csv", tmp_path / "x.png")
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(ValueError, match=r"expected a picture's suffix, .png, .pdf, .svg; found .csv"):
+        write_curves(tmp_path / "metrics.csv", tmp_path / "x.csv")
+    write_curves(tmp_path / "metrics.csv", tmp_path / "x.pdf")
+    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_panels_stand_side_by_side():
