@@ -106,7 +106,11 @@ class AtomformerConfig:
 
 
 def model_config(size: str, **changes: Any) -> AtomformerConfig:
-    """The config of a published size (tiny, mini, small, base, large), with `changes`."""
+    """The config of a published size (tiny, mini, small, base, large), with `changes` of other fields.
+
+    Raises:
+        ValueError: an unknown size, or a field with an invalid value.
+    """
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
     return AtomformerConfig(**{**SIZES[size], **changes})

@@ -1,9 +1,9 @@
-"""Losses of pre-training and fine-tuning, for one structure (spec section 3).
+"""Losses of pre-training and fine-tuning, for one structure (docs/formulas/atomformer.md).
 
-The published losses are means over a batch: of the energies that are known, of all real atoms' components. Such a mean
-couples the structures of a batch. Here each structure's sum is divided by what an average structure of the data set
-contributes to the denominator, so that the mean over the whole set is the published loss, and a structure's share
-depends neither on its companions nor on the number of devices.
+The published losses are means over a batch: over the known energies, over the force components of all real atoms. Such
+a mean couples the structures of a batch. Here the sum of each structure is divided by the average number of terms per
+structure of the data set. The mean over the whole data set is then the published loss, and the loss of a structure
+depends neither on the rest of its batch nor on the number of devices.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ from atomformer.data.vocabulary import MASK
 from atomformer.network.transformer import make_apply
 from matterform.training.step import ExampleLoss, Metrics
 
-VALIDATION_SEED = 0  # masks and noise of a structure in validation are the same in every epoch and run
+VALIDATION_SEED = 0  # in validation, masks and noise of a structure are the same in every epoch and run
 
 
 def required_heads(loss: LossConfig, conservative: bool) -> tuple[str, ...]:
-    """The heads that the terms train; energies too where everything else is their gradient."""
+    """The heads that the loss terms train, and an energy head if other outputs are its gradient."""
     forces = "total_forces" if loss.total_energy else "forces"
     by_term = {"forces": forces, "relaxed_coords": "coords", "denoising": "coords", "labels": "classification"}
     heads = [by_term.get(name, name) for name in loss.active]
@@ -36,16 +36,16 @@ def required_heads(loss: LossConfig, conservative: bool) -> tuple[str, ...]:
 
 
 def requirements(loss: LossConfig, label_columns: tuple[str, ...] = ()) -> Requirements:
-    """The columns of the data that the terms compare with."""
+    """The columns of the data with the targets of the loss terms."""
     targets = tuple(name for name in loss.active if name in CLEAN_TERMS and name != "labels")
     return Requirements(targets, label_columns if loss.labels else ())
 
 
 def average_counts(dataset: Dataset, loss: LossConfig, label_columns: tuple[str, ...] = ()) -> dict[str, float]:
-    """What an average structure of the data set contributes to the denominator of each term.
+    """The average number of values per structure of the data set in each loss term.
 
     Raises:
-        ValueError: no structure has a value that a term needs.
+        ValueError: no structure has a target of a term.
     """
     size = len(atom_counts(dataset))
     counts: dict[str, float] = {}
@@ -68,26 +68,29 @@ def average_counts(dataset: Dataset, loss: LossConfig, label_columns: tuple[str,
 
 
 def expected_masked(atoms: int, probability: float | Literal["cosine"]) -> float:
-    """How many of a structure's atoms `choose_masked` takes on average."""
+    """Expected number of atoms that `choose_masked` masks in a structure."""
     if probability != "cosine":
         return probability * atoms
-    # One, and one more for each m that the rounded cos(pi u / 2) x atoms exceeds.
+    # At least one, and one more for each m that is exceeded by the rounded cos(pi u / 2) x atoms.
     thresholds = (np.arange(1, atoms) + 0.5) / atoms
     return 1 + float(np.sum(np.arccos(thresholds))) * 2 / np.pi
 
 
 def _coordinates(dataset: Dataset, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The coordinates that a term compares with, and which atoms are fixed, piece by piece."""
+    """The target coordinates of a term, and which atoms are fixed, in pieces."""
     column = dataset.atoms["relaxed_coords" if name == "relaxed_coords" else "coords"]
     held = dataset.atoms.get("fixed", np.broadcast_to(np.False_, len(column)))
     return zip(pieces(column), pieces(held), strict=True)
 
 
 def make_example_loss(config: AtomformerConfig, loss: LossConfig, counts: dict[str, float]) -> ExampleLoss:
-    """The loss of one structure, with the mean error of each term as metrics; `counts` are `average_counts`.
+    """The loss of one structure, with the mean error of each term as metrics.
 
-    Metrics: `<term>` is the mean absolute error (eV, or eV an atom with `errors_per_atom`; eV/Å; Å; labels in units of
-    their scale) or the cross-entropy (nats), `<term>_accuracy` the share of right classes.
+    Metrics: `<term>` is the mean absolute error (eV, or eV/atom with `errors_per_atom`; eV/Å; Å; labels in units of
+    their scale) or the cross-entropy (nats), `<term>_accuracy` the share of correct classes.
+
+    Args:
+        counts: the result of `average_counts` for the data set.
     """
     apply = make_apply(config)
     clean = [name for name in loss.active if name in CLEAN_TERMS]
@@ -126,7 +129,7 @@ def _known_sum(values: Float[Array, "*s"], known: Bool[Array, "*s"]) -> Float[Ar
 
 
 def metric_names(config: AtomformerConfig, loss: LossConfig) -> tuple[str, ...]:
-    """The metrics that `make_example_loss` reports besides the loss."""
+    """Names of the metrics of `make_example_loss` besides the loss."""
     names = list(loss.active)
     if loss.masked:
         names.append("masked_accuracy")
@@ -136,7 +139,7 @@ def metric_names(config: AtomformerConfig, loss: LossConfig) -> tuple[str, ...]:
 
 
 def corrupt(key: PRNGKeyArray, example: StructureExample, loss: LossConfig) -> tuple[Structure, Bool[Array, " n"]]:
-    """The structure with masked tokens and displaced atoms, and which atoms are masked (none where the term is off)."""
+    """The structure with masked tokens and displaced atoms, and which atoms are masked (none if the term is off)."""
     structure = example.structure
     mask_key, noise_key = jax.random.split(key)
     hidden = jnp.zeros_like(structure.mask)
@@ -153,7 +156,7 @@ def corrupt(key: PRNGKeyArray, example: StructureExample, loss: LossConfig) -> t
 def choose_masked(
     key: PRNGKeyArray, mask: Bool[Array, " n"], probability: float | Literal["cosine"]
 ) -> Bool[Array, " n"]:
-    """Which atoms to mask: each with `probability`, or a share cos(pi u / 2) of them, rounded, at least one."""
+    """Which atoms to mask: each with `probability`, or a rounded share cos(pi u / 2) of them, but at least one."""
     share_key, order_key = jax.random.split(key)
     scores = jnp.where(mask, jax.random.uniform(order_key, mask.shape), 2.0)
     if probability != "cosine":
@@ -169,20 +172,20 @@ def _movable(example: StructureExample) -> Bool[Array, " n"]:
 
 
 class Errors(NamedTuple):
-    """One structure's errors in one term: absolute errors, or cross-entropies with whether the class was right."""
+    """Errors of one structure in a loss term: absolute errors, or cross-entropies and whether the class is correct."""
 
     values: Float[Array, "*s"]
-    known: Bool[Array, "*s"]  # the others are padding, or have no target
+    known: Bool[Array, "*s"]  # False for padding and missing targets
     right: Bool[Array, "*s"] | None = None
 
 
 def clean_errors(
     name: str, outputs: Any, example: StructureExample, config: AtomformerConfig, loss: LossConfig
 ) -> Errors:
-    """Errors of the `Outputs` for the structure as it is."""
+    """Errors of the `Outputs` for the structure without corruption."""
     target = example.targets[name]
     known = jnp.isfinite(target)
-    target = jnp.where(known, target, 0.0)  # a NaN would come back through the gradient
+    target = jnp.where(known, target, 0.0)  # NaN would reach the gradient
     match name:
         case "forces" | "relaxed_coords":
             found = outputs.forces if name == "forces" else outputs.coords
@@ -198,7 +201,7 @@ def clean_errors(
 def label_errors(
     outputs: Float[Array, " outputs"], target: Float[Array, " labels"], known: Bool[Array, " labels"], config
 ) -> Errors:
-    """Scaled absolute errors, binary cross-entropies of each label, or the cross-entropy of the one class."""
+    """Absolute errors over the scale, binary cross-entropies of each label, or the cross-entropy of the class."""
     if config.problem == "regression":
         scale = np.asarray(config.label_scale or [1.0] * config.num_labels, np.float32)
         return Errors(jnp.abs(outputs - target) / scale, known)
@@ -210,7 +213,7 @@ def label_errors(
 
 
 def corrupted_errors(name: str, outputs: Any, example: StructureExample, hidden: Bool[Array, " n"]) -> Errors:
-    """Errors of the `Outputs` for the corrupted copy in recovering the structure."""
+    """Errors of the `Outputs` for the corrupted structure, compared with the structure itself."""
     structure = example.structure
     if name == "denoising":
         movable = jnp.broadcast_to(_movable(example)[:, None], structure.positions.shape)

@@ -48,7 +48,7 @@ def attention_biases(
 
 
 def token_distances(structure: Structure, config: AtomformerConfig) -> Float[Array, "rows rows"]:
-    """Distances (Å) between all tokens, to the nearest images if the config says so."""
+    """Distances (Å) between all tokens; with `periodic="minimum_image"` to the nearest images."""
     displacements = structure.positions[None] - structure.positions[:, None]
     if config.periodic == "minimum_image" and structure.cell is not None and structure.pbc is not None:
         displacements = nearest_images(displacements, structure.cell, structure.pbc)

@@ -56,7 +56,7 @@ def predict(
     """Energies (eV, the references included) and forces (eV/Å) of m structures.
 
     Raises:
-        ValueError: a structure cannot be used, or the model gives no energies or no forces.
+        ValueError: a structure cannot be used, or the model does not predict both energies and forces.
     """
     config = model.config
     if config.energy_head is None or not gives_forces(config):
@@ -219,9 +219,9 @@ class _Shape(NamedTuple):
 def _evaluate(
     function: Callable[[Structure], Any], config: AtomformerConfig, structures: Iterable[Any], max_pairs: int
 ) -> Iterator[tuple[Row, Structure, Any]]:
-    """Each structure's row, input and share of what `function` gives for padded batches, in order.
+    """The row, the input and the result of `function` for each structure, in order, computed in padded batches.
 
-    `function` meets one shape for each bucket of lengths, as long as later structures are like the earlier ones.
+    `function` is compiled once per bucket of lengths, unless later structures are much larger than earlier ones.
     """
     buckets: tuple[int, ...] = ()
     shapes: dict[_Group, _Shape] = {}

@@ -22,7 +22,7 @@ from atomformer.config import AtomformerConfig, EnergyScale
 from atomformer.data.sources import iterate_rows
 from atomformer.network.parameters import init_params
 from atomformer.network.transformer import make_apply
-from matterform.commandline import UsageError, flags_of, parse
+from matterform.commandline import parse
 from matterform.io.formats import read_structures, write_structures
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -276,27 +276,6 @@ def test_published_names_of_flags_are_understood_silently(capsys):
     assert parsed("prepare", "a", "b", "--kind", "oc20") == prepare
     assert parsed("finetune", "base", "--train", "a.xyz", "--run-dir", "x").config.model == "base"
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("name", ["pretrain", "finetune"])
-def test_every_published_flag_has_a_counterpart_or_an_answer(name):
-    command = next(command for command in COMMANDS if command.name == name)
-    flags = {flag.name for flag in flags_of(command.arguments)} | {"--resume"}
-    assert set(command.aliases.values()) <= flags
-    assert not {alias.replace("_", "-") for alias in command.aliases} & flags
-    for flag in command.answers:
-        with pytest.raises(UsageError) as caught:
-            parsed(name, flag, "1")
-        assert "\n" not in str(caught.value)
-
-
-def test_flags_have_help_and_short_ones_one_meaning():
-    shorts: dict[str, str] = {}
-    for command in COMMANDS:
-        for flag in flags_of(command.arguments):
-            for short in flag.shown:
-                assert shorts.setdefault(short, flag.name) == flag.name
-    assert shorts == {"-o": "--out"}
 
 
 def write_wrong_forces(path: pathlib.Path) -> None:
