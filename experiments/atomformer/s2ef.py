@@ -9,11 +9,10 @@ all devices, 10 epochs, gradient checkpointing, batches of equal length. Every f
 """
 
 import pathlib
-import sys
 
-from atomformer.cli import main
-from atomformer.config import PretrainConfig
-from matterform.training.config import LoopConfig
+from atomformer import PretrainConfig
+from experiments import common
+from matterform import LoopConfig
 
 RECIPE = PretrainConfig(
     train=pathlib.Path("s2ef-15m"),
@@ -25,4 +24,4 @@ RECIPE = PretrainConfig(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(["pretrain", *sys.argv[1:]], recipe=RECIPE))
+    common.command("atomformer", "pretrain", RECIPE)

@@ -10,11 +10,10 @@ memory. On several hosts start the same command on each, with `--distributed`.
 """
 
 import pathlib
-import sys
 
-from crystalformer.cli import main
-from crystalformer.config import TrainConfig
-from matterform.training.config import LoopConfig, OptimizerConfig
+from crystalformer import TrainConfig
+from experiments import common
+from matterform import LoopConfig, OptimizerConfig
 
 RECIPE = TrainConfig(
     train=pathlib.Path("alex_20/train"),
@@ -27,4 +26,4 @@ RECIPE = TrainConfig(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]], RECIPE))
+    common.command("crystalformer", "train", RECIPE)

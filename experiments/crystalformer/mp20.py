@@ -1,4 +1,4 @@
-"""The published MP-20 recipe (arXiv 2403.15734): absolute positions, batches of 100, Adam at 1e-4, gradient norm 1.
+"""The published MP-20 recipe (arXiv:2403.15734): absolute positions, batches of 100, Adam at 1e-4, gradient norm 1.
 
     python experiments/crystalformer/mp20.py --train mp_20/train.csv --validation mp_20/val.csv --run-dir runs/mp20
 
@@ -7,11 +7,10 @@ Every flag of `crystalformer train` overrides the recipe; `--resume` goes on wit
 """
 
 import pathlib
-import sys
 
-from crystalformer.cli import main
-from crystalformer.config import TrainConfig, TransformerConfig
-from matterform.training.config import LoopConfig, OptimizerConfig
+from crystalformer import TrainConfig, TransformerConfig
+from experiments import common
+from matterform import LoopConfig, OptimizerConfig
 
 RECIPE = TrainConfig(
     train=pathlib.Path("mp_20/train.csv"),
@@ -24,4 +23,4 @@ RECIPE = TrainConfig(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]], RECIPE))
+    common.command("crystalformer", "train", RECIPE)

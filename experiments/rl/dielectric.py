@@ -9,11 +9,10 @@ at fidelity 0 (PBE). beta is 2, the rest as in ehull.py (CrystalFormer-RL, arXiv
 """
 
 import pathlib
-import sys
 
-from crystalformer.cli import main
 from crystalformer.rl import ObjectiveConfig, PpoConfig, RewardConfig
-from matterform.training.config import OptimizerConfig
+from experiments import common
+from matterform import OptimizerConfig
 
 RECIPE = PpoConfig(
     run_dir=pathlib.Path("runs/rl_dielectric"),
@@ -26,4 +25,4 @@ RECIPE = PpoConfig(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(["ppo", *sys.argv[1:]], recipe=RECIPE))
+    common.command("crystalformer", "ppo", RECIPE)

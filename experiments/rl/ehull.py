@@ -10,12 +10,10 @@ Every flag of `crystalformer ppo` overrides the recipe; `--resume` goes on with 
 """
 
 import pathlib
-import sys
 
-from crystalformer.cli import main
-from crystalformer.rl import PpoConfig, RewardConfig
-from matterform.potentials.config import PotentialConfig
-from matterform.training.config import OptimizerConfig
+from crystalformer.rl import ObjectiveConfig, PpoConfig, RewardConfig
+from experiments import common
+from matterform import OptimizerConfig, PotentialConfig
 
 RECIPE = PpoConfig(
     run_dir=pathlib.Path("runs/rl_ehull"),
@@ -28,4 +26,4 @@ RECIPE = PpoConfig(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(["ppo", *sys.argv[1:]], recipe=RECIPE))
+    common.command("crystalformer", "ppo", RECIPE)

@@ -14,11 +14,10 @@ Crystals without an energy give no pair; they are counted, and listed in the run
 """
 
 import pathlib
-import sys
 
-from crystalformer.cli import main
 from crystalformer.rl import DpoConfig, PreferenceConfig
-from matterform.training.config import LoopConfig, OptimizerConfig
+from experiments import common
+from matterform import LoopConfig, OptimizerConfig
 
 RECIPE = DpoConfig(
     run_dir=pathlib.Path("runs/dpo"),
@@ -29,4 +28,4 @@ RECIPE = DpoConfig(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(["dpo", *sys.argv[1:]], RECIPE))
+    common.command("crystalformer", "dpo", RECIPE)

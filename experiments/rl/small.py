@@ -16,10 +16,9 @@ import dataclasses
 import pathlib
 import sys
 
-from crystalformer.cli import main
-from crystalformer.rl import PpoConfig, RewardConfig
-from matterform.potentials.config import PotentialConfig
-from matterform.training.config import OptimizerConfig
+from crystalformer.rl import ObjectiveConfig, PpoConfig, RewardConfig
+from experiments import common
+from matterform import OptimizerConfig, PotentialConfig
 
 REFERENCES = pathlib.Path(__file__).parent / "results" / "hull_mp20" / "references.json"
 
@@ -55,4 +54,4 @@ RECIPES = {"stable": STABLE, "known": KNOWN, "gap": GAP}
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in RECIPES:
         sys.exit(__doc__)
-    sys.exit(main(["ppo", *sys.argv[2:]], recipe=RECIPES[sys.argv[1]]))
+    common.command("crystalformer", "ppo", RECIPES[sys.argv[1]], sys.argv[2:])
