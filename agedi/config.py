@@ -159,9 +159,13 @@ def from_keywords(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: a keyword is unknown, or its value is of the wrong type or out of range.
     """
+    return from_dict(cls, plain_values(values))
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Python keywords as YAML would give them: no paths, no NumPy values, and lists of names instead of joined ones."""
     plain = {name: _plain(value) for name, value in values.items()}
-    names = {name: list(split_names(plain[name])) for name in NAMES if plain.get(name) is not None}
-    return from_dict(cls, plain | names)
+    return plain | {name: list(split_names(plain[name])) for name in NAMES if plain.get(name) is not None}
 
 
 def split_names(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from matterform.io.files import write_atomically
@@ -40,6 +40,52 @@ def named(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: an option is no field of `cls` (names the nearest one), or is given twice under two names.
     """
     return {name: options[given] for name, given in _given_names(cls, options, "").items()}
+
+
+def nested(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat values as `from_dict` takes them: each key moves into the nested dataclass of `cls` that has such a field.
+
+    Keys and aliases may stand at any level: `{"lr": 1e-3}` and `{"optimizer": {"lr": 1e-3}}` mean the same.
+
+    Raises:
+        ValueError: no dataclass has such a key, or it is given twice.
+    """
+    places, leaves, found = _places(cls), [], {}
+    for name, value in _flat(cls, values):
+        if name not in places:
+            known = [place[-1] for place in places.values()]
+            raise ValueError(f"unknown key {name!r}; {_nearest(name, list(dict.fromkeys(known)), list(places))}")
+        *path, field = places[name]
+        if (path, field) in leaves:
+            raise ValueError(f"{field} is given twice; the last time as {name}")
+        leaves.append((path, field))
+        here = found
+        for part in path:
+            here = here.setdefault(part, {})
+        here[field] = value
+    return found
+
+
+def _places(cls: type) -> dict[str, tuple[str, ...]]:
+    """Where each field of `cls` and of its nested dataclasses stands, by its name and its aliases."""
+    places: dict[str, tuple[str, ...]] = {}
+    annotations = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(annotations[field.name]):
+            places |= {name: (field.name, *place) for name, place in _places(annotations[field.name]).items()}
+        else:
+            places |= dict.fromkeys((field.name, *field.metadata.get(ALIASES, ())), (field.name,))
+    return places
+
+
+def _flat(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values that stand in no nested dataclass of `cls`, with their keys."""
+    annotations = typing.get_type_hints(cls)
+    for name, value in values.items():
+        if dataclasses.is_dataclass(annotations.get(name)) and isinstance(value, Mapping):
+            yield from _flat(annotations[name], value)
+        else:
+            yield name, value
 
 
 def load_config(cls: type[Config], path: str | os.PathLike[str]) -> Config:

@@ -1,205 +1,193 @@
-"""Every option of training, and what a run's hparams.yaml keeps of them."""
+"""Settings of a training run; importing this module loads no JAX."""
 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from agedi.checkpoint import HPARAMS, load_hparams
-from agedi.config import DiffusionConfig, split_names
-from agedi.data.config import EXTENSIVE
-from agedi.data.reference_energies import parse_reference_energies
-from agedi.training.loss_balance import parse_loss_balance
-from matterform.config import from_dict, load_config, to_dict
+from agedi.config import DiffusionOptions, plain_values
+from agedi.data.config import DatasetConfig
+from matterform.config import from_dict, named, nested, setting, to_dict
 from matterform.training.config import LoopConfig, OptimizerConfig
-
-Part = TypeVar("Part", "FitConfig", "DataConfig", "ModelOptions")
 
 DEFAULT_HOURS = 24.0
 CHECKPOINT_SECONDS = 20.0  # least time between checkpoints, whose writing takes longer than an epoch of a small set
+PARTS = ("diffusion", "regressor")
+SEPARATORS = r"(?<=[\d%\s])[:/-]"
+
+
+class LossBalance(NamedTuple):
+    """Shares of the two losses in the total; they sum to 1."""
+
+    diffusion: float
+    regressor: float
+
+
+def parse_loss_balance(given: Any) -> LossBalance | None:
+    """Shares of the losses from "80:20", "80/20", "0.8-0.2", "50%:50%", a pair, a mapping, or the regressor's share.
+
+    Raises:
+        ValueError: they are not two numbers of at least 0, or both are 0.
+    """
+    if given is None:
+        return None
+    try:
+        diffusion, regressor = map(float, _two_numbers(given))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"loss_balance must be shares of diffusion and regressor, as 80:20, or the regressor's share, as 0.2; "
+            f"got {given!r}"
+        ) from error
+    if not (diffusion >= 0 and regressor >= 0 and diffusion + regressor > 0):
+        hint = "; in YAML, write 80:20 in quotes" if isinstance(given, int | float) else ""
+        raise ValueError(f"shares in loss_balance must be at least 0 and not both 0; got {given!r}{hint}")
+    return LossBalance(diffusion / (diffusion + regressor), regressor / (diffusion + regressor))
+
+
+def _two_numbers(given: Any) -> Sequence[Any]:
+    if isinstance(given, Mapping):
+        if set(given) != set(PARTS):
+            raise ValueError("other keys")
+        return [given[part] for part in PARTS]
+    if isinstance(given, str):
+        parts = [part.strip().removesuffix("%") for part in re.split(SEPARATORS, given)]
+        given = parts if len(parts) > 1 else float(parts[0]) / (100 if "%" in given else 1)
+    if isinstance(given, int | float):
+        return [1 - given, given]
+    return given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """How a model is trained and where the run goes."""
 
-    epochs: int = -1  # -1: until the time is up
-    max_time: float | None = None  # hours, added to max_time_minutes; by default 24 without any; both 0: no limit
-    max_time_minutes: float = 0.0
-    lr: float = 1e-4  # of AdamW
-    lr_factor: float = 0.95  # the rate is multiplied by it
-    lr_patience: int = 100  # after so many epochs without a lower validation loss (without validation: training loss)
-    weight_decay: float = 0.0
-    batch_size: int = 64
-    gradient_clip_val: float | None = 10.0  # largest norm of the gradient
+    epochs: int = -1  # passes over the training data; -1: until the time is up
+    max_time: float | None = None  # hours, added to max_minutes; none: 24, or 0 with max_minutes; both 0: no limit
+    max_minutes: float = setting(0.0, "max_time_minutes")  # of wall-clock time in this process
+    learning_rate: float = setting(1e-4, "lr")  # of AdamW
+    plateau_factor: float = setting(0.95, "lr_factor")  # what the learning rate is multiplied by on a plateau
+    # Epochs without a lower validation loss (or training loss, without validation) that make a plateau.
+    plateau_patience: int = setting(100, "lr_patience")
+    weight_decay: float = 0.0  # per step, times the learning rate
+    batch_size: int = setting(64, "batchsize")  # structures a step, over all devices and processes
+    # Largest norm of the whole gradient; none: not clipped.
+    clip_norm: float | None = setting(10.0, "gradient_clip_val", "clip_grad")
     ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; used instead of them
-    val_split: float = 0.1  # share of the structures held out for validation, drawn from `seed`
-    train_split: float | None = None  # share to train on; by default all others
-    seed: int = 42
+    validation_fraction: float = setting(0.1, "val_split")  # share of the structures held out, drawn from `seed`
+    train_fraction: float | None = setting(None, "train_split")  # share to train on; none: all that is not held out
+    seed: int = 42  # of weights, held-out structures, batches and noise
     accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
-    log_interval: int = 10  # steps between rows of metrics, an epoch at most
+    log_every: int = setting(10, "log_interval")  # steps between rows of metrics, an epoch at most
     regressor_loss_weight: float = 1.0  # of energies and forces beside the diffusion loss
     loss_balance: str | float | None = None  # instead: their shares in training, as "80:20" or the regressor's share
-    force_loss: Literal["mse", "mae", "huber"] = "huber"
-    huber_delta: float = 0.01  # eV/Å
+    force_loss: Literal["mse", "mae", "huber"] = "huber"  # of the errors of forces
+    huber_delta: float = 0.01  # eV/Å: larger errors count linearly
     reference_energies: str = "auto"  # fitted to the data; none; or eV by element, as Cu:-3.72,O:-4.95
     logger: Literal["tensorboard", "wandb", "csv"] = "tensorboard"  # metrics.csv is always written
     log_dir: pathlib.Path = pathlib.Path("logs")  # runs are its version_0, version_1, ...
-    project: str = "agedi"  # of Weights & Biases
+    wandb_project: str | None = setting(None, "project")  # for logger wandb; none: agedi
     name: str | None = None  # a folder of log_dir to put runs in
     progress_bar: bool = True  # where standard error is a terminal
 
     def __post_init__(self) -> None:
         if self.epochs < 1 and self.epochs != -1:
             raise ValueError(f"epochs must be at least 1, or -1 for no limit; got {self.epochs}")
-        if not 0 <= (self.max_time or 0.0) < math.inf or not 0 <= self.max_time_minutes < math.inf:
-            raise ValueError(f"max_time must be at least 0; got {self.max_time} h, {self.max_time_minutes} min")
-        if self.epochs == -1 and self.max_time == 0 == self.max_time_minutes:
-            raise ValueError("training would never end: give epochs, max_time (hours) or max_time_minutes")
-        if not 0 <= self.val_split < 1:
-            raise ValueError(f"val_split must lie in [0, 1); got {self.val_split}")
-        if self.train_split is not None and not 0 < self.train_split <= 1 - self.val_split + 1e-9:
-            raise ValueError(f"train_split must lie in (0, 1 - val_split]; got {self.train_split}, {self.val_split}")
-        for field in ("batch_size", "accumulate", "log_interval", "lr_patience"):
+        if not 0 <= (self.max_time or 0.0) < math.inf or not 0 <= self.max_minutes < math.inf:
+            raise ValueError(f"max_time must be at least 0; got {self.max_time} h, {self.max_minutes} min")
+        if self.epochs == -1 and self.max_time == 0 == self.max_minutes:
+            raise ValueError("training would never end: give epochs, max_time (hours) or max_minutes")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie in [0, 1); got {self.validation_fraction}")
+        if self.train_fraction is not None and not 0 < self.train_fraction <= 1 - self.validation_fraction + 1e-9:
+            raise ValueError(
+                f"train_fraction must lie in (0, 1 - validation_fraction]; got {self.train_fraction}, "
+                f"{self.validation_fraction}"
+            )
+        for field in ("batch_size", "accumulate", "log_every", "plateau_patience"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1; got {getattr(self, field)}")
         parse_loss_balance(self.loss_balance)
-        parse_reference_energies(self.reference_energies)
+        if self.reference_energies not in ("auto", "none"):
+            from agedi.data.reference_energies import parse_reference_energies
+
+            parse_reference_energies(self.reference_energies)
+
+    @property
+    def reports_to(self) -> str | None:
+        """The project of Weights & Biases to report to."""
+        return (self.wandb_project or "agedi") if self.logger == "wandb" else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where structures come from and what is made of them."""
+    """The files of structures to train on, and what is made of them."""
 
-    data_path: pathlib.Path | None = None  # a file of structures; None: they were given as objects
-    regressor_data_path: pathlib.Path | None = None  # a file of structures that only the force field learns from
-    mask: Literal["none", "MaskFixed"] = "none"  # MaskFixed: what FixAtoms fixes stays where it is
-    confinement: tuple[float, float] | None = None  # z_min, z_max (Å) that hold all atoms that are not fixed
-    canonical_cell: bool = False  # turns structures so that their cells are lower triangular
-    repeat: int | None = None  # copies up to repeat x repeat x 1 cells join the data
-    repeat_epoch: int | None = None  # every so many epochs, one size more
-    extensive: tuple[str, ...] = EXTENSIVE  # properties that grow with the number of atoms
+    train: pathlib.Path | None = setting(None, "data_path", "train_path")  # structures; none: given as objects
+    regressor_data_path: pathlib.Path | None = None  # structures that only the force field learns from
+    dataset: DatasetConfig = DatasetConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """What `create_diffusion` takes."""
+class TrainConfig:
+    """A whole training run."""
 
-    noisers: tuple[str, ...] = ("CellPositions",)  # Positions, CellPositions, ConfinedCellPositions, Types
-    sde: Literal["ve", "vp"] | None = None  # vp only for Positions, which have it by default
-    model: Literal["PaiNN"] = "PaiNN"
-    cutoff: float | None = None  # Å; 6 by default
-    feature_size: int = 64
-    n_blocks: int = 4
-    n_rbf: int = 30
-    n_classes: int | None = None  # most species that Types may find in the data
-    conditioning: tuple[str, ...] = ()  # names of properties
-    conditioning_type: tuple[str, ...] = ("scalar",)  # scalar, integer or node; one for all, or one each
-    condition_dropout: float = 0.2
-    force_field: bool = False  # learn energies and forces too
-    conservative_forces: bool = False  # forces as -dE/dx
-    loss_scaling: tuple[float, ...] = ()  # a weight for each noiser
-    schedule: Literal["linear", "exponential", "cosine"] | None = None
-    sigma_min: float = 0.01  # Å, ve
-    sigma_max: float | None = None  # Å, ve; by default from the data
-    walls: Literal["reflected", "truncated"] = "reflected"
-    eps: float = 1e-5  # smallest diffusion time in training
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(ModelOptions, DataConfig, FitConfig):
-    """A whole training run in one list of options, as YAML files and the command line have it."""
-
+    training: FitConfig = FitConfig()
+    data: DataConfig = DataConfig()
+    diffusion: DiffusionOptions = DiffusionOptions()
     checkpoint: pathlib.Path | None = None  # a run to go on with: its folder, or its checkpoints/best_model
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a run's hparams.yaml says."""
-
-    run_dir: pathlib.Path
-    training: FitConfig
-    data: DataConfig
-    diffusion: DiffusionConfig
-    n_training_data: int
-    n_validation_data: int
-    n_parameters: int
-
-    @property
-    def train(self) -> str:
-        """Where the data come from, for messages."""
-        return "what was given" if self.data.data_path is None else str(self.data.data_path)
-
-    @property
-    def keep(self) -> int:
-        """How many checkpoints stay besides the best."""
-        return 1
-
-    @property
-    def wandb_project(self) -> str | None:
-        """Where to report to."""
-        return self.training.project if self.training.logger == "wandb" else None
-
-
 def train_config(values: Mapping[str, Any]) -> TrainConfig:
-    """Options by name; one word, or words joined by commas, serve where several are expected.
+    """Settings from published names, ours or both, flat or nested; names of a list may be joined by commas.
 
     Raises:
         ValueError: a name is unknown or a value is of the wrong type.
     """
-    plain = _plain_options(values)
-    for name in ("noisers", "conditioning", "conditioning_type", "extensive"):
-        if plain.get(name) is not None:
-            plain[name] = list(split_names(plain[name]))
-    return from_dict(TrainConfig, plain)
+    return from_dict(TrainConfig, nested(TrainConfig, _plain(values)))
+
+
+def given_names(values: Mapping[str, Any]) -> set[str]:
+    """The fields of `TrainConfig`, nested ones too, that values as those of `train_config` set."""
+    return set(_leaves(nested(TrainConfig, _plain(values))))
+
+
+def _leaves(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value)
+        else:
+            yield name
 
 
 def fit_config(values: Mapping[str, Any], before: FitConfig | None = None) -> FitConfig:
-    """Options of training by name, in place of those of `before`.
+    """Settings of the training by name, in place of those of `before`.
 
     Raises:
         ValueError: a name is unknown or a value is of the wrong type.
     """
-    return from_dict(FitConfig, {**({} if before is None else to_dict(before)), **_plain_options(values)})
+    return from_dict(FitConfig, to_dict(before or FitConfig()) | named(FitConfig, _plain(values)))
 
 
-def _plain_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: _plain(value) for name, value in values.items()}
-    balance = plain.get("loss_balance")
-    if isinstance(balance, Mapping | list | tuple):
-        shares = parse_loss_balance(balance)
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    plain = plain_values(values)
+    if isinstance(plain.get("loss_balance"), Mapping | list | tuple):
+        shares = parse_loss_balance(plain["loss_balance"])
         plain["loss_balance"] = None if shares is None else f"{shares.diffusion}:{shares.regressor}"
     return plain
-
-
-def _plain(value: Any) -> Any:
-    """Paths as text, NumPy's numbers and arrays as Python's."""
-    if isinstance(value, pathlib.Path):
-        return str(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def load_run(run_dir: pathlib.Path) -> Run:
-    """What a run says of itself."""
-    load_hparams(run_dir)  # which explains what the folder is where it is no run
-    return load_config(Run, run_dir / HPARAMS)
 
 
 def loop_config(training: FitConfig, batches_per_epoch: int) -> LoopConfig:
     """When to stop and what to do how often."""
     hours = training.max_time
     if hours is None:
-        hours = 0.0 if training.max_time_minutes else DEFAULT_HOURS
-    minutes = 60 * hours + training.max_time_minutes
+        hours = 0.0 if training.max_minutes else DEFAULT_HOURS
+    minutes = 60 * hours + training.max_minutes
     return LoopConfig(
         epochs=None if training.epochs == -1 else training.epochs,
         max_minutes=minutes or None,
-        log_every=min(training.log_interval, batches_per_epoch),
+        log_every=min(training.log_every, batches_per_epoch),
         checkpoint_seconds=CHECKPOINT_SECONDS,
     )
 
@@ -208,15 +196,10 @@ def optimizer_config(training: FitConfig) -> OptimizerConfig:
     """AdamW with the rate lowered on plateaus."""
     return OptimizerConfig(
         optimizer="adamw",
-        learning_rate=training.lr,
+        learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
-        clip_norm=training.gradient_clip_val,
+        clip_norm=training.clip_norm,
         schedule="plateau",
-        plateau_factor=training.lr_factor,
-        plateau_patience=training.lr_patience,
+        plateau_factor=training.plateau_factor,
+        plateau_patience=training.plateau_patience,
     )
-
-
-def part_of(kind: type[Part], options: TrainConfig) -> Part:
-    """The options that are fields of `kind`."""
-    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})  # pyright: ignore

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Int64
 
-from agedi.checkpoint import BEST, HPARAMS, LAST, choose_checkpoint, split_checkpoint
-from agedi.config import DiffusionConfig
+from agedi.checkpoint import BEST, LAST, choose_checkpoint, split_checkpoint
+from agedi.config import DiffusionConfig, DiffusionOptions
 from agedi.data.batches import make_take
+from agedi.data.config import DatasetConfig
 from agedi.data.dataset import (
     Dataset,
     all_graphs,
@@ -34,25 +35,24 @@ from agedi.noise.kernels import lattice_sums
 from agedi.training.config import (
     DataConfig,
     FitConfig,
-    ModelOptions,
-    Run,
     TrainConfig,
     fit_config,
-    load_run,
+    given_names,
     loop_config,
     optimizer_config,
-    part_of,
+    parse_loss_balance,
     train_config,
 )
-from agedi.training.loss_balance import make_balanced_loss, parse_loss_balance, start_means, update_means
+from agedi.training.loss_balance import make_balanced_loss, start_means, update_means
 from agedi.training.neighbor_capacity import measure_capacity
+from agedi.training.run import FILES, Run, claim_version, load_run, next_version
 from matterform.config import load_values
 from matterform.io.files import existing
 from matterform.training.batches import BatchPlan, make_batch_plan, switch_plans, with_rows
 from matterform.training.loop import FitResult, Validation, fit, metric_columns
 from matterform.training.mesh import make_mesh
 from matterform.training.optimizers import make_optimizer
-from matterform.training.run import RunFiles, check_data, check_run, claim_run, open_run
+from matterform.training.run import check_data, check_run, claim_run, open_run
 from matterform.training.state import inference_params, init_state
 from matterform.training.step import make_eval_step, make_train_step
 
@@ -61,11 +61,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILES = RunFiles(HPARAMS, f"checkpoints/{LAST}", f"checkpoints/{BEST}")
 SPLIT_KEY = 1  # folded into the seed where a validation set is split off
 # A resumed run may train longer and report elsewhere; the rest must stay.
-FREE_TRAINING = ("epochs", "max_time", "max_time_minutes", "logger", "log_dir", "project", "name", "progress_bar")
-FREE = ("run_dir", "data.data_path", *(f"training.{name}" for name in FREE_TRAINING))
+FREE_TRAINING = ("epochs", "max_time", "max_minutes", "logger", "log_dir", "wandb_project", "name", "progress_bar")
+FREE = ("run_dir", "data.train", *(f"training.{name}" for name in FREE_TRAINING))
 
 
 class TrainResult(NamedTuple):
@@ -146,42 +145,57 @@ def train_from_atoms(
         properties: values by name for each structure, instead of those it carries.
         options: fields of `TrainConfig`; with `checkpoint`, goes on with that run.
     """
-    return train_from_options(train_config(options), set(options), data, regressor_data, properties)
+    return train_from_options(train_config(options), given_names(options), data, regressor_data, properties)
 
 
 def train_from_config(config: str | pathlib.Path | Mapping[str, Any], **overrides: Any) -> TrainResult:
-    """Trains as a YAML file or a mapping says; its keys are the fields of `TrainConfig`, `data_path` among them."""
+    """Trains as a YAML file or a mapping says; its keys are the fields of `TrainConfig`, `train` among them."""
     values = dict(config) if isinstance(config, Mapping) else load_values(existing(config))
     values |= overrides
-    return train_from_options(train_config(values), set(values))
+    return train_from_options(train_config(values), given_names(values))
 
 
 def train_from_options(
-    options: TrainConfig,
+    config: TrainConfig,
     given: Collection[str],
     data: "Sequence[ase.Atoms] | None" = None,
     regressor_data: "Sequence[ase.Atoms] | None" = None,
     properties: "Sequence[Mapping[str, Any]] | None" = None,
 ) -> TrainResult:
-    """Trains by options, of which `given` are not just defaults."""
-    training, source = part_of(FitConfig, options), part_of(DataConfig, options)
-    if options.checkpoint is not None:
-        run = load_run(split_checkpoint(options.checkpoint)[0])
-        kept = {field.name for kind in (DataConfig, ModelOptions) for field in dataclasses.fields(kind)} - {"data_path"}
-        if ignored := sorted(kept & set(given)):
+    """Trains as `config` says, or goes on with the run that it names.
+
+    Args:
+        given: names of the fields that are not just defaults.
+        data: structures, instead of those of a file.
+    """
+    if config.checkpoint is not None:
+        run = load_run(split_checkpoint(config.checkpoint)[0])
+        if ignored := sorted((_names_of(DatasetConfig, DiffusionOptions, DataConfig) - {"train"}) & set(given)):
             logger.warning("%s goes on with its own %s", run.run_dir, ", ".join(ignored))
-        source = run.data if source.data_path is None else dataclasses.replace(run.data, data_path=source.data_path)
+        source = dataclasses.replace(run.data, train=config.data.train or run.data.train)
         dataset = read_dataset(source, run.diffusion, data, regressor_data, properties)
-        changes = {name: value for name, value in vars(training).items() if name in given}
-        return resume(options.checkpoint, dataset, **changes)
-    model = vars(part_of(ModelOptions, options)) | {"confinement": options.confinement, "extensive": options.extensive}
-    limit, _ = model.pop("n_classes"), model.pop("model")
-    diffusion = create_diffusion(**model, reference_energies=options.reference_energies, seed=training.seed)
-    dataset = read_dataset(source, diffusion.config, data, regressor_data, properties)
+        changes = {name: value for name, value in vars(config.training).items() if name in given}
+        return resume(config.checkpoint, dataset, **changes)
+    diffusion = create_diffusion(
+        **{name: value for name, value in vars(config.diffusion).items() if name not in ("n_classes", "model")},
+        confinement=config.data.dataset.confinement,
+        extensive=config.data.dataset.extensive,
+        reference_energies=config.training.reference_energies,
+        seed=config.training.seed,
+    )
+    dataset = read_dataset(config.data, diffusion.config, data, regressor_data, properties)
+    _check_species(dataset, config.diffusion.n_classes)
+    return train(diffusion, dataset, source=config.data, **vars(config.training))
+
+
+def _names_of(*configs: type) -> set[str]:
+    return {field.name for config in configs for field in dataclasses.fields(config)}
+
+
+def _check_species(dataset: Dataset, limit: int | None) -> None:
     species = {number for graph in dataset.graphs for number in graph.x.tolist()}
     if limit is not None and len(species) > limit:
         raise ValueError(f"n_classes is {limit}, but the data hold {len(species)} species; leave it out or raise it")
-    return train(diffusion, dataset, source=source, **vars(training))
 
 
 def read_dataset(
@@ -191,25 +205,24 @@ def read_dataset(
     regressor_data: "Sequence[ase.Atoms] | None" = None,
     properties: "Sequence[Mapping[str, Any]] | None" = None,
 ) -> Dataset:
-    """The data set for a model, of structures that are given or read from where `source` says."""
+    """The data set for a model, of structures that are given or read from where `source` says.
+
+    Raises:
+        ValueError: there is no file of structures, or the structures do not fit the model.
+    """
     if data is None:
-        if source.data_path is None:
-            raise ValueError("data_path must name a file of structures; found none")
-        data = read_atoms(source.data_path)
+        if source.train is None:
+            raise ValueError("train (or data_path) must name a file of structures; found none")
+        data = read_atoms(source.train)
     if regressor_data is None and source.regressor_data_path is not None:
         regressor_data = read_atoms(source.regressor_data_path)
     return create_dataset(
         list(data),
+        source.dataset,
         cutoff=config.model.cutoff,
-        mask=source.mask,
-        confinement=source.confinement,
         conditioning=tuple(condition.name for condition in config.conditions) or "none",
         conditioning_type=tuple(condition.kind for condition in config.conditions) or "scalar",
-        extensive=source.extensive,
         properties=properties,
-        canonical_cell=source.canonical_cell,
-        repeat=source.repeat,
-        repeat_epoch=source.repeat_epoch,
         force_field=config.force_field is not None,
         regressor_data=regressor_data,
     )
@@ -228,23 +241,6 @@ def read_atoms(path: pathlib.Path) -> "list[ase.Atoms]":
     return [to_atoms(structure) for structure in structures]
 
 
-def next_version(folder: pathlib.Path) -> pathlib.Path:
-    """The first of version_0, version_1, ... after those that are there."""
-    taken = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
-    return folder / f"version_{max((int(number) for number in taken if number.isdecimal()), default=-1) + 1}"
-
-
-def claim_version(run: Run) -> Run:
-    """The run in a folder that is now its own, whatever other runs have begun meanwhile."""
-    while jax.process_count() == 1:  # several processes must agree, and take the one they have
-        try:
-            run.run_dir.mkdir(parents=True)
-            break
-        except FileExistsError:
-            run = dataclasses.replace(run, run_dir=next_version(run.run_dir.parent))
-    return run
-
-
 def split_rows(dataset: Dataset, training: FitConfig) -> Split:
     """Which originals to train on and which to hold out: the same whenever a run is resumed.
 
@@ -252,10 +248,12 @@ def split_rows(dataset: Dataset, training: FitConfig) -> Split:
     """
     diffused, others = np.flatnonzero(dataset.diffuse), np.flatnonzero(~dataset.diffuse)
     total = len(diffused)
-    held_out = round(training.val_split * total)
-    kept = total - held_out if training.train_split is None else round(training.train_split * total)
+    held_out = round(training.validation_fraction * total)
+    kept = total - held_out if training.train_fraction is None else round(training.train_fraction * total)
     if kept == 0:
-        raise ValueError(f"val_split {training.val_split} leaves none of {total} structures to train on")
+        raise ValueError(
+            f"validation_fraction {training.validation_fraction} leaves none of {total} structures to train on"
+        )
     order = diffused[np.random.default_rng([training.seed, SPLIT_KEY]).permutation(total)]
     chosen = order[held_out : held_out + kept]
     return Split(np.sort(np.concatenate([chosen, others])), np.sort(order[:held_out]))

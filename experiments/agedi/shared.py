@@ -14,7 +14,7 @@ import agedi
 from agedi.sampling.config import SampleConfig, SamplerConfig
 from agedi.sampling.request import SampleRequest, make_initial_state
 from agedi.sampling.sample import iterate_from
-from agedi.training.config import load_run
+from agedi.training.run import load_run
 from agedi.training.train import read_dataset, resume, train_from_atoms
 from matterform.io.files import write_atomically
 from matterform.io.formats import read_structures, to_atoms, write_structures

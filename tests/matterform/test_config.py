@@ -6,7 +6,7 @@ from typing import Literal, Optional
 
 import pytest
 
-from matterform.config import from_dict, load_config, load_values, named, save_config, setting, to_dict
+from matterform.config import from_dict, load_config, load_values, named, nested, save_config, setting, to_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,3 +219,30 @@ def test_plain_values_of_a_file_are_read(tmp_path):
     path.write_text("- 1")
     with pytest.raises(ValueError, match=r"values\.yaml: config: expected keys and values, found \[1\] \(list\)"):
         load_values(path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train_path": "a", "lr": 2, "betas": [0, 0.5]},
+        {"learning_rate": 2, "data": "a", "optim": {"betas": [0, 0.5]}},
+        {"optim": {"lr": 2}, "data": "a", "betas": [0, 0.5]},
+    ],
+)
+def test_flat_values_move_into_the_nested_settings_that_have_them(values):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Steps:
+        learning_rate: float = setting(1e-4, "lr")
+        betas: tuple[float, float] = (0.9, 0.999)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Training:
+        data: pathlib.Path = setting(dataclasses.MISSING, "train_path")
+        optim: Steps = Steps()
+
+    expected = Training(data=pathlib.Path("a"), optim=Steps(learning_rate=2.0, betas=(0.0, 0.5)))
+    assert from_dict(Training, nested(Training, values)) == expected
+    with pytest.raises(ValueError, match="unknown key 'beta'; did you mean 'betas'"):
+        nested(Training, {"beta": 1})
+    with pytest.raises(ValueError, match="learning_rate is given twice"):
+        nested(Training, {"lr": 1, "optim": {"learning_rate": 1}})
