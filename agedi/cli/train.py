@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agedi.checkpoint import BEST, HPARAMS, LAST, load_hparams, split_checkpoint
-from agedi.training.config import FitConfig, TrainConfig, load_run, train_config
+from agedi.training.config import FitConfig, TrainConfig, train_config
+from agedi.training.run import load_run
 from matterform.commandline_old import parse, say
 from matterform.config import load_values, to_dict
 from matterform.io.files import existing
