@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float, Int
 
 from atomformer.config import ENERGY_HEADS, AtomformerConfig
 from atomformer.data.dataset import Dataset, atom_counts, elements
-from atomformer.data.periodic import image_edges, reduced_cell
+from atomformer.data.periodic import image_edges
 from atomformer.data.structure import AnyArray, Edges, Structure
 from atomformer.data.vocabulary import PAD
 from matterform.elements import element_table
+from matterform.reduction import minkowski_cell
 from matterform.training.batches import Take
 
 PER_ATOM_TARGETS = ("forces", "relaxed_coords")
@@ -87,7 +88,7 @@ def _periodic_images(dataset: Dataset, config: AtomformerConfig) -> _PeriodicIma
     def of(index: int) -> tuple[np.ndarray, Edges]:
         rows = slice(dataset.offsets[index], dataset.offsets[index + 1])
         cell, pbc = np.asarray(dataset.structures["cell"][index], float), dataset.structures["pbc"][index]
-        reduced = reduced_cell(cell, pbc)
+        reduced = minkowski_cell(cell, pbc)
         if config.periodic != "images":
             return reduced, NO_EDGES
         return reduced, image_edges(np.asarray(dataset.atoms["coords"][rows], float), reduced, pbc, config.cutoff)

@@ -9,12 +9,13 @@ from jaxtyping import Float, Int
 
 from atomformer.config import AtomformerConfig
 from atomformer.data.examples import pad_edges
-from atomformer.data.periodic import image_edges, reduced_cell
+from atomformer.data.periodic import image_edges
 from atomformer.data.rows import Row, check_row
 from atomformer.data.structure import Structure
 from atomformer.data.vocabulary import PAD
 from matterform.elements import element_table
 from matterform.io.formats import to_atoms
+from matterform.reduction import minkowski_cell
 
 if TYPE_CHECKING:
     import ase
@@ -91,8 +92,8 @@ def prepare_structure(row: Row, config: AtomformerConfig) -> Structure:
 
 @functools.lru_cache(maxsize=128)
 def _reduced(cell: bytes, pbc: bytes) -> Float[np.ndarray, "3 3"]:
-    """`reduced_cell` (Å) of the bytes of arrays, cached because structures often share their cell."""
-    return reduced_cell(np.frombuffer(cell).reshape(3, 3), np.frombuffer(pbc, bool))
+    """`minkowski_cell` (Å) of the bytes of arrays, cached because structures often share their cell."""
+    return minkowski_cell(np.frombuffer(cell).reshape(3, 3), np.frombuffer(pbc, bool))
 
 
 def pad_structures(structures: Sequence[Structure], length: int, capacity: int) -> Structure:

@@ -13,17 +13,6 @@ from atomformer.data.structure import Edges
 NEIGHBOURING_CELLS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float32)
 
 
-def reduced_cell(cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
-    """A Minkowski-reduced basis (Å) of the lattice of the periodic directions, completed by unit vectors."""
-    from ase.geometry import complete_cell, minkowski_reduce
-
-    if not pbc.any():
-        return np.eye(3)
-    partial = np.where(np.asarray(pbc)[:, None], cell, 0.0)
-    reduced, _ = minkowski_reduce(complete_cell(partial), pbc=pbc)  # pyright: ignore[reportArgumentType]
-    return np.asarray(reduced)
-
-
 def safe_norm(x: Float[Array, "*s 3"]) -> Float[Array, "*s"]:
     """Length of each vector, with gradient 0 (not NaN) at the zero vector."""
     square = jnp.sum(x**2, axis=-1)
@@ -34,7 +23,7 @@ def safe_norm(x: Float[Array, "*s 3"]) -> Float[Array, "*s"]:
 def nearest_images(
     displacements: Float[Array, "*pairs 3"], cell: Float[Array, "3 3"], pbc: Bool[Array, "3"]
 ) -> Float[Array, "*pairs 3"]:
-    """The shortest displacement (Å) to any image; exact in a `reduced_cell`.
+    """The shortest displacement (Å) to any image; exact in a `matterform.reduction.minkowski_cell`.
 
     The choice of the image is piecewise constant, so gradients pass to the displacement and the cell.
     """

@@ -1,10 +1,11 @@
 """Distances in periodic crystals, exact for every cell, and the defects that make measuring pointless."""
 
-import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
+
+from matterform.reduction import NEIGHBOR_CELLS, fast_minkowski_cell
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -17,10 +18,6 @@ MIN_EDGE_ANG = 0.5
 MAX_ELONGATION = 1e4
 MAX_EDGE_ANG = 500.0  # and beyond this StructureMatcher fails, or takes all memory there is
 
-NEIGHBOR_CELLS = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-COMBINATIONS = np.concatenate([np.eye(3, dtype=int), NEIGHBOR_CELLS[np.abs(NEIGHBOR_CELLS).sum(-1) > 1]])
-ROUNDING = 1e-9  # of squared lengths
-EASY_STEPS = 4
 PAIRS_AT_ONCE = 4096  # of atoms; bounds memory, 27 images each
 
 
@@ -44,7 +41,7 @@ def is_comparable(structure: "pymatgen.core.Structure") -> bool:
     """Whether symmetry and likeness can be asked for: no defect, and a reduced cell no needle, no sheet, not huge."""
     if defect(structure):
         return False
-    edges = np.linalg.norm(reduced_cell(structure.lattice.matrix), axis=-1)
+    edges = np.linalg.norm(fast_minkowski_cell(structure.lattice.matrix), axis=-1)
     if not MIN_EDGE_ANG <= edges.min() <= edges.max() <= MAX_EDGE_ANG:
         return False
     return bool(edges.max() ** 3 <= MAX_ELONGATION * cell_volume(structure))
@@ -66,7 +63,7 @@ def nearest_image_distances(cell: Float[np.ndarray, "3 3"], frac: Float[np.ndarr
         cell: lattice vectors as rows (Å), not flat.
         frac: fractional coordinates, anywhere.
     """
-    reduced = reduced_cell(cell)
+    reduced = fast_minkowski_cell(cell)
     if reduced is not cell:
         frac = (frac % 1.0) @ cell @ np.linalg.inv(reduced)
     first, second = np.triu_indices(len(frac), k=1)
@@ -80,25 +77,3 @@ def nearest_image_distances(cell: Float[np.ndarray, "3 3"], frac: Float[np.ndarr
     distances = np.diag(np.full(len(frac), np.linalg.norm(reduced, axis=-1).min()))
     distances[first, second] = distances[second, first] = np.sqrt(square)
     return distances
-
-
-def reduced_cell(cell: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
-    """A Minkowski-reduced cell of the same lattice; the cell itself where it is one already.
-
-    Reduced is a cell none of whose vectors becomes shorter by adding or subtracting shorter ones. Most cells need
-    two steps at most, which is much faster than ASE's reduction; that is asked about the others.
-    """
-    reduced = cell
-    for _ in range(EASY_STEPS):
-        sums = COMBINATIONS @ reduced
-        lengths = np.einsum("ci,ci->c", sums, sums)
-        replaced = np.where(COMBINATIONS != 0, lengths[:3], -1.0).argmax(-1)  # the longest of the vectors added
-        shortening = lengths[replaced] * (1 - ROUNDING) - lengths
-        best = int(shortening.argmax())
-        if shortening[best] <= 0:
-            return reduced
-        reduced = reduced.copy()
-        reduced[replaced[best]] = sums[best]
-    from ase.geometry import minkowski_reduce
-
-    return np.asarray(minkowski_reduce(cell)[0])

@@ -14,6 +14,7 @@ from matterform.cell import inverse
 from matterform.elements import element_table
 from matterform.evaluation.geometry import defect
 from matterform.neighbors import image_counts, image_grid
+from matterform.reduction import minkowski_cell
 
 if TYPE_CHECKING:
     import pymatgen.core
@@ -155,11 +156,9 @@ def _problem(structure: "pymatgen.core.Structure") -> str:
 
 def _compact_cell(cell: Float[np.ndarray, "3 3"], cutoff: float) -> tuple[Float[np.ndarray, "3 3"], int | None]:
     """A cell of the same lattice, and the number of images that reaches `cutoff` in it; None if no level does."""
-    from ase.geometry import minkowski_reduce
-
     needed = max(image_counts(cell, np.ones(3, bool), cutoff))
     if needed > IMAGE_LEVELS[0]:
-        cell = np.asarray(minkowski_reduce(cell)[0])
+        cell = minkowski_cell(cell)
         needed = max(image_counts(cell, np.ones(3, bool), cutoff))
     return cell, next((level for level in IMAGE_LEVELS if level >= needed), None)
 

@@ -11,10 +11,11 @@ from atomformer.config import AtomformerConfig, EnergyScale
 from atomformer.data import examples, references
 from atomformer.data.dataset import atom_counts, from_rows
 from atomformer.data.examples import Requirements, make_take
-from atomformer.data.periodic import image_edges, reduced_cell
+from atomformer.data.periodic import image_edges
 from atomformer.data.rows import check_row, row_from_atoms
 from atomformer.data.vocabulary import PAD
 from atomformer.network.transformer import make_apply
+from matterform.reduction import minkowski_cell
 from matterform.training.batches import bucket_lengths, load_batches, make_batch_plan
 
 COUNTS = (4, 2, 7, 1)
@@ -123,7 +124,7 @@ def test_cells_are_reduced_and_molecules_have_none_that_matters():
     structure = make_take(data, config, Requirements())(np.array([1, 0, 2]), 7).structure
     np.testing.assert_array_equal(structure.pbc, [[True] * 3, [False] * 3, [True, True, False]])
     np.testing.assert_array_equal(structure.cell[1], np.eye(3))
-    np.testing.assert_allclose(structure.cell[0], reduced_cell(CELL, np.ones(3, bool)), atol=1e-5)
+    np.testing.assert_allclose(structure.cell[0], minkowski_cell(CELL, np.ones(3, bool)), atol=1e-5)
     assert np.linalg.norm(structure.cell[0], axis=1).max() < 5
     assert structure.edges is None
 
@@ -139,7 +140,7 @@ def test_edges_are_padded_to_the_most_of_a_length():
     every = []
     for i, row in enumerate(crystal_rows()):
         cell, pbc = data.structures["cell"][i].astype(float), data.structures["pbc"][i]
-        every.append(image_edges(row["coords"].astype(np.float32).astype(float), reduced_cell(cell, pbc), pbc, 4.0))
+        every.append(image_edges(row["coords"].astype(np.float32).astype(float), minkowski_cell(cell, pbc), pbc, 4.0))
     numbers = [len(edges.first) for edges in every]
     short, long = max(numbers[0], numbers[1], numbers[3]), max(numbers)
     assert short < long

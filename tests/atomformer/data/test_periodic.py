@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ase.geometry import find_mic
 
-from atomformer.data.periodic import envelope, image_edges, nearest_images, reduced_cell, safe_norm
+from atomformer.data.periodic import envelope, image_edges, nearest_images, safe_norm
+from matterform.reduction import minkowski_cell
 
 PATTERNS = list(itertools.product((False, True), repeat=3))
 
@@ -26,7 +27,7 @@ def test_nearest_images_are_those_of_ase(rng, pbc):
     with jax.enable_x64(True):
         nearest = jax.jit(nearest_images)
         for cell, vectors in zip(cells, displacements, strict=True):
-            reduced = reduced_cell(cell, periodic)
+            reduced = minkowski_cell(cell, periodic)
             found = np.asarray(nearest(jnp.asarray(vectors), jnp.asarray(reduced), jnp.asarray(periodic)))
             _, expected = find_mic(vectors, np.where(periodic[:, None], cell, 0), periodic)  # pyright: ignore
             np.testing.assert_allclose(np.linalg.norm(found, axis=-1), expected, rtol=1e-9, atol=1e-9)
@@ -40,7 +41,7 @@ def test_nearest_images_are_those_of_ase(rng, pbc):
 def test_reduced_cells_span_the_same_lattice(rng, pbc):
     periodic = np.array(pbc)
     for cell in skewed_cells(rng, 50):
-        reduced = reduced_cell(cell, periodic)
+        reduced = minkowski_cell(cell, periodic)
         if not periodic.any():
             np.testing.assert_array_equal(reduced, np.eye(3))
             continue
@@ -54,7 +55,7 @@ def test_reduced_cells_span_the_same_lattice(rng, pbc):
 
 
 def test_cells_without_missing_vectors_are_completed():
-    reduced = reduced_cell(np.diag([3.0, 4.0, 0.0]), np.array([True, True, False]))
+    reduced = minkowski_cell(np.diag([3.0, 4.0, 0.0]), np.array([True, True, False]))
     np.testing.assert_allclose(np.abs(np.linalg.det(reduced)), 12)
 
 

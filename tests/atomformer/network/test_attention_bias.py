@@ -15,7 +15,7 @@ import pytest
 from jax.test_util import check_grads
 
 from atomformer.data.examples import pad_edges
-from atomformer.data.periodic import image_edges, reduced_cell
+from atomformer.data.periodic import image_edges
 from atomformer.data.structure import Structure
 from atomformer.data.vocabulary import GRAPH
 from atomformer.network import attention_bias
@@ -28,6 +28,7 @@ from atomformer.network.attention_bias import (
     system_distances,
     token_distances,
 )
+from matterform.reduction import minkowski_cell
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -44,7 +45,7 @@ def crystal(pbc=(True, True, True), padding=0, extra_edges=0, seed=0) -> Any:
     """Four atoms with the images of `CELL`, with padded atoms and edges."""
     rng, periodic = np.random.default_rng(seed), np.array(pbc)
     positions = (rng.uniform(0, 1, (4, 3)) @ CELL).astype(np.float32)
-    cell = reduced_cell(CELL, periodic)
+    cell = minkowski_cell(CELL, periodic)
     edges = image_edges(positions.astype(float), cell, periodic, CUTOFF)
     edges = jax.tree.map(lambda x: x[0], pad_edges([edges], len(edges.first) + extra_edges))
     structure = Structure(
@@ -158,7 +159,7 @@ def test_the_choice_of_images_and_of_cell_changes_nothing(tiny_config, lively, p
         (moved, cell),
         (
             np.asarray(structure.positions, np.float64),
-            reduced_cell(np.array([[1, 3, 0], [0, 1, 0], [2, 0, 1]]) @ cell, np.ones(3, bool)),
+            minkowski_cell(np.array([[1, 3, 0], [0, 1, 0], [2, 0, 1]]) @ cell, np.ones(3, bool)),
         ),
     ]:
         edges = image_edges(positions, basis, np.ones(3, bool), CUTOFF)
