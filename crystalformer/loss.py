@@ -1,4 +1,4 @@
-"""Log-probability of crystals and the training loss (spec section 3)."""
+"""Log-probability of crystals and the training loss (docs/formulas/crystalformer.md, section 3)."""
 
 import functools
 from typing import Any, NamedTuple

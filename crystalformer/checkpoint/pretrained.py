@@ -12,8 +12,7 @@ from jaxtyping import Int
 from crystalformer.checkpoint.published import BEST, EPOCH_PATTERN, PUBLISHED, Checkpoint, load_checkpoint
 from crystalformer.config import WeightsConfig
 
-FOLDER = pathlib.Path(__file__).parents[1] / "assets"
-NAME = "mp20_biternary"
+SHIPPED = pathlib.Path(__file__).parents[1] / "assets" / "mp20_biternary"  # .pkl, .json and _held_out.json
 ADVICE = (
     "Published weights are on https://huggingface.co/zdcao/CrystalFormer and zdcao/CrystalFormer-CSP: download a .pkl "
     "and give its path, or fetch the whole model once with `huggingface-cli download zdcao/CrystalFormer` and give "
@@ -35,7 +34,7 @@ def load_model(weights: WeightsConfig | str | os.PathLike[str] | None = None, **
         weights = WeightsConfig(model=None if weights is None else pathlib.Path(weights))
     given = {name: value for name, value in dataclasses.asdict(weights).items() if value is not None}
     model = given.pop("model", None)
-    path = FOLDER / f"{NAME}.pkl" if model is None else find_checkpoint(model)
+    path = pathlib.Path(f"{SHIPPED}.pkl") if model is None else find_checkpoint(model)
     return load_checkpoint(path, **given | hyperparameters)
 
 
@@ -114,12 +113,12 @@ def load_pretrained(**hyperparameters: Any) -> Checkpoint:
 
 def model_card() -> dict[str, Any]:
     """What the shipped weights were trained on, how, and how good they are."""
-    return json.loads((FOLDER / f"{NAME}.json").read_text(encoding="utf-8"))
+    return json.loads(pathlib.Path(f"{SHIPPED}.json").read_text(encoding="utf-8"))
 
 
 def held_out_statistics() -> dict[str, list[Any]]:
     """Columns (formula, num_atoms, density_g_cm3, ...) of the held-out crystals, to compare samples with."""
-    return json.loads((FOLDER / f"{NAME}_held_out.json").read_text(encoding="utf-8"))
+    return json.loads(pathlib.Path(f"{SHIPPED}_held_out.json").read_text(encoding="utf-8"))
 
 
 def training_spacegroups() -> Int[np.ndarray, "230"]:

@@ -21,27 +21,29 @@ from crystalformer.symmetry.wyckoff import symmetry_tables
 FORBIDDEN = -1e10
 ROTARY_BASE = 10_000.0
 
-Transformer = Callable[..., Float[Array, "rows columns"]]
+Apply = Callable[..., Float[Array, "rows columns"]]
 
 
-class Model(NamedTuple):
-    """A published parameter tree and the function of one crystal that reads it."""
+class Transformer(NamedTuple):
+    """A published parameter tree and the function of one crystal that computes with it."""
 
     params: Params
-    transformer: Transformer
+    transformer: Apply
 
 
-def make_transformer(key: PRNGKeyArray, **sizes: Any) -> Model:
+def make_transformer(key: PRNGKeyArray, **sizes: Any) -> Transformer:
     """Fresh parameters and the network, as the model cards call it; `sizes` are fields of `TransformerConfig`.
 
     `transformer(params, key, G, XYZ, A, W, M, is_train)` maps one crystal to the raw outputs `h` (5n+1, output_size).
-    Raises ValueError for sizes that no network can have.
+
+    Raises:
+        ValueError: a size is unknown or out of range.
     """
     config = TransformerConfig(**sizes)
-    return Model(init_params(key, config), make_apply(config))
+    return Transformer(init_params(key, config), make_apply(config))
 
 
-def make_apply(config: TransformerConfig) -> Transformer:
+def make_apply(config: TransformerConfig) -> Apply:
     """The network as a function of its parameters; `is_train` turns dropout on."""
 
     def transformer(params, key, G, XYZ, A, W, M, is_train):
@@ -60,7 +62,9 @@ def forward(
     M: Int[Array, " n"],
     config: TransformerConfig,
 ) -> Float[Array, "rows columns"]:
-    """Outputs of every row (spec section 2): row 5i letter, 5i+1 element and lattice, 5i+2.. coordinates of site i.
+    """Outputs of every row: row 5i letter, 5i+1 element and lattice, 5i+2, 3, 4 coordinates of site i.
+
+    Section 2 of docs/formulas/crystalformer.md has the table of rows.
 
     Categorical parts are normalised log-probabilities, widths and concentrations positive, unused columns 0.
     `key=None` means no dropout.
@@ -220,7 +224,7 @@ def masked_log_softmax(logits: Float[Array, "*s c"], allowed: Bool[Array, "*s c"
 
 
 def first_letter_log_probs(network: Network, G: Int[Array, ""], config) -> Float[Array, " letters"]:
-    """Distribution of the first letter: 1 .. number of letters of G."""
+    """Distribution of the first letter: 1 .. number of letters of G (eq. 5)."""
     if config.h0_size:
         first, second = network.first_letter
         hidden = jax.nn.gelu(linear(first, network.tables["g_embeddings"][G - 1]), approximate=True)
@@ -232,7 +236,7 @@ def first_letter_log_probs(network: Network, G: Int[Array, ""], config) -> Float
 
 
 def next_letter_log_probs(raw: Float[Array, "*n c"], G, W: Int[Array, "*n"], config) -> Float[Array, "*n letters"]:
-    """Distribution of the letter after `W` (spec: letter rules)."""
+    """Distribution of the letter after `W` (docs/formulas/crystalformer.md, eq. 6)."""
     tables = symmetry_tables()
     logits = raw[..., : config.wyck_types]
     letter = jnp.broadcast_to(np.arange(config.wyck_types), logits.shape)
@@ -244,7 +248,7 @@ def next_letter_log_probs(raw: Float[Array, "*n c"], G, W: Int[Array, "*n"], con
 
 
 def element_log_probs(raw: Float[Array, "*n c"], W: Int[Array, "*n"], config) -> Float[Array, "*n elements"]:
-    """Distribution of the element of a site with letter `W`: padding if and only if the letter is padding."""
+    """Distribution of the element of a site with letter `W`: padding if and only if the letter is padding (eq. 7)."""
     logits = raw[..., : config.atom_types]
     is_padding = jnp.broadcast_to(np.arange(config.atom_types) == 0, logits.shape)
     return masked_log_softmax(logits, is_padding == (W == 0)[..., None])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Int, PRNGKeyArray
+from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from crystalformer.config import TransformerConfig
 from crystalformer.data.crystals import Crystals
@@ -89,7 +89,7 @@ def sample_chunks(
 def _iterate_chunks(
     params: Params,
     config: TransformerConfig,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " b"],
     spacegroups: Int[np.ndarray, " b"],
     constraints: Constraints,
     sampling: SamplingConfig,
