@@ -24,12 +24,16 @@ import pandas as pd
 import tyro
 from pymatgen.core import Structure
 
-from crystalformer.checkpoint.pretrained import load_model, training_spacegroups
-from crystalformer.config import WeightsConfig
-from crystalformer.data.primitive import build_structures
-from crystalformer.rl import describe_problems
-from crystalformer.sampling.sample import sample
-from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
+from crystalformer import (
+    WeightsConfig,
+    build_structures,
+    count_spacegroups,
+    describe_problems,
+    draw_spacegroups,
+    load_model,
+    sample,
+    training_spacegroups,
+)
 from matterform.evaluation.summary import EvaluationConfig, evaluate
 from matterform.io.cif import parse_structure
 from matterform.io.formats import iterate_csv
