@@ -1,4 +1,4 @@
-"""Any number of structures through compiled functions of few shapes: buckets, chunks, and room for neighbours."""
+"""Any number of structures through compiled functions of few shapes: buckets of lengths, chunks, neighbor slots."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class Geometry(NamedTuple):
-    """What decides which compiled program a structure needs."""
+    """Size and cell of a structure, which determine the compiled program that it needs."""
 
     num_atoms: int
-    cell: Float[np.ndarray, "3 3"]
+    cell: Float[np.ndarray, "3 3"]  # rows are lattice vectors, Å
     pbc: Bool[np.ndarray, "3"]
 
 
@@ -35,12 +35,12 @@ def geometry_of(graph: AtomsGraph) -> Geometry:
     return Geometry(len(graph.x), np.asarray(graph.cell), np.asarray(graph.pbc))
 
 
-class Room(NamedTuple):
-    """Sizes of a compiled program."""
+class BucketCapacity(NamedTuple):
+    """Array sizes that a program is compiled for."""
 
-    length: int  # atoms, padding included
-    capacity: int  # neighbours of an atom
-    images: tuple[int, int, int]
+    length: int  # atoms per structure, padding included
+    slots: int  # neighbor slots per atom
+    images: tuple[int, int, int]  # periodic images searched each way along the lattice vectors
 
 
 class HasOverflow(Protocol):
@@ -56,79 +56,82 @@ def bucket(num_atoms: int) -> int:
     return step * -(-num_atoms // step)
 
 
-def room_for(geometries: Sequence[Geometry], cutoff: float) -> Room:
-    """Room for the neighbours of all these structures, unless their atoms crowd together."""
+def bucket_capacity(geometries: Sequence[Geometry], cutoff: float) -> BucketCapacity:
+    """Sizes that hold all these structures and, at their mean densities, all neighbors within `cutoff` (Å)."""
     length = bucket(max(geometry.num_atoms for geometry in geometries))
-    capacity, images = 0, np.zeros(3, int)
-    # Of a bucket, not of the number of atoms: so another formula in the same cell finds its program compiled.
+    slots, images = 0, np.zeros(3, int)
+    # For the bucket, not for the number of atoms: another formula in the same cell then uses the same program.
     different = {(bucket(n), cell.tobytes(), pbc.tobytes()): (bucket(n), cell, pbc) for n, cell, pbc in geometries}
     for atoms, cell, pbc in different.values():
-        capacity = max(capacity, estimate_capacity(atoms, cell, pbc, cutoff))
+        slots = max(slots, estimate_capacity(atoms, cell, pbc, cutoff))
         images = np.maximum(images, image_counts(cell, pbc, cutoff))
     first, second, third = images.tolist()
-    return Room(length, CAPACITY_STEP * -(-capacity // CAPACITY_STEP), (first, second, third))
+    return BucketCapacity(length, CAPACITY_STEP * -(-slots // CAPACITY_STEP), (first, second, third))
 
 
 def run_in_chunks(
     geometries: Sequence[Geometry],
     row: Callable[[int, int], Any],
-    run: Callable[[Any, Room], HasOverflow],
+    run: Callable[[Any, BucketCapacity], HasOverflow],
     *,
     cutoff: float,
     batch_size: int,
 ) -> Iterator[Any]:
     """Yields the result of each structure, in order, as host arrays without the batch axis.
 
-    Structures of similar size are run together. Where there was no room for all neighbours, the chunk is run again with
-    twice the room, and so are those after it.
+    Structures of similar size are run together. If neighbor lists overflow, the chunk is run again with twice as many
+    slots, and so are the chunks after it.
 
     Args:
         row: (index, length) -> the inputs of a structure, padded to `length` atoms.
-        run: runs a batch of rows, stacked, in a program of the given sizes.
-        cutoff: Å.
-        batch_size: structures run together at most.
+        run: runs a batch of stacked rows in a program of the given sizes.
+        cutoff: largest distance of neighbors, Å.
+        batch_size: largest number of structures run together.
+
+    Raises:
+        ValueError: batch_size is not a whole number of at least 1.
     """
     check_counts(batch_size=batch_size)
-    least: dict[tuple[int, tuple[int, int, int]], int] = {}  # capacities that have proved necessary
+    least: dict[tuple[int, tuple[int, int, int]], int] = {}  # slots that earlier chunks needed, by their other sizes
     for begin in range(0, len(geometries), WINDOW * batch_size):
         window = range(begin, min(begin + WINDOW * batch_size, len(geometries)))
         ordered = sorted(window, key=lambda index: bucket(geometries[index].num_atoms))
         results: dict[int, Any] = {}
-        wanted = begin
+        due = begin  # index of the next result to yield
         for first in range(0, len(ordered), batch_size):
             indices = ordered[first : first + batch_size]
             results |= zip(indices, _run_chunk(geometries, indices, row, run, cutoff, batch_size, least), strict=True)
-            while wanted in results:
-                yield results.pop(wanted)
-                wanted += 1
+            while due in results:
+                yield results.pop(due)
+                due += 1
 
 
 def _run_chunk(
     geometries: Sequence[Geometry],
     indices: Sequence[int],
     row: Callable[[int, int], Any],
-    run: Callable[[Any, Room], HasOverflow],
+    run: Callable[[Any, BucketCapacity], HasOverflow],
     cutoff: float,
     batch_size: int,
     least: dict[tuple[int, tuple[int, int, int]], int],
 ) -> list[Any]:
-    room = room_for([geometries[index] for index in indices], cutoff)
-    shape = room.length, room.images
-    room = room._replace(capacity=max(room.capacity, least.get(shape, 0)))
-    rows = [row(index, room.length) for index in indices]
+    sizes = bucket_capacity([geometries[index] for index in indices], cutoff)
+    shape = sizes.length, sizes.images
+    sizes = sizes._replace(slots=max(sizes.slots, least.get(shape, 0)))
+    rows = [row(index, sizes.length) for index in indices]
     rows += [rows[-1]] * (batch_rows(len(rows), batch_size) - len(rows))
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     while True:
-        result = jax.tree.map(np.asarray, run(stacked, room))
-        crowded = int(np.sum(result.overflow[: len(indices)]))
-        if not crowded:
+        result = jax.tree.map(np.asarray, run(stacked, sizes))
+        overflows = int(np.sum(result.overflow[: len(indices)]))
+        if not overflows:
             return [jax.tree.map(lambda leaf, i=i: leaf[i], result) for i in range(len(indices))]
         logger.info(
-            "%d of %d structures have atoms with more than %d neighbours; running them again with room for %d",
-            crowded, len(indices), room.capacity, 2 * room.capacity,
+            "%d of %d structures have atoms with more than %d neighbors; running them again with %d slots per atom",
+            overflows, len(indices), sizes.slots, 2 * sizes.slots,
         )  # fmt: skip
-        room = room._replace(capacity=2 * room.capacity)
-        least[shape] = room.capacity
+        sizes = sizes._replace(slots=2 * sizes.slots)
+        least[shape] = sizes.slots
 
 
 def batch_rows(count: int, batch_size: int) -> int:

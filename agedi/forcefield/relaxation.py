@@ -1,4 +1,4 @@
-"""Relaxed structures, and energies and forces of structures, by a model's force field."""
+"""Relaxation, energies and forces of structures by the force field of a model."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from agedi.checks import check_known
-from agedi.data.buckets import Room, counted, geometry_of, run_in_chunks
+from agedi.data.buckets import BucketCapacity, counted, geometry_of, run_in_chunks
 from agedi.data.graph import AtomsGraph, from_atoms, pad_graph
 from agedi.diffusion import Diffusion
 from agedi.forcefield.lbfgs import Evaluated, ForceFunction, LbfgsConfig, Relaxed, make_relax
@@ -20,15 +20,15 @@ from agedi.network.search import make_search
 if TYPE_CHECKING:
     import ase
 
-PROGRAMS = 32  # compiled programs kept
+PROGRAMS = 32  # compiled programs kept in memory
 
 
 class Point(NamedTuple):
-    """One structure with what the force field says of it, without padding."""
+    """One structure with its energy and forces, without padding."""
 
     graph: AtomsGraph
     energy: float  # eV
-    forces: Float[np.ndarray, "n 3"]  # eV/Å, of the model, on fixed atoms too
+    forces: Float[np.ndarray, "n 3"]  # eV/Å, on fixed atoms too
 
 
 def relax(
@@ -43,12 +43,13 @@ def relax(
 ) -> Any:
     """Relaxes structures with the model's force field, by the steps of ASE's LBFGS.
 
-    Atoms under FixAtoms do not move. A structure is done when no other atom feels more than `fmax` (eV/Å).
+    Atoms under FixAtoms do not move. A structure has converged when no other atom has a force above `fmax` (eV/Å).
 
     Args:
-        structures: one, or (nested) lists of them; the result is nested alike.
-        steps: at most.
-        max_step_size: Å that the atom which moves most may move in a step.
+        structures: one structure, or nested lists of them; the result has the same nesting.
+        steps: largest number of steps.
+        batch_size: structures relaxed at once.
+        max_step_size: largest move of an atom per step, Å.
         trajectory: returns a list of all frames for each structure, the given one first.
 
     Returns:
@@ -60,10 +61,10 @@ def relax(
     """
     settings = LbfgsConfig(fmax=fmax, steps=steps, max_step_size=max_step_size)
     flat, rebuild = _flattened(structures)
-    ways = iterate_relaxed(
+    paths = iterate_relaxed(
         diffusion, flat, settings, batch_size=batch_size, trajectory=trajectory, progress=progress_bar
     )
-    return rebuild([way if trajectory else way[-1] for way in ways])
+    return rebuild([path if trajectory else path[-1] for path in paths])
 
 
 def iterate_relaxed(
@@ -75,14 +76,19 @@ def iterate_relaxed(
     trajectory: bool = False,
     progress: bool = False,
 ) -> "Iterator[list[ase.Atoms]]":
-    """Yields the frames of each structure's relaxation as they come: all with `trajectory`, else only the last."""
+    """Yields the frames of each structure's relaxation as they are ready: all with `trajectory`, else only the last.
+
+    Raises:
+        ValueError: the model has no force field, or a structure cannot be used; names it by its index.
+        FloatingPointError: forces are not finite.
+    """
     graphs = usable_graphs(diffusion, structures)
-    ways = relax_graphs(diffusion, graphs, settings, batch_size=batch_size, trajectory=trajectory)
+    paths = relax_graphs(diffusion, graphs, settings, batch_size=batch_size, trajectory=trajectory)
 
     def annotated() -> "Iterator[list[ase.Atoms]]":
-        for atoms, graph, (way, steps) in zip(structures, graphs, ways, strict=True):
-            frames = [with_results(atoms, graph, point) for point in way]
-            pull = np.where(graph.mask[:, None], 0.0, way[-1].forces)
+        for atoms, graph, (path, steps) in zip(structures, graphs, paths, strict=True):
+            frames = [with_results(atoms, graph, point) for point in path]
+            pull = np.where(graph.mask[:, None], 0.0, path[-1].forces)
             converged = bool(np.linalg.norm(pull, axis=-1).max() < settings.fmax)
             frames[-1].info |= {"relaxation_steps": steps, "converged": converged}
             yield frames
@@ -93,7 +99,7 @@ def iterate_relaxed(
 def predict(
     diffusion: Diffusion, structures: "ase.Atoms | Sequence[Any]", batch_size: int = 64, progress_bar: bool = False
 ) -> Any:
-    """Copies of the structures, nested alike, with the model's energy (eV) and forces (eV/Å) in a calculator.
+    """Copies of the structures, in the same nesting, with the model's energy (eV) and forces (eV/Å) in a calculator.
 
     Raises:
         ValueError: the model has no force field, or a structure cannot be used.
@@ -105,7 +111,11 @@ def predict(
 def iterate_predicted(
     diffusion: Diffusion, structures: "Sequence[ase.Atoms]", *, batch_size: int = 64, progress: bool = False
 ) -> "Iterator[ase.Atoms]":
-    """`predict` for a flat list; yields results as they come."""
+    """`predict` for a flat list; yields results as they are ready.
+
+    Raises:
+        ValueError: the model has no force field, or a structure cannot be used; names it by its index.
+    """
     graphs = usable_graphs(diffusion, structures)
     points = evaluate_graphs(diffusion, graphs, batch_size=batch_size)
 
@@ -114,14 +124,14 @@ def iterate_predicted(
 
 
 def usable_graphs(diffusion: Diffusion, structures: "Sequence[ase.Atoms]") -> list[AtomsGraph]:
-    """Graphs of structures that the force field can say something of; FixAtoms become masks.
+    """Graphs of structures, with FixAtoms as masks, if the force field was trained on their elements.
 
     Raises:
-        ValueError: the model has no force field, or names the structure that cannot be used, by its index.
+        ValueError: the model has no force field, or a structure cannot be used; names it by its index.
     """
     require_force_field(diffusion.model, "this")
     forces = diffusion.config.force_field
-    # Structures for the force field alone may have had more elements than those that diffused.
+    # Training data of the force field may have more elements than the data of the diffusion.
     referenced = {} if forces is None else dict(forces.reference_energies)
     graphs = []
     for index, atoms in enumerate(structures):
@@ -141,46 +151,46 @@ def relax_graphs(
     batch_size: int = 64,
     trajectory: bool = False,
 ) -> Iterator[tuple[list[Point], int]]:
-    """Yields the points of each relaxation, all with `trajectory` and else the last one, and the number of steps.
+    """Yields the points of each relaxation (all with `trajectory`, else the last one) and its number of steps.
 
     Raises:
         FloatingPointError: forces are not finite.
     """
     config, model = diffusion.config, diffusion.model
 
-    def run(inputs: tuple[AtomsGraph], room: Room) -> "_Way":
+    def run(inputs: tuple[AtomsGraph], sizes: BucketCapacity) -> "_Path":
         relax_batch = compiled_relax(
-            model.force_field, config.model.cutoff, settings, room.capacity, room.images, trajectory
+            model.force_field, config.model.cutoff, settings, sizes.slots, sizes.images, trajectory
         )
         done, frames = relax_batch(diffusion.params, *inputs)
         # Frames come with their number first; chunks want structures first.
         parts = None if frames is None else tuple(np.moveaxis(np.asarray(leaf), 1, 0) for leaf in frames)
-        return _Way(done, parts, done.overflow)
+        return _Path(done, parts, done.overflow)
 
-    for graph, way in zip(graphs, _evaluated(diffusion, graphs, run, batch_size), strict=True):
-        count, steps, done = len(graph.x), int(way.done.steps), way.done
+    for graph, path in zip(graphs, _evaluated(diffusion, graphs, run, batch_size), strict=True):
+        count, steps, done = len(graph.x), int(path.done.steps), path.done
         ends = [(done.graph.pos, done.energy, done.forces)]
-        states = ends if way.frames is None else zip(*(part[: steps + 1] for part in way.frames), strict=True)
+        states = ends if path.frames is None else zip(*(part[: steps + 1] for part in path.frames), strict=True)
         yield [_point(graph, pos[:count], energy, forces[:count]) for pos, energy, forces in states], steps
 
 
-class _Way(NamedTuple):
+class _Path(NamedTuple):
+    """A batch of relaxations on the host."""
+
     done: Relaxed
     frames: tuple[np.ndarray, ...] | None  # positions, energies and forces, structures first
     overflow: Any
 
 
 def evaluate_graphs(diffusion: Diffusion, graphs: Sequence[AtomsGraph], *, batch_size: int = 64) -> Iterator[Point]:
-    """Yields energy and forces of each structure.
+    """Yields energy (eV) and forces (eV/Å) of each structure.
 
     Raises:
         FloatingPointError: they are not finite.
     """
 
-    def run(inputs: tuple[AtomsGraph], room: Room) -> Evaluated:
-        evaluate = compiled_force(
-            diffusion.model.force_field, diffusion.config.model.cutoff, room.capacity, room.images
-        )
+    def run(inputs: tuple[AtomsGraph], sizes: BucketCapacity) -> Evaluated:
+        evaluate = compiled_force(diffusion.model.force_field, diffusion.config.model.cutoff, sizes.slots, sizes.images)
         return evaluate(diffusion.params, *inputs)
 
     for graph, found in zip(graphs, _evaluated(diffusion, graphs, run, batch_size), strict=True):
@@ -199,7 +209,7 @@ def _evaluated(diffusion: Diffusion, graphs: Sequence[AtomsGraph], run: Any, bat
 def make_force(
     force_field: Callable[..., Any], cutoff: float, capacity: int, images: tuple[int, int, int]
 ) -> ForceFunction:
-    """The force field of one structure with its neighbour search."""
+    """Returns the force field of one structure, with its neighbor search."""
     search = make_search(cutoff, capacity, images)
 
     grouped = in_groups(force_field)
@@ -217,7 +227,7 @@ def make_force(
 def compiled_force(
     force_field: Callable[..., Any], cutoff: float, capacity: int, images: tuple[int, int, int]
 ) -> Callable[[Any, AtomsGraph], Evaluated]:
-    """Energies and forces of a batch."""
+    """The compiled energies (eV) and forces (eV/Å) of a batch, kept."""
     return jax.jit(jax.vmap(make_force(force_field, cutoff, capacity, images), (None, 0)))
 
 
@@ -230,14 +240,14 @@ def compiled_relax(
     images: tuple[int, int, int],
     trajectory: bool,
 ) -> Callable[..., Any]:
-    """`make_relax` of a model, kept: more structures of the same sizes do not compile anything."""
+    """The compiled relaxation of a batch, kept: other structures of the same sizes compile nothing."""
     return make_relax(make_force(force_field, cutoff, capacity, images), settings, trajectory=trajectory)
 
 
 def with_results(atoms: "ase.Atoms", graph: AtomsGraph, point: Point) -> "ase.Atoms":
-    """A copy of the atoms, moved by as much as their graph was, with energy and forces in a calculator.
+    """A copy of the atoms, displaced as much as their graph, with energy and forces in a calculator.
 
-    Not placed where the graph is: what did not move is then the same to the last bit of double precision.
+    Displacing instead of copying positions keeps atoms that did not move to the last bit of double precision.
     """
     from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -254,7 +264,7 @@ def _point(graph: AtomsGraph, pos: np.ndarray, energy: Any, forces: np.ndarray) 
 
 
 def _flattened(structures: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """The structures of nested lists as one list, and a function that nests their results alike."""
+    """The structures of nested lists as one list, and a function that restores the nesting for their results."""
     import ase
 
     if isinstance(structures, ase.Atoms):

@@ -1,4 +1,4 @@
-"""Noise levels and properties as one vector an atom, which modulates every block."""
+"""Noise levels and properties as one vector per atom, which modulates every block."""
 
 from collections.abc import Mapping
 
@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float, Shaped
 from agedi.config import ConditionConfig
 from agedi.network.painn import parameter, two_layers
 
-MAX_FREQUENCY = 64.0  # of levels, which span about 2: two levels 0.01 apart look different
-NUM_FREQUENCIES = 16
-VALUE_FREQUENCIES = (0.5, 1.0, 2.0)  # of standardised values
+MAX_FREQUENCY = 64.0  # of levels, which span about 2: distinguishes levels 0.01 apart
+NUM_FREQUENCIES = 16  # of levels
+VALUE_FREQUENCIES = (0.5, 1.0, 2.0)  # of standardised property values
 
 Conditions = Mapping[str, Shaped[Array, "..."]]
 
@@ -25,9 +25,13 @@ def conditioning(
     num_atoms: int,
     size: int,
 ) -> Float[Array, "n d"]:
-    """The conditioning of each atom by noise levels, and by the properties if they are `known`.
+    """The conditioning vector of each atom, from noise levels and, if `known`, from the properties.
 
-    `conditions` holds a raw value for every property by name; {} is the same as `known` False.
+    Args:
+        conditions: raw value of every property by name; {} is the same as `known` False.
+
+    Raises:
+        ValueError: `conditions` has other names than the model's properties.
     """
     vectors = jnp.broadcast_to(embed_levels(levels, size), (num_atoms, size))
     if set(conditions) - {config.name for config in configs} or (0 < len(conditions) < len(configs)):
@@ -43,13 +47,13 @@ def conditioning(
 
 
 def clean_conditioning(num_atoms: int, size: int) -> Float[Array, "n d"]:
-    """What the force field has in place of noise levels and properties: a vector of its own."""
+    """The conditioning vector of the force field, which has no noise levels and properties: a learned vector."""
     clean = parameter("clean", (size,), 1.0)
     return jnp.broadcast_to(clean, (num_atoms, size))
 
 
 def embed_levels(levels: Float[Array, " l"], size: int) -> Float[Array, " d"]:
-    """Fourier features of every level, mixed by a network."""
+    """Fourier features of all levels, mixed by a two-layer network."""
     frequencies = np.geomspace(0.5, MAX_FREQUENCY, NUM_FREQUENCIES).astype(np.float32)
     angles = (jnp.pi * levels[:, None] * frequencies[None]).ravel()
     features = jnp.concatenate([levels, jnp.sin(angles), jnp.cos(angles)])
@@ -59,9 +63,9 @@ def embed_levels(levels: Float[Array, " l"], size: int) -> Float[Array, " d"]:
 def embed_value(
     value: Shaped[Array, ""] | Shaped[Array, " n"], config: ConditionConfig, size: int
 ) -> Float[Array, "rows d"]:
-    """A property as one vector (a row for all atoms, or a row each).
+    """A property as one vector (one row for all atoms, or one row per atom).
 
-    Sines alone would take distant values for the same, so the standardised value itself is a feature too.
+    Sines alone would map distant values to the same features, so the standardised value itself is a feature too.
     """
     if config.kind == "integer":
         table = parameter(f"classes_{config.name}", (config.num_classes, size), 1.0)

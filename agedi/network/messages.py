@@ -1,13 +1,14 @@
-"""Sums over neighbours, the costly part of the network, in two layouts.
+"""PaiNN's messages (Schütt et al. 2021), the most expensive part of the network, in two layouts.
 
-Slots: a row for every neighbour of every atom. Pairs: a row for every two atoms, which their periodic images share. An
-image enters a message only through its radial features, and filters are linear in them, so the features of a pair's
-images are added up once, before any block. Then nothing is gathered or scattered, forwards or backwards, and in small
-cells there are far fewer rows. A pair costs what a slot does, so the layout with fewer rows is the faster.
+Slots: one row per neighbor of each atom. Pairs: one row per pair of atoms, for all periodic images of the pair. An
+image enters a message only through its radial features, and filters are linear in them, so the radial features of all
+images of a pair are summed once, before the first block. Nothing is then gathered or scattered, forwards or backwards,
+and in small cells there are far fewer rows. A pair costs as much as a slot, so the layout with fewer rows is faster.
 
-The sums are written out term by term: XLA then makes one vectorised loop of them on CPUs, and does not of a reduction
-over an axis that is not the last. `contract`, `contract_back` and `outer` are each other's derivatives, so that the
-same holds for derivatives of any order.
+Sums are written out term by term: XLA compiles them to one vectorised loop on CPUs, which takes half as long as its
+reduction over an axis that is not the last, and a quarter of matrix products (benchmarks/README.md, "What limits
+AGeDi"). `contract`, `contract_back` and `outer` are each other's derivatives, so that the same holds for derivatives of
+any order.
 """
 
 from typing import NamedTuple
@@ -18,11 +19,11 @@ from jaxtyping import Array, Float
 
 from matterform.neighbors import Neighbors, gather
 
-LARGEST_UNROLLED = 64  # terms
+LARGEST_UNROLLED = 64  # largest number of terms that a sum is written out for
 
 
 class Slots(NamedTuple):
-    """Radial features of neighbours, and the unit vectors to them."""
+    """Layout with one row per neighbor: radial features, and unit vectors to the neighbors."""
 
     radial: Float[Array, "n m r"]
     direction: Float[Array, "n m 3"]
@@ -30,7 +31,7 @@ class Slots(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Radial features of pairs, and the same times the unit vectors, summed over images."""
+    """Layout with one row per pair of atoms: radial features, alone and times unit vectors, summed over images."""
 
     radial: Float[Array, "n n r"]
     outward: tuple[Float[Array, "n n r"], ...]  # along x, y, z
@@ -43,7 +44,7 @@ def choose_layout(radial: Float[Array, "n m r"], direction: Float[Array, "n m 3"
 
 
 def collapse(radial: Float[Array, "n m r"], direction: Float[Array, "n m 3"], edges: Neighbors) -> Pairs:
-    """Adds up the images of each pair."""
+    """Sums the periodic images of each pair."""
     n = len(radial)
     # As a product of matrices, which is many times as fast as scattered additions; unused slots have radial features 0.
     images = jax.nn.one_hot(edges.index, n, axis=1, dtype=radial.dtype)  # (i, j, slot)
@@ -57,7 +58,11 @@ def messages(
     values: Float[Array, "n three_f"],
     vectors: Float[Array, "n 3 f"],
 ) -> tuple[Float[Array, "n f"], Float[Array, "n 3 f"]]:
-    """PaiNN's messages to each atom: filtered values as scalars, along directions, and as factors of vectors."""
+    """PaiNN's messages to each atom, summed over its neighbors: scalars, and vectors.
+
+    Filtered values enter as scalars, as lengths along the directions to neighbors, and as factors of their vectors:
+    eq. 23 of docs/formulas/agedi.md.
+    """
     size = vectors.shape[-1]
     if isinstance(layout, Slots):
         weights = layout.radial @ filters

@@ -1,7 +1,7 @@
-"""PaiNN (Schütt et al. 2021): scalars and vectors on atoms, mixed with those of neighbours, for one structure.
+"""PaiNN (Schütt et al. 2021) for one structure: scalars and vectors on atoms, updated by messages from neighbors.
 
-Every block normalises what it reads and modulates it, as diffusion transformers do (Peebles and Xie 2023): scalars are
-scaled and shifted, vectors scaled, by numbers from a conditioning vector.
+Every block normalises its inputs and modulates them as in diffusion transformers (Peebles and Xie 2023): scalars are
+scaled and shifted, vectors scaled, by numbers from a conditioning vector (eq. 24 of docs/formulas/agedi.md).
 """
 
 import haiku as hk
@@ -19,7 +19,11 @@ from matterform.neighbors import Neighbors, displacements
 def backbone(
     graph: AtomsGraph, conditioning: Float[Array, "n d"], config: ModelConfig
 ) -> tuple[Float[Array, "n f"], Float[Array, "n 3 f"]]:
-    """The scalars and vectors of every atom after the last block; `conditioning` may differ between atoms."""
+    """The scalars and vectors of every atom after the last block; `conditioning` may differ between atoms.
+
+    Raises:
+        ValueError: the graph has no edges.
+    """
     size = config.feature_size
     edges = graph.edges
     if edges is None:
@@ -34,7 +38,7 @@ def backbone(
     table = parameter("species", (MAX_ATOMIC_NUMBER + 1, size), 1.0)
     fixed = parameter("fixed", (size,), 0.0)
     scalars = table[graph.x] + graph.mask[:, None] * fixed[None]
-    vectors = jnp.zeros((1, 3, 1)) * scalars[:, None]  # depends on the atoms, which matters to shard_map
+    vectors = jnp.zeros((1, 3, 1)) * scalars[:, None]  # made from the atoms, so that shard_map knows its sharding
 
     def block(features, filters):
         scalars, vectors = features
@@ -52,10 +56,10 @@ def backbone(
 def mix(
     scalars: Float[Array, "n f"], vectors: Float[Array, "n 3 f"]
 ) -> tuple[Float[Array, "n f"], Float[Array, "n 3 f"]]:
-    """PaiNN's update, without the residual: an atom's scalars and vectors among themselves."""
+    """PaiNN's update (Schütt et al. 2021) without the residual: mixes the features of one atom."""
     size = scalars.shape[-1]
     left, right = jnp.split(linear(vectors, 2 * size, "mix", with_bias=False), 2, axis=-1)
-    inputs = jnp.concatenate([scalars, lengths(right)], axis=-1)
+    inputs = jnp.concatenate([scalars, smooth_norms(right)], axis=-1)
     plain, product, gate = jnp.split(two_layers(inputs, size, 3 * size, "update"), 3, axis=-1)
     return plain + product * (left * right).sum(1), gate[:, None] * left
 
@@ -65,8 +69,8 @@ def normalize(
 ) -> tuple[Float[Array, "n f"], Float[Array, "n 3 f"]]:
     """Scalars of mean 0 and variance 1, vectors of mean square length 1, over the channels of each atom.
 
-    Sums over neighbours differ much in size: noise puts atoms on top of each other, and cells are dense or thin.
-    Vectors much shorter than 0.1 stay short: of a symmetric place they are rounding errors.
+    Sums over neighbors differ much in size: noise puts atoms on top of each other, and densities differ. Vectors much
+    shorter than 0.1 stay short: at a symmetric site they are rounding errors.
     """
     centered = scalars - scalars.mean(-1, keepdims=True)
     scalars = centered * jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + 1e-5)
@@ -83,11 +87,11 @@ def modulate(
 
 
 def gated_head(scalars: Float[Array, "n f"], vectors: Float[Array, "n 3 f"], name: str) -> Float[Array, "n 3"]:
-    """One vector an atom by three gated equivariant blocks, of f/2, f/4 and 1 channels; 0 at the start of training."""
+    """One vector per atom by three gated equivariant blocks of f/2, f/4 and 1 channels; 0 at the start of training."""
     size = scalars.shape[-1]
     widths = (max(size // 2, 1), max(size // 4, 1), 1)
     for index, width in enumerate(widths):
-        normed = lengths(linear(vectors, vectors.shape[-1], f"{name}_{index}_norms", with_bias=False))
+        normed = smooth_norms(linear(vectors, vectors.shape[-1], f"{name}_{index}_norms", with_bias=False))
         std = 0.0 if index == len(widths) - 1 else None
         vectors = linear(vectors, width, f"{name}_{index}_vectors", with_bias=False, std=std)
         inputs = jnp.concatenate([scalars, normed], axis=-1)
@@ -99,39 +103,42 @@ def gated_head(scalars: Float[Array, "n f"], vectors: Float[Array, "n 3 f"], nam
 def two_layers(
     inputs: Float[Array, "*s i"], hidden: int, outputs: int, name: str, *, with_bias: bool = True
 ) -> Float[Array, "*s o"]:
-    """A network of one hidden layer; without bias only its output has none."""
+    """A network with one hidden layer; `with_bias` is for its output only."""
     return linear(jax.nn.silu(linear(inputs, hidden, f"{name}_in")), outputs, f"{name}_out", with_bias=with_bias)
 
 
 def linear(
     inputs: Float[Array, "*s i"], outputs: int, name: str, *, with_bias: bool = True, std: float | None = None
 ) -> Float[Array, "*s o"]:
-    """A linear layer; weights vary by `std` at first, 1 / sqrt(inputs) unless given."""
+    """A linear layer; `std` is the standard deviation of the initial weights, 1 / sqrt(inputs) unless given."""
     initial = hk.initializers.Constant(inputs.shape[-1] ** -0.5 if std is None else std)
     return hk.Linear(outputs, with_bias=with_bias, w_init=initial, name=name)(inputs)
 
 
 def parameter(name: str, shape: tuple[int, ...], std: float) -> Float[Array, "..."]:
-    """A table of parameters that vary by `std` at first."""
+    """A table of parameters; `std` is the standard deviation of its initial values.
+
+    Initializers give standard deviations, from which `agedi.network.score.random_parameters` makes the parameters.
+    """
     return hk.get_parameter(name, shape, init=hk.initializers.Constant(std))
 
 
 def gaussians(distance: Float[Array, "*s"], config: ModelConfig) -> Float[Array, "*s r"]:
-    """Gaussians of the distance, evenly from 0 to the cutoff and as wide as they stand apart."""
+    """Gaussians of the distance (Å), evenly spaced from 0 to the cutoff; their width is the spacing (eq. 22)."""
     width = config.cutoff / max(config.n_rbf - 1, 1)
     centers = jnp.arange(config.n_rbf, dtype=distance.dtype).reshape(*(1,) * distance.ndim, -1)
     return jnp.exp(-0.5 * jnp.square(distance[..., None] / width - centers))
 
 
-def lengths(vectors: Float[Array, "n 3 f"]) -> Float[Array, "n f"]:
-    """Lengths of vectors; smooth at zero, so that gradients there are 0 and not NaN."""
+def smooth_norms(vectors: Float[Array, "n 3 f"]) -> Float[Array, "n f"]:
+    """Lengths of vectors, smooth at zero: the gradient there is 0 and not NaN."""
     return jnp.sqrt(jnp.square(vectors).sum(1) + 1e-8) - 1e-4
 
 
 def _distances(
     pos: Float[Array, "n 3"], cell: Float[Array, "3 3"], edges: Neighbors
 ) -> tuple[Float[Array, "n m"], Float[Array, "n m 3"]]:
-    """Distances (Å) and unit vectors to neighbours; 1 and 0 in unused slots."""
+    """Distances (Å) and unit vectors to neighbors; 1 and 0 in unused slots."""
     pairs = displacements(pos, cell, edges)
     square = jnp.square(pairs).sum(-1)
     apart = edges.mask & (square > 0)

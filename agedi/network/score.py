@@ -1,4 +1,4 @@
-"""The score model: PaiNN under noise levels and properties, with a head for each noiser and a force field if asked."""
+"""The score model: PaiNN conditioned on noise levels and properties, a head per noiser, and an optional force field."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ Params = Mapping[str, Any]
 
 
 class Outputs(NamedTuple):
-    """What the network says of the atoms of one noisy structure; None for a noiser that the model does not have."""
+    """Network outputs for the atoms of one noisy structure; None for a noiser that the model does not have."""
 
     noise: Float[Array, "n 3"] | None  # of positions, with unit variance; 0 in padding
     logits: Float[Array, "n k"] | None  # of `config.species`
@@ -42,29 +42,29 @@ class ScoreModel(NamedTuple):
 
 
 def make_score_model(key: PRNGKeyArray, config: DiffusionConfig) -> ScoreModel:
-    """Fresh parameters, and the network of one structure as functions of parameters.
+    """Random parameters, and the network of one structure as functions of parameters.
 
-    `apply` takes a graph with edges, one level a noiser (about -1 to 1), raw values of the properties by name ({}:
-    none) and whether they are known. `force_field` takes a clean graph; it shares the backbone, not the conditioning.
-    Callers evaluate a batch in groups (`agedi.network.groups`), which is several times faster on a processor.
+    `apply` takes a graph with edges, one level per noiser (about -1 to 1), raw values of the properties by name ({}:
+    none) and whether they are known. `force_field` takes a clean graph with edges; it shares the backbone, not the
+    conditioning. Callers evaluate a batch in groups (`agedi.network.groups`), which is faster on CPUs.
     """
     score = hk.without_apply_rng(hk.transform(functools.partial(_score, config=config)))
     inputs = (_smallest_graph(), jnp.zeros(len(config.noisers)), _example_values(config), jnp.ones((), bool))
     if config.force_field is None:
-        return ScoreModel(draw(key, lambda: score.init(None, *inputs)), score.apply, None)
+        return ScoreModel(random_parameters(key, lambda: score.init(None, *inputs)), score.apply, None)
     energy_and_forces = hk.without_apply_rng(hk.transform(functools.partial(_energy_and_forces, config=config)))
 
     def deviations() -> Params:  # the backbone is the same in both
         return hk.data_structures.merge(score.init(None, *inputs), energy_and_forces.init(None, inputs[0]))
 
     force_field = make_force_field(energy_and_forces.apply, config.force_field)
-    return ScoreModel(draw(key, deviations), score.apply, force_field)
+    return ScoreModel(random_parameters(key, deviations), score.apply, force_field)
 
 
-def draw(key: PRNGKeyArray, deviations: Callable[[], Params]) -> Params:
-    """Parameters from a normal distribution around 0 with the standard deviations that are given.
+def random_parameters(key: PRNGKeyArray, deviations: Callable[[], Params]) -> Params:
+    """Parameters from normal distributions of mean 0 with the given standard deviations.
 
-    A single draw for all: to compile one for each would take many times as long as everything else here.
+    All parameters are one array of random numbers: one program per parameter would take many times as long to compile.
     """
 
     @jax.jit
@@ -126,10 +126,10 @@ def _score(
 def _energy_and_forces(
     graph: AtomsGraph, config: DiffusionConfig
 ) -> tuple[Float[Array, ""], Float[Array, "n 3"] | None]:
-    """Energy in eV, and forces in eV/Å unless they are to be derivatives."""
+    """Energy in eV, and forces in eV/Å unless they are derivatives of the energy."""
     assert config.force_field is not None
     size = config.model.feature_size
-    # An atom is held still by who runs the force field, not by its energy: `mask` is for diffusion.
+    # `mask` is for diffusion: a fixed atom has the same energy as a free one.
     graph = graph._replace(mask=jnp.zeros_like(graph.mask))
     scalars, vectors = backbone(graph, clean_conditioning(len(graph.x), size), config.model)
     energies = two_layers(scalars, max(size // 2, 1), 1, "energy", with_bias=False)[:, 0]
@@ -141,7 +141,7 @@ def _energy_and_forces(
 
 
 def reference_energies(config: ForceFieldConfig) -> Float[Array, " z"]:
-    """Energy (eV) of an atom by atomic number; 0 for species without one."""
+    """Energy (eV) per atom by atomic number; 0 for species without one."""
     table = np.zeros(MAX_ATOMIC_NUMBER + 1, np.float32)
     for number, energy in config.reference_energies:
         table[number] = energy
@@ -154,7 +154,7 @@ def _example_values(config: DiffusionConfig) -> dict[str, Array]:
 
 
 def _smallest_graph() -> AtomsGraph:
-    """One atom without neighbours: parameters do not depend on sizes."""
+    """One atom without neighbors: parameters do not depend on the number of atoms."""
     edges = Neighbors(
         index=jnp.zeros((1, 1), jnp.int32),
         shift=jnp.zeros((1, 1, 3)),

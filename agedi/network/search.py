@@ -1,4 +1,9 @@
-"""The neighbour search of a model: which cutoff, how many slots, how many images."""
+"""The neighbor search of a model, inside compiled programs.
+
+A sampler step with it takes 1.11 times as long as its network alone. A plain sampler, with neighbor lists made on the
+host and a list of edges in the network, takes 4.1 times as long with matscipy's lists and 13.5 times with ASE's (64
+structures on two cores; benchmarks/cases/agedi_speed.py, benchmarks/results/agedi_speed.jsonl).
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -9,12 +14,12 @@ Search = Callable[[AtomsGraph], AtomsGraph]
 
 
 def make_search(cutoff: float, capacity: int | Mapping[int, int], images: tuple[int, int, int]) -> Search:
-    """Returns `search(graph)`, the graph with its edges.
+    """Returns `search(graph)`, the graph with its edges, whose `overflow` is set if an atom has too many neighbors.
 
     Args:
-        cutoff: in Å.
-        capacity: slots a row; by padded length where buckets differ.
-        images: how many periodic images each way hold every neighbour (`matterform.neighbors.image_counts`).
+        cutoff: largest distance of neighbors, Å.
+        capacity: neighbor slots per atom; a mapping by padded length if buckets differ.
+        images: periodic images searched each way along the lattice vectors (`matterform.neighbors.image_counts`).
     """
 
     def search(graph: AtomsGraph) -> AtomsGraph:

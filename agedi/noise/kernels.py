@@ -1,7 +1,7 @@
-"""Noise on a torus, between walls and of molecules: draws, log-densities, and what a score model has to learn.
+"""Noise kernels on a torus and between walls: samples, log-densities, and the targets of a score model.
 
-Every `*_noise` function gives -std x (gradient of the log-density): the unit-variance noise that the displacement
-stands for, averaged over all the ways in which the forward process can have made it.
+The target is -std times the gradient of the log-density: the expected unit-variance noise, given the displacement
+(eq. 5 of docs/formulas/agedi.md, whose equation numbers are used below).
 """
 
 import itertools
@@ -16,27 +16,27 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from matterform.cell import complete, inverse, volume
 
 Counts = tuple[int, int, int]
-# Below this share of the largest spacing a wrapped normal is summed over images, above it over waves.
+# std over the largest spacing below which a wrapped normal is summed over images, and above which over waves.
 SWITCH = 0.3
-IMAGE_EXPONENT = 28.0  # images whose squared distance exceeds the nearest one's by this many variances are left out
+IMAGE_EXPONENT = 28.0  # images with a squared distance above the nearest one's by this many variances are left out
 WAVE_EXPONENT = 14.0  # waves damped by more than exp(-this) are left out
 
 
 class LatticeSums(NamedTuple):
-    """How many images and waves each way along the three axes a wrapped normal is summed over."""
+    """Number of images and of waves each way along the three axes that a wrapped normal is summed over."""
 
     images: Counts
     waves: Counts
 
 
 def atom_normal(key: PRNGKeyArray, count: int) -> Float[Array, "n 3"]:
-    """Standard normal numbers, a key for each atom, so that padding changes no atom's numbers."""
+    """Standard normal numbers with one key per atom, so that padding does not change them."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
     return jax.vmap(lambda atom: jax.random.normal(atom, (3,)))(keys)
 
 
 def atom_uniform(key: PRNGKeyArray, count: int, width: int = 3) -> Float[Array, "n w"]:
-    """Uniform numbers in [0, 1), a key for each atom."""
+    """Uniform numbers in [0, 1) with one key per atom."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
     return jax.vmap(lambda atom: jax.random.uniform(atom, (width,)))(keys)
 
@@ -47,7 +47,7 @@ def dual_vectors(cell: Float[Array, "3 3"], pbc: Bool[Array, "3"]) -> Float[Arra
 
 
 def lattice_sums(cells: Float[np.ndarray, "b 3 3"], pbcs: Bool[np.ndarray, "b 3"]) -> LatticeSums:
-    """Ranges that keep the error of densities and scores below 1e-5 in every one of these cells; on the host."""
+    """Ranges of the sums that keep the error of densities and scores below 1e-5 in all these cells (Å); on the host."""
     images, waves = np.zeros(3, int), np.zeros(3, int)
     for cell, pbc in zip(np.asarray(cells, float), np.asarray(pbcs, bool), strict=True):
         if not pbc.any():
@@ -69,15 +69,15 @@ def wrapped_normal(
     pbc: Bool[Array, "3"],
     sums: LatticeSums,
 ) -> tuple[Float[Array, " n"], Float[Array, "n 3"]]:
-    """Log-density (1/Å^3) of normal displacements known up to periodic vectors, and the noise they stand for.
+    """Log-density (1/Å^3) of wrapped normal displacements (Å), and the expected noise.
 
-    The sum over images, sum_L N(x - L; 0, std^2), serves while std is small; its Fourier series takes over where every
-    periodic direction is blurred. Directions without periodicity are plainly normal.
+    For small std it is the sum over images (eq. 6), for large std its Fourier series (eq. 7). Directions without
+    periodicity are normal.
     """
     dual = dual_vectors(cell, pbc)
     centred = displacements - jnp.round(displacements @ dual.T) @ cell
     spacing = jnp.max(jnp.where(pbc, 1 / jnp.maximum(jnp.linalg.norm(dual, axis=-1), 1e-12), 0.0))
-    # Each sum is computed where it is right, and used there.
+    # Both sums are computed, each at a std where it converges.
     periodic = jnp.any(pbc)
     blurred = periodic & (std > SWITCH * spacing)
     by_images = _sum_over_images(centred, jnp.where(blurred, SWITCH * spacing, std), cell, pbc, sums.images)
@@ -132,7 +132,7 @@ def _grid(counts: Counts) -> Int[np.ndarray, "s 3"]:
 
 
 def reflect(z: Float[Array, " n"], low: Float[Array, ""], high: Float[Array, ""]) -> Float[Array, " n"]:
-    """Folds positions back between two walls, as mirrors do."""
+    """Positions (Å) reflected at two walls until they are between them."""
     width = high - low
     return low + width - jnp.abs(jnp.mod(z - low, 2 * width) - width)
 
@@ -144,9 +144,10 @@ def reflected_normal(
     low: Float[Array, ""],
     high: Float[Array, ""],
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Log-density (1/Å) of Brownian motion between mirrors (Lou and Ermon 2023), and the noise it stands for.
+    """Log-density (1/Å) of Brownian motion reflected at two walls (Lou and Ermon 2023), and the expected noise.
 
-    It tends to the uniform density, and reverses exactly between the same walls: its score has no flow through them.
+    Eqs. 9 and 10. It tends to the uniform density, and the reverse process is exact between the same walls, as the
+    score has no component through them.
     """
     width = high - low
     blurred = std > 2 * SWITCH * width  # the mirror images repeat with twice the width
@@ -176,9 +177,9 @@ def draw_truncated(
     low: Float[Array, ""],
     high: Float[Array, ""],
 ) -> Float[Array, " n"]:
-    """Turns uniform numbers to draws of the normal distribution cut off at two walls.
+    """Samples of the normal distribution truncated at two walls (Å), from uniform numbers: eq. 11.
 
-    Works with logarithms of the distribution function, so that draws far in a tail are right too.
+    It uses logarithms of the distribution function, which are accurate far in the tails, too.
     """
     left, right, flipped = _bounds_to_the_left(mean, std, low, high)
     uniform = jnp.clip(uniform, 1e-7, 1 - 1e-7)
@@ -194,7 +195,7 @@ def truncated_normal(
     low: Float[Array, ""],
     high: Float[Array, ""],
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Log-density (1/Å) of the normal distribution cut off at two walls, and the noise that z stands for."""
+    """Log-density (1/Å) of the normal distribution truncated at two walls, and the noise (z - mean) / std."""
     left, right, _ = _bounds_to_the_left(mean, std, low, high)
     outer, inner = log_ndtr(right), log_ndtr(left)
     log_mass = outer + jnp.log1p(-jnp.exp(inner - outer))
@@ -205,14 +206,14 @@ def truncated_normal(
 def _bounds_to_the_left(
     mean: Float[Array, " n"], std: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]
 ) -> tuple[Float[Array, " n"], Float[Array, " n"], Bool[Array, " n"]]:
-    """The walls in deviations from the mean, mirrored where most lies right: left, the function does not round to 1."""
+    """The walls in standard deviations from the mean, mirrored to the left tail, where the CDF does not round to 1."""
     below, above = (low - mean) / std, (high - mean) / std
     flipped = below + above > 0
     return jnp.where(flipped, -above, below), jnp.where(flipped, -below, above), flipped
 
 
 def inverse_log_ndtr(level: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The z whose normal distribution function is exp(level), for any level below 0."""
+    """The z at which the normal distribution function is exp(level), for any level below 0."""
     central = level > -5.0
     near = ndtri(jnp.exp(jnp.where(central, level, -1.0)))
     far_level = jnp.where(central, -10.0, level)

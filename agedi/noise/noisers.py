@@ -1,4 +1,7 @@
-"""Forward processes of positions and species, on the space where each lives, and their priors."""
+"""Forward processes of positions and species, and their priors.
+
+Equation numbers are those of docs/formulas/agedi.md.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,23 +30,23 @@ Positions = Float[Array, "n 3"]
 
 
 class Space(NamedTuple):
-    """Where positions live. Rows of fixed and padding atoms are whatever comes out; callers put them back."""
+    """The space of positions (Å) as functions; their rows for fixed and padding atoms have no meaning."""
 
     prior: Callable[[PRNGKeyArray, AtomsGraph], Positions]  # positions at t = 1
     normal: Callable[[PRNGKeyArray, AtomsGraph], Positions]  # one unit of noise
-    tangent: Callable[[AtomsGraph, Positions], Positions]  # the part of vectors that noise can have
+    tangent: Callable[[AtomsGraph, Positions], Positions]  # projection of vectors onto the tangent space
     perturb: Callable[[PRNGKeyArray, AtomsGraph, Positions, Array], Positions]  # (key, graph, mean, std) -> x_t
-    noise: Callable[[AtomsGraph, Positions, Positions, Array], Positions]  # (graph, x_t, mean, std): what to predict
+    noise: Callable[[AtomsGraph, Positions, Positions, Array], Positions]  # (graph, x_t, mean, std) -> expected noise
     project: Callable[[AtomsGraph, Positions], Positions]  # back into the cell, between the walls
     origin: Callable[[AtomsGraph], Float[Array, "3"]]  # the point towards which the mean of the process shrinks
 
 
 class PositionNoiser(NamedTuple):
-    """A process and the space it runs in."""
+    """A forward process and the space it runs in."""
 
     sde: Sde
     space: Space
-    level: Callable[[Array], Array]  # noise level -> what the network is told
+    level: Callable[[Array], Array]  # noise level -> input of the network, eq. 4
 
 
 def make_position_noiser(config: DiffusionConfig, sums: LatticeSums | None = None) -> PositionNoiser | None:
@@ -61,7 +64,7 @@ def make_position_noiser(config: DiffusionConfig, sums: LatticeSums | None = Non
 
 
 def make_open_space(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Space:
-    """Molecules: noise without motion of the centre of mass, unless fixed atoms hold the structure in place."""
+    """Molecules: noise that does not move the center of mass, unless there are fixed atoms (eq. 12)."""
 
     def centred(graph: AtomsGraph, vectors: Positions) -> Positions:
         held = jnp.any(graph.mask & graph.present)
@@ -82,7 +85,7 @@ def make_open_space(largest: Array, sums: LatticeSums, config: DiffusionConfig) 
 
 
 def make_torus(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Space:
-    """Crystals: wrapped normal noise in periodic directions, plain in others; uniform in the cell at t = 1."""
+    """Crystals: wrapped normal noise in periodic directions, normal in others (eq. 6); uniform in the cell at t = 1."""
 
     def prior(key: PRNGKeyArray, graph: AtomsGraph) -> Positions:
         uniform_key, normal_key = jax.random.split(key)
@@ -105,10 +108,10 @@ def make_torus(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Sp
 
 
 def make_slab(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Space:
-    """Surfaces: a torus in the plane, mirrors at z_min and z_max; uniform between them at t = 1.
+    """Surfaces: a torus in the plane, reflecting walls at z_min and z_max (eq. 9); uniform between them at t = 1.
 
-    Lattice vectors a and b must lie in the plane, which `agedi.checks.check_cell` sees to. With walls "truncated" the
-    forward noise is a truncated normal, whose reverse process is only approximate.
+    Lattice vectors a and b must lie in the plane, which `agedi.checks.check_cell` checks. With walls "truncated" the
+    forward noise is a truncated normal (eq. 11), whose reverse process is only approximate.
     """
 
     def in_plane(graph: AtomsGraph) -> Bool[Array, "3"]:
@@ -148,7 +151,7 @@ def make_slab(largest: Array, sums: LatticeSums, config: DiffusionConfig) -> Spa
 def choose_sigma_max(
     cells: Float[np.ndarray, "b 3 3"], pbcs: Bool[np.ndarray, "b 3"], width: float | None = None
 ) -> float:
-    """The noise (Å) that makes every structure uniform in its cell, to a total variation distance below 1 %.
+    """The noise (Å) that makes every structure uniform in its cell, to a total variation distance below 1 % (eq. 8).
 
     Along an axis of spacing h the wrapped normal differs from the uniform density by 2 exp(-2 pi^2 sigma^2 / h^2)
     cos(2 pi x / h) and much smaller terms, so the distance of one coordinate is (2 / pi) exp(-2 pi^2 (sigma / h)^2),
@@ -162,7 +165,7 @@ def choose_sigma_max(
 
 
 def absorb(key: PRNGKeyArray, x: Int[Array, " n"], share: Array) -> Int[Array, " n"]:
-    """Each species becomes the absorbing 0 with probability `share`."""
+    """Each species becomes the absorbing state 0 with probability `share` (eq. 13)."""
     return jnp.where(atom_uniform(key, x.shape[0], 1)[:, 0] < share, 0, x)
 
 
@@ -174,10 +177,10 @@ def reveal(
     share: Array,
     remaining: Int[Array, " k"] | None = None,
 ) -> tuple[Int[Array, " n"], Int[Array, " k"] | None]:
-    """Each absorbed atom becomes one of `species` with probability `share`, drawn from its `log_probs`.
+    """Each absorbed atom becomes one of `species` with probability `share`, sampled from its `log_probs` (eq. 15).
 
-    With `remaining`, the number of atoms left of each species, the draws keep to it: atoms are revealed one after
-    another, each among what is left. Returns the new species and what is left then.
+    With `remaining`, the number of atoms left of each species, atoms are revealed one after another, each as one of the
+    species left. Returns the new species and the numbers left.
     """
     when_key, what_key = jax.random.split(key)
     count = x.shape[0]
@@ -197,7 +200,7 @@ def reveal(
 
 
 class Noised(NamedTuple):
-    """A structure at a diffusion time, and what a network has to say about it."""
+    """A structure at a diffusion time, and the targets of the network."""
 
     graph: AtomsGraph
     levels: Float[Array, " l"]
@@ -209,7 +212,7 @@ Perturb = Callable[[PRNGKeyArray, AtomsGraph, Array], Noised]
 
 
 def make_levels(config: DiffusionConfig, noiser: PositionNoiser | None) -> Callable[[Array, Array], Float[Array, " l"]]:
-    """`levels(noise_level, t)`: one number a noiser, in the order of the config."""
+    """Returns `levels(noise_level, t)`: one input of the network per noiser, in the order of the config."""
     names = config.noisers
 
     def levels(noise: Array, t: Array) -> Float[Array, " l"]:
@@ -219,7 +222,7 @@ def make_levels(config: DiffusionConfig, noiser: PositionNoiser | None) -> Calla
 
 
 def make_perturb(config: DiffusionConfig, sums: LatticeSums | None = None) -> Perturb:
-    """The joint forward process: draws a structure at time t; `sums` are needed where cells are periodic."""
+    """Returns the joint forward process `perturb(key, graph, t)`; `sums` are needed if cells are periodic."""
     noiser = make_position_noiser(config, sums)
     levels = make_levels(config, noiser)
     with_types = diffuses_types(config)

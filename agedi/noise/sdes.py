@@ -1,7 +1,8 @@
 """Noise schedules and the two families of forward processes of positions.
 
-A process is known by its kernel x_t = mean(t) x_0 + std(t) w, w ~ N(0, 1). Samplers work with y = x / mean, which
-sees the noise level nu = std / mean and no drift, whatever the process (Karras et al. 2022, section 2).
+The kernel of a process is x_t = mean(t) x_0 + std(t) w with w ~ N(0, 1). Samplers work with y = x / mean, which has the
+noise level nu = std / mean and no drift for every process (Karras et al. 2022, section 2). See docs/formulas/agedi.md,
+section 1.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from agedi.config import DiffusionConfig
 
 Time = Float[Array, "*s"]
 TimeFunction = Callable[[Time], Time]
-SMALLEST_TIME = 1e-3  # noise levels below that of this time look alike to the network
+SMALLEST_TIME = 1e-3  # diffusion time at which the network's level is -1
 
 
 class Schedule(NamedTuple):
@@ -38,7 +39,11 @@ class Sde(NamedTuple):
 
 
 def make_schedule(name: str, minimum: float, maximum: float) -> Schedule:
-    """A `linear`, `exponential` or `cosine` schedule from `minimum` to `maximum`."""
+    """A `linear`, `exponential` or `cosine` schedule from `minimum` to `maximum`.
+
+    Raises:
+        ValueError: it has another name.
+    """
     span = maximum - minimum
     if name == "linear":
         return Schedule(minimum, lambda t: span * t, lambda t: span + 0 * t, lambda t: minimum * t + span * t**2 / 2)
@@ -61,7 +66,7 @@ def make_schedule(name: str, minimum: float, maximum: float) -> Schedule:
 
 
 def make_variance_exploding(schedule: Schedule) -> Sde:
-    """Song et al. (2021), eq. 9: variance f(t)^2 - f(0)^2 for a schedule f of standard deviations."""
+    """Song et al. (2021), eq. 9: variance f(t)^2 - f(0)^2 for a schedule f of standard deviations (Å)."""
 
     def value(t: Time) -> Time:
         return schedule.minimum + schedule.increment(t)
@@ -91,10 +96,10 @@ def make_variance_preserving(schedule: Schedule) -> Sde:
 
 
 def make_sde(config: DiffusionConfig) -> Sde:
-    """The forward process that a config names.
+    """The forward process of positions in a config.
 
     Raises:
-        ValueError: sigma_max is not known yet.
+        ValueError: sigma_max is not set.
     """
     if config.sde == "vp":
         return make_variance_preserving(make_schedule(config.schedule or "cosine", config.beta_min, config.beta_max))
@@ -112,7 +117,7 @@ def noise_level(sde: Sde, t: Time) -> Time:
 
 
 def make_level(sde: Sde) -> TimeFunction:
-    """The log of a noise level nu, scaled to about [-1, 1]: what the network is told."""
+    """Returns the network's input for a noise level nu: its log, scaled to about [-1, 1] (eq. 4)."""
     # In jax, because the ends are float32 functions; they fold to constants when traced.
     low, high = (jnp.log(noise_level(sde, jnp.float32(t))) for t in (SMALLEST_TIME, 1.0))
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from agedi.config import DiffusionConfig
-from agedi.data.buckets import Room, counted, geometry_of, run_in_chunks
+from agedi.data.buckets import BucketCapacity, counted, geometry_of, run_in_chunks
 from agedi.data.graph import AtomsGraph, pad_graph
 from agedi.diffusion import Diffusion
 from agedi.forcefield.lbfgs import LbfgsConfig
@@ -120,9 +120,9 @@ def _run(
         inputs = np.uint32(index), pad_graph(state.graph, length), _pad(state.conditions, length), left
         return inputs if state.selected is None else (*inputs, _pad(state.selected, length))
 
-    def run(inputs: tuple[Any, ...], room: Room) -> ReverseResult:
+    def run(inputs: tuple[Any, ...], sizes: BucketCapacity) -> ReverseResult:
         reverse = compiled_reverse(
-            diffusion.config, model.apply, model.force_field, settings, capacity=room.capacity, images=room.images
+            diffusion.config, model.apply, model.force_field, settings, capacity=sizes.slots, images=sizes.images
         )
         indices, *others = inputs
         return reverse(model.params, jax.vmap(lambda index: jax.random.fold_in(key, index))(indices), *others)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from agedi.config import DiffusionConfig
-from agedi.data.buckets import CAPACITY_STEP, Geometry, room_for
+from agedi.data.buckets import CAPACITY_STEP, Geometry, bucket_capacity
 from agedi.data.graph import AtomsGraph, pad_graph, stack_graphs
 from agedi.network.search import make_search
 from agedi.noise.kernels import LatticeSums
@@ -53,7 +53,7 @@ def measure_capacity(
     capacity = {}
     for length in np.unique(padded_lengths).tolist():
         rows = np.flatnonzero(padded_lengths == length)
-        slots = room_for([Geometry(length, cells[row], pbcs[row]) for row in rows], cutoff).capacity
+        slots = bucket_capacity([Geometry(length, cells[row], pbcs[row]) for row in rows], cutoff).slots
         if any(pbcs[row].any() for row in rows):
             sample = rows[np.random.default_rng([seed, length]).permutation(len(rows))[:TRIALS]]
             batch = stack_graphs([pad_graph(graphs[int(row)], length) for row in sample])

@@ -23,7 +23,7 @@ import tyro
 from jax.sharding import PartitionSpec
 
 from agedi.config import DiffusionConfig, ModelConfig
-from agedi.data.buckets import Room, geometry_of, room_for
+from agedi.data.buckets import BucketCapacity, bucket_capacity, geometry_of
 from agedi.data.graph import AtomsGraph, from_atoms, pad_graph, stack_graphs
 from agedi.network.groups import in_groups
 from agedi.network.score import ScoreModel, make_score_model
@@ -68,21 +68,23 @@ def random_structures(options: Options) -> list[ase.Atoms]:
     return found
 
 
-def make_chunks(structures: list[ase.Atoms], size: int, cutoff: float) -> list[tuple[AtomsGraph, Room]]:
+def make_chunks(structures: list[ase.Atoms], size: int, cutoff: float) -> list[tuple[AtomsGraph, BucketCapacity]]:
     """Batches of padded graphs, by size."""
     graphs = sorted((from_atoms(atoms) for atoms in structures), key=lambda graph: len(graph.x))
     parts = [graphs[i : i + size] for i in range(0, len(graphs), size)]
-    rooms = [room_for([geometry_of(graph) for graph in part], cutoff) for part in parts]
+    capacities = [bucket_capacity([geometry_of(graph) for graph in part], cutoff) for part in parts]
     return [
-        (stack_graphs([pad_graph(graph, room.length) for graph in part]), room)
-        for part, room in zip(parts, rooms, strict=True)
+        (stack_graphs([pad_graph(graph, sizes.length) for graph in part]), sizes)
+        for part, sizes in zip(parts, capacities, strict=True)
     ]
 
 
-def make_sampler(config: DiffusionConfig, model: ScoreModel, options: Options, room: Room) -> Callable[..., Any]:
+def make_sampler(
+    config: DiffusionConfig, model: ScoreModel, options: Options, sizes: BucketCapacity
+) -> Callable[..., Any]:
     """`sampler(params, key, graphs)`, compiled."""
     settings = ReverseConfig(sampler=SamplerConfig(sampler="em", steps=options.steps))
-    reverse = make_reverse(config, model, settings, capacity=room.capacity, images=room.images)
+    reverse = make_reverse(config, model, settings, capacity=sizes.slots, images=sizes.images)
 
     def run(params: Any, key: jax.Array, graphs: AtomsGraph) -> Any:
         count = len(graphs.x)
@@ -159,10 +161,10 @@ def measure(options: Options) -> dict[str, Any]:
     structures = random_structures(options)
     chunks = make_chunks(structures, options.chunk, config.model.cutoff)
     searched = [
-        jax.jit(jax.vmap(make_search(config.model.cutoff, room.capacity, room.images)))(graphs)
-        for graphs, room in chunks
+        jax.jit(jax.vmap(make_search(config.model.cutoff, sizes.slots, sizes.images)))(graphs)
+        for graphs, sizes in chunks
     ]
-    samplers = [make_sampler(config, model, options, room) for _, room in chunks]
+    samplers = [make_sampler(config, model, options, sizes) for _, sizes in chunks]
     evaluations, gradient = make_evaluations(config, model, options), make_gradient(model)
     noiser = make_position_noiser(config)
     assert noiser is not None
@@ -191,7 +193,7 @@ def measure(options: Options) -> dict[str, Any]:
         "quick": options.quick,
         "structures": options.structures,
         "atoms": [options.least_atoms, options.most_atoms],
-        "rooms": [[room.length, room.capacity, *room.images] for _, room in chunks],
+        "rooms": [[sizes.length, sizes.slots, *sizes.images] for _, sizes in chunks],
         "parameters": num_parameters(params),
         "mean_neighbours": float(sum(g.edges.mask.sum() for g in searched) / sum(g.present.sum() for g in searched)),
         "ms": ms,

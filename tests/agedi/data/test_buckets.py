@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from agedi.data.buckets import batch_rows, bucket, counted, geometry_of, room_for, run_in_chunks
+from agedi.data.buckets import batch_rows, bucket, bucket_capacity, counted, geometry_of, run_in_chunks
 from agedi.data.graph import from_atoms
 from matterform.neighbors import image_counts
 
@@ -30,12 +30,12 @@ def test_padded_lengths_are_few():
 
 def test_a_program_holds_the_neighbors_of_all_its_structures():
     small, large = bulk("Cu", cubic=True), bulk("Cu", cubic=True) * (2, 1, 1)
-    sizes = room_for(geometries_of(small, large), 3.0)
+    sizes = bucket_capacity(geometries_of(small, large), 3.0)
     assert sizes.length == 8
-    assert sizes.capacity % 8 == 0
-    assert sizes.capacity >= 12
+    assert sizes.slots % 8 == 0
+    assert sizes.slots >= 12
     assert sizes.images == tuple(image_counts(small.cell.array, small.pbc, 3.0))
-    assert room_for(geometries_of(molecule("H2O")), 3.0).images == (0, 0, 0)
+    assert bucket_capacity(geometries_of(molecule("H2O")), 3.0).images == (0, 0, 0)
 
 
 def test_results_come_in_order_though_sizes_run_together():
@@ -57,8 +57,8 @@ def test_a_chunk_that_overflows_runs_again_and_later_ones_start_larger(caplog):
     capacities = []
 
     def run(rows, sizes):
-        capacities.append(sizes.capacity)
-        return Result(rows[0], np.full(len(rows[0]), sizes.capacity < 3 * capacities[0]))
+        capacities.append(sizes.slots)
+        return Result(rows[0], np.full(len(rows[0]), sizes.slots < 3 * capacities[0]))
 
     with caplog.at_level("INFO"):
         geometries = geometries_of(*[bulk("Cu", cubic=True)] * 4)

@@ -6,7 +6,7 @@ import pytest
 
 from agedi.config import ConditionConfig
 from agedi.network.conditioning import clean_conditioning, conditioning
-from agedi.network.score import draw
+from agedi.network.score import random_parameters
 
 CONFIGS = (
     ConditionConfig(name="energy", mean=-3.0, std=0.5),
@@ -25,7 +25,7 @@ def embed():
         return conditioning(levels, values, known, CONFIGS, num_atoms=3, size=8)
 
     transformed = hk.without_apply_rng(hk.transform(network))
-    params = draw(jax.random.key(0), lambda: transformed.init(None, LEVELS, VALUES, jnp.array(True)))
+    params = random_parameters(jax.random.key(0), lambda: transformed.init(None, LEVELS, VALUES, jnp.array(True)))
     apply = jax.jit(transformed.apply)
     return lambda levels, values, known: apply(params, levels, values, jnp.array(known))
 
@@ -59,7 +59,7 @@ def test_values_are_standardised():
 
     wide, unit = ConditionConfig(name="energy", mean=-3.0, std=0.5), ConditionConfig(name="energy")
     transformed = hk.without_apply_rng(hk.transform(network))
-    params = draw(jax.random.key(0), lambda: transformed.init(None, {"energy": jnp.float32(0)}, unit))
+    params = random_parameters(jax.random.key(0), lambda: transformed.init(None, {"energy": jnp.float32(0)}, unit))
     raw = transformed.apply(params, {"energy": jnp.float32(-2.25)}, wide)
     np.testing.assert_allclose(raw, transformed.apply(params, {"energy": jnp.float32(1.5)}, unit), rtol=1e-6)
 
@@ -73,7 +73,7 @@ def test_names_that_do_not_match_are_refused(embed):
 
 def test_clean_structures_have_a_vector_of_their_own():
     transformed = hk.without_apply_rng(hk.transform(lambda: clean_conditioning(3, 8)))
-    rows = transformed.apply(draw(jax.random.key(0), lambda: transformed.init(None)))
+    rows = transformed.apply(random_parameters(jax.random.key(0), lambda: transformed.init(None)))
     assert rows.shape == (3, 8)
     np.testing.assert_array_equal(rows, rows[:1].repeat(3, axis=0))
     assert np.abs(rows).max() > 0.1

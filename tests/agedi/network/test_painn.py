@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from agedi.config import ModelConfig
-from agedi.network.painn import gated_head, gaussians, lengths, modulate, normalize
-from agedi.network.score import draw
+from agedi.network.painn import gated_head, gaussians, modulate, normalize, smooth_norms
+from agedi.network.score import random_parameters
 
 
 def test_gaussians_of_a_distance():
@@ -17,8 +17,8 @@ def test_gaussians_of_a_distance():
 
 def test_lengths_have_a_gradient_at_zero():
     vectors = jnp.zeros((2, 3, 4)).at[0, :, 0].set(jnp.array([1.0, 2.0, 2.0]))
-    np.testing.assert_allclose(lengths(vectors)[0], [3, 0, 0, 0], atol=2e-4)
-    gradient = jax.grad(lambda x: lengths(x).sum())(vectors)
+    np.testing.assert_allclose(smooth_norms(vectors)[0], [3, 0, 0, 0], atol=2e-4)
+    gradient = jax.grad(lambda x: smooth_norms(x).sum())(vectors)
     np.testing.assert_allclose(gradient[0, :, 0], [1 / 3, 2 / 3, 2 / 3], rtol=1e-5)
     np.testing.assert_array_equal(gradient[1], 0)
 
@@ -26,7 +26,7 @@ def test_lengths_have_a_gradient_at_zero():
 def test_modulation_is_the_identity_at_first(rng):
     network = hk.without_apply_rng(hk.transform(modulate))
     scalars, vectors, context = (jnp.asarray(rng.standard_normal(s, np.float32)) for s in ((5, 4), (5, 3, 4), (5, 6)))
-    params = draw(jax.random.key(0), lambda: network.init(None, scalars, vectors, context))
+    params = random_parameters(jax.random.key(0), lambda: network.init(None, scalars, vectors, context))
     for out, expected in zip(network.apply(params, scalars, vectors, context), (scalars, vectors), strict=True):
         np.testing.assert_array_equal(out, expected)
 
@@ -34,7 +34,7 @@ def test_modulation_is_the_identity_at_first(rng):
 def test_head_turns_with_its_vectors(rng):
     network = hk.without_apply_rng(hk.transform(lambda s, v: gated_head(s, v, "noise")))
     scalars, vectors = (jnp.asarray(rng.standard_normal(s, np.float32)) for s in ((5, 8), (5, 3, 8)))
-    params = draw(jax.random.key(0), lambda: network.init(None, scalars, vectors))
+    params = random_parameters(jax.random.key(0), lambda: network.init(None, scalars, vectors))
     turn = np.linalg.qr(rng.standard_normal((3, 3)))[0].astype(np.float32)
     np.testing.assert_array_equal(network.apply(params, scalars, vectors), 0)
     params = jax.tree.map(lambda x: x + 0.1, params)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from agedi.config import ConditionConfig, DiffusionConfig
-from agedi.sampling.parsing import parse_cell, parse_formula, parse_pbc
 from agedi.sampling.request import SampleRequest, make_conditions, make_initial_state
 
 CELL = [4.0, 4.0, 8.0]
@@ -183,16 +182,3 @@ def test_cells_come_from_arguments_templates_or_training_data(config, asked, cel
     found = start(config, formula=species, **asked)
     np.testing.assert_allclose(found.graph.cell, cell, rtol=1e-6, atol=1e-6)
     assert found.graph.pbc.tolist() == pbc
-
-
-def test_cells_are_read_in_every_form():
-    np.testing.assert_allclose(parse_cell([3, 4, 5]), np.diag([3, 4, 5]))
-    np.testing.assert_allclose(parse_cell([3, 3, 5, 90, 90, 120])[1], [-1.5, 3 * 0.75**0.5, 0], atol=1e-9)
-    np.testing.assert_allclose(parse_cell(range(9)), np.arange(9).reshape(3, 3))
-    np.testing.assert_allclose(parse_cell(SURFACE.cell), SURFACE.cell.array)
-
-
-def test_formulas_keep_their_order():
-    assert parse_formula("OCu2").tolist() == [8, 29, 29]
-    assert parse_formula("Cu(OH)2").tolist() == [29, 8, 8, 1, 1]
-    assert parse_pbc(True).tolist() == [True] * 3

@@ -164,18 +164,20 @@ def test_another_formula_of_the_same_bucket_compiles_nothing(crystals, caplog):
     assert compilations("H7", seed=1) == 0
 
 
-def test_crowded_neighbour_lists_are_searched_again(crystals, caplog, monkeypatch):
-    """With too little room at first: doubled until there is enough, and nothing is lost."""
+def test_neighbor_lists_that_overflow_are_searched_again(crystals, caplog, monkeypatch):
+    """With too few slots at first: doubled until there are enough, and nothing is lost."""
     arguments = {"formula": "Cu6", "n_samples": 4, "batch_size": 2, **QUICK}
     expected = agedi.sample(crystals, **arguments)
     monkeypatch.setattr(chunks, "estimate_capacity", lambda *_: 4)
     monkeypatch.setattr(chunks, "CAPACITY_STEP", 4)
     with caplog.at_level(logging.INFO, logger="agedi"):
         found = agedi.sample(crystals, **arguments)
-    assert "of 2 structures have atoms with more than 4 neighbours; running them again with room for 8" in caplog.text
+    assert (
+        "of 2 structures have atoms with more than 4 neighbors; running them again with 8 slots per atom" in caplog.text
+    )
     np.testing.assert_allclose(positions_of(found), positions_of(expected), rtol=0, atol=1e-3)
     # The second chunk begins with what the first one needed.
-    assert caplog.text.count("more than 4 neighbours") == 1
+    assert caplog.text.count("more than 4 neighbors") == 1
 
 
 def test_results_come_as_they_are_ready_and_in_order(crystals, monkeypatch):
