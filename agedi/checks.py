@@ -1,6 +1,7 @@
 """Checks of counts, cells and species that several parts of AGeDi share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -11,7 +12,7 @@ from matterform.elements import element_table
 SAME_CELL = 1e-4  # Å; cells that differ by less count as equal
 
 
-def check_counts(**counts: int) -> None:
+def check_counts(**counts: Any) -> None:
     """Checks that all are whole numbers of at least 1; `seed` may be 0.
 
     Raises:
