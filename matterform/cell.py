@@ -1,7 +1,6 @@
-"""Unit cells: six parameters <-> three vectors. For one cell; `jax.vmap` for many.
+"""Unit cells: volume, inverse and wrapping of positions. For one cell; `jax.vmap` for many.
 
-Rows are lattice vectors in Å, with a along x and b in the xy plane: the convention of ASE's `Cell.fromcellpar`
-and of pymatgen's `Lattice.from_parameters(..., vesta=True)` (pymatgen's default puts c along z instead).
+Rows are lattice vectors in Å.
 """
 
 import jax.numpy as jnp
@@ -9,31 +8,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 AnyArray = np.ndarray | Array  # cells live on the host first and on devices later
-
-
-def parameters_to_matrix(lengths: Float[AnyArray, "3"], angles: Float[AnyArray, "3"]) -> Float[Array, "3 3"]:
-    """Lattice vectors of a cell with `lengths` (a, b, c) in Å and `angles` (alpha, beta, gamma) in radians.
-
-    Angles that no cell can have (alpha > beta + gamma, say) give a flat cell of volume 0, with finite gradients.
-    """
-    a, b, c = lengths
-    cos_alpha, cos_beta, cos_gamma = jnp.cos(angles)
-    sin_gamma = jnp.sin(angles[2])
-    y = (cos_alpha - cos_beta * cos_gamma) / sin_gamma
-    height_squared = 1 - cos_beta**2 - y**2
-    possible = height_squared > 0
-    height = jnp.where(possible, jnp.sqrt(jnp.where(possible, height_squared, 1.0)), 0.0)
-    zero = jnp.zeros_like(height)
-    return jnp.array([[a, zero, zero], [b * cos_gamma, b * sin_gamma, zero], [c * cos_beta, c * y, c * height]])
-
-
-def matrix_to_parameters(matrix: Float[AnyArray, "3 3"]) -> tuple[Float[Array, "3"], Float[Array, "3"]]:
-    """Lengths (Å) and angles (alpha, beta, gamma in radians) of a cell, whatever its orientation."""
-    first, second = jnp.roll(matrix, -1, axis=0), jnp.roll(matrix, -2, axis=0)  # the pairs (b, c), (c, a), (a, b)
-    # arctan2 keeps full precision near 0 and pi, where arccos of the scalar product loses half the digits.
-    sines = jnp.linalg.norm(jnp.cross(first, second), axis=-1)
-    cosines = jnp.sum(first * second, axis=-1)
-    return jnp.linalg.norm(matrix, axis=-1), jnp.arctan2(sines, cosines)
 
 
 def volume(matrix: Float[AnyArray, "3 3"]) -> Float[Array, ""]:
