@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import pathlib
 import shutil
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +17,10 @@ from jaxtyping import Int64, PRNGKeyArray
 
 from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
 from atomformer.config import ENERGY_HEADS, FORCE_HEADS, SIZES, AtomformerConfig, EnergyScale, TrainConfig
-from atomformer.data.dataset import Dataset, atom_counts, fingerprint, select
+from atomformer.data.dataset import Dataset, atom_counts, fingerprint
 from atomformer.data.examples import make_take, stack_labels
 from atomformer.data.references import fit_energy_scale, isolated_energies
-from atomformer.data.sources import load_dataset
+from atomformer.data.split import Split, load_split
 from atomformer.loss import average_counts, make_example_loss, metric_names, required_heads, requirements
 from atomformer.network.parameters import Params, init_params
 from atomformer.network.transformer import make_apply
@@ -37,16 +37,7 @@ logger = logging.getLogger(__name__)
 
 # A resumed run may train longer, report elsewhere, find its data elsewhere; the rest must stay.
 FREE = ("run_dir", "loop", "keep", "wandb_project", "train", "validation", "model")
-VALIDATION_KEY = 1  # folded into the seed where a validation set is split off
 ENCODER_SIZES = ("vocab_size", "dim", "num_heads", "depth", "mlp_ratio", "k")
-
-
-class Split(NamedTuple):
-    """Which structures of a data set to train on, and held-out ones (None without validation)."""
-
-    train: Dataset
-    rows: Int64[np.ndarray, " m"]
-    validation: Dataset | None
 
 
 def train(config: TrainConfig, resume: bool = False) -> FitResult:
@@ -122,37 +113,6 @@ def publish(folder: pathlib.Path, model: Pretrained) -> None:
         save_pretrained(fresh, model)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
-
-
-def load_split(config: TrainConfig) -> Split:
-    """The training and validation structures of a run; the same whenever it is resumed.
-
-    A memory-mapped set stays where it is: origins and units are then those of all its structures, held-out ones too.
-    """
-    dataset = _load(config.train, config.split)
-    total = len(atom_counts(dataset))
-    if config.validation is not None or config.validation_split is not None:
-        return Split(dataset, np.arange(total), _load(config.validation or config.train, config.validation_split))
-    held_out = round(config.validation_fraction * total)
-    if held_out == 0:
-        return Split(dataset, np.arange(total), None)
-    if held_out == total:
-        raise ValueError(
-            f"validation_fraction {config.validation_fraction} leaves none of {total} structures to train on"
-        )
-    order = np.random.default_rng([config.seed, VALIDATION_KEY]).permutation(total)
-    kept, others = np.sort(order[held_out:]), np.sort(order[:held_out])
-    if isinstance(dataset.offsets, np.memmap):
-        return Split(dataset, kept, select(dataset, others))
-    return Split(select(dataset, kept), np.arange(total - held_out), select(dataset, others))
-
-
-def _load(path: pathlib.Path, split: str | None) -> Dataset:
-    dataset, refused = load_dataset(path, split=split)
-    if refused:
-        row, reason = next(iter(refused.items()))
-        logger.warning("%s: refused %d of its structures; the first is %d: %s", path, len(refused), row, reason)
-    return dataset
 
 
 def label_columns(config: TrainConfig) -> tuple[str, ...]:

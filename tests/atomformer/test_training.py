@@ -20,11 +20,12 @@ from atomformer import training
 from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
 from atomformer.cli import main
 from atomformer.config import AtomformerConfig, EnergyScale, FinetuneConfig, LossConfig, PretrainConfig, TrainConfig
+from atomformer.data.split import load_split
 from atomformer.network.features import element_features
 from atomformer.network.parameters import init_params
 from atomformer.network.transformer import make_apply
 from atomformer.prediction.metrics import ATOM3D
-from atomformer.training import first_params, load_split, resolve_model, train
+from atomformer.training import first_params, resolve_model, train
 from matterform.config import load_config
 from matterform.io.formats import read_structures, write_structures
 from matterform.training.batches import bucket_lengths
