@@ -24,7 +24,7 @@ import tyro
 from tyro import _errors as parse_errors  # the only way to a structured parse error; documented there for applications
 
 from matterform.config import load_config
-from matterform.external import one_line
+from matterform.errors import one_line
 
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # the user can act on these
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import tyro
 
 from matterform.config import load_config
-from matterform.external import one_line
+from matterform.errors import one_line
 
 Run = TypeVar("Run")
 

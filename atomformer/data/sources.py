@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from atomformer.data.dataset import Dataset, from_rows, is_dataset, open_dataset, write_dataset
 from atomformer.data.rows import Row, check_row, row_from_atoms
 from atomformer.data.tables import iterate_arrow, iterate_parquet, write_parquet
-from matterform.external import one_line
+from matterform.errors import one_line, reason_of
 from matterform.io import formats
-from matterform.io.cif import reason_of
 from matterform.io.files import existing
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomformer.data.rows import Row
-from matterform.external import one_line
+from matterform.errors import one_line
 from matterform.io.files import write_atomically
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from crystalformer.symmetry.wyckoff import (
     wyckoff_operations,
 )
 from matterform.elements import MAX_ATOMIC_NUMBER
-from matterform.io.cif import Cell, UnreadableStructure, parse_cell, parse_structure, reason_of
+from matterform.errors import reason_of
+from matterform.io.cif import Cell, UnreadableStructure, parse_cell, parse_structure
 
 if TYPE_CHECKING:
     import spglib

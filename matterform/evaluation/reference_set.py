@@ -1,4 +1,4 @@
-"""Known crystals by formula: read once, parsed only where a crystal of the same formula asks for them."""
+"""Reference crystals by formula: read once, each parsed only when a crystal of its formula is looked up."""
 
 import functools
 import logging
@@ -17,28 +17,32 @@ logger = logging.getLogger(__name__)
 
 FORMULA = re.compile(r"^_chemical_formula_sum\s+(?:'([^'\n]+)'|\"([^\"\n]+)\"|([A-Z][A-Za-z0-9.]*))\s*$", re.MULTILINE)
 
-Entry = Union[str, "pymatgen.core.Structure"]  # a CIF, or what was in it
+CifOrStructure = Union[str, "pymatgen.core.Structure"]  # a CIF, or what was in it
 
 
-class Known(NamedTuple):
-    """Crystals found by their reduced formula."""
+class ReferenceSet(NamedTuple):
+    """Crystals by their reduced formula: `find("NaCl")` gives all of that composition."""
 
     find: "Callable[[str], tuple[pymatgen.core.Structure, ...]]"
     count: int  # of all crystals
 
 
-def read_known(path: str | os.PathLike[str]) -> Known:
+def read_reference_set(path: str | os.PathLike[str]) -> ReferenceSet:
     """The crystals of a file in any format of `matterform.io.formats`.
 
-    CIFs, also in the table of a CSV, are sorted by the formula that they state and parsed when they are looked for.
+    CIFs, also in the table of a CSV, are grouped by the formula that they state, and parsed when they are looked up.
     Crystals that cannot be read are left out, with a warning.
+
+    Raises:
+        FileNotFoundError: nothing is at `path`.
+        ValueError: unknown suffix, no structure column, or no entry at all.
     """
-    return index_known(_entries(path))
+    return make_reference_set(_entries(path))
 
 
-def index_known(crystals: Iterable[Entry | None]) -> Known:
-    """Given crystals, as structures or CIF texts; None where there is one that cannot be read."""
-    by_formula: dict[str, list[Entry]] = {}
+def make_reference_set(crystals: Iterable[CifOrStructure | None]) -> ReferenceSet:
+    """A reference set of structures or CIF texts; None stands for a crystal that cannot be read, and is counted."""
+    by_formula: dict[str, list[CifOrStructure]] = {}
     unreadable = 0
     for crystal in crystals:
         entry = crystal
@@ -60,10 +64,10 @@ def index_known(crystals: Iterable[Entry | None]) -> Known:
             logger.warning("%d known crystals of %s cannot be read and are left out", lost, formula)
         return tuple(structure for structure in found if structure is not None)
 
-    return Known(find, sum(map(len, by_formula.values())))
+    return ReferenceSet(find, sum(map(len, by_formula.values())))
 
 
-def _entries(path: str | os.PathLike[str]) -> Iterator[Entry | None]:
+def _entries(path: str | os.PathLike[str]) -> Iterator[CifOrStructure | None]:
     try:
         texts = iterate_texts(path)
     except ValueError:  # not a file of texts; if it is nothing else either, the next line says so

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from matterform.elements import MAX_ATOMIC_NUMBER
-from matterform.external import one_line
+from matterform.errors import reason_of
 from matterform.io.files import damage_explained, existing, open_text
 from matterform.io.tables import iterate_chunks
 
@@ -232,8 +232,3 @@ def _symmetry_text(spacegroup: int) -> tuple[str, str, tuple[str, ...]]:
 
     group = gemmi.get_spacegroup_reference_setting(spacegroup)
     return group.xhm(), group.hall, tuple(operation.triplet() for operation in group.operations())
-
-
-def reason_of(error: Exception) -> str:
-    """One line for a table of refused entries."""
-    return f"{type(error).__name__}: {one_line(error)}"

@@ -14,13 +14,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Union
 
+from matterform.errors import reason_of
 from matterform.io.cif import (
     TextRecord,
     UnreadableStructure,
     iterate_cifs,
     iterate_csv,
     parse_structure,
-    reason_of,
     to_cif,
 )
 from matterform.io.files import damage_explained, existing, is_compressed, open_text, write_atomically

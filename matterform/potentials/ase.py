@@ -4,7 +4,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from matterform.external import Explained, load_callable
+from matterform.errors import Explained
+from matterform.plugins import load_callable
 from matterform.potentials.base import (
     BatchModel,
     Potential,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from matterform.errors import reason_of
 from matterform.evaluation.validity import ATOM_DENSITY_RANGE_PER_ANG3, structural_validity
-from matterform.io.cif import reason_of
 
 if TYPE_CHECKING:
     import ase

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matterform.external import one_line
+from matterform.errors import one_line
 from matterform.potentials.base import (
     BatchModel,
     Potential,

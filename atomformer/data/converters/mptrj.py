@@ -16,7 +16,7 @@ from atomformer.data.converters.reading import Entry, list_files, open_stream, r
 from atomformer.data.rows import Row
 from atomformer.data.sources import ReadRow
 from matterform.elements import atomic_number
-from matterform.external import one_line
+from matterform.errors import one_line
 
 # Voigt's order of a symmetric matrix, as in ASE: xx, yy, zz, yz, xz, xy.
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from atomformer.data.rows import Row, check_row
 from atomformer.data.sources import ReadRow
-from matterform.external import one_line
+from matterform.errors import one_line, reason_of
 from matterform.io import formats
-from matterform.io.cif import reason_of
 from matterform.io.files import damage_explained, existing
 from matterform.io.lmdb import PICKLE_ADVICE
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Shaped
 from crystalformer.rl.reward.base import KNOWN_SYSTEM, Reward, Scores, make_scores
 from matterform.evaluation.composition import compositional_validity
 from matterform.evaluation.matching import MatcherConfig, is_novel, is_unique
-from matterform.evaluation.reference_set import index_known, read_known
+from matterform.evaluation.reference_set import make_reference_set, read_reference_set
 from matterform.evaluation.validity import strict_validity
 
 if TYPE_CHECKING:
@@ -132,7 +132,9 @@ def with_novelty_bonus(
     Raises:
         ValueError: the bonus is negative or not finite, or the file cannot be read.
     """
-    known = read_known(reference) if isinstance(reference, (str, os.PathLike)) else index_known(reference)
+    known = (
+        read_reference_set(reference) if isinstance(reference, (str, os.PathLike)) else make_reference_set(reference)
+    )
 
     def passes(structures: "Sequence[pymatgen.core.Structure]") -> Bool[np.ndarray, " b"]:
         formulas = {structure.composition.reduced_formula for structure in structures}

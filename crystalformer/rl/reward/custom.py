@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from crystalformer.rl.reward.base import Reward, Scores, make_scores
-from matterform.external import Explained, load_callable
+from matterform.errors import Explained
+from matterform.plugins import load_callable
 from matterform.processes import death_explained, worker_pool
 
 if TYPE_CHECKING:
