@@ -16,9 +16,8 @@ import numpy as np
 import scipy.stats
 
 import agedi
-from experiments.agedi.molecules import ANGLES, BONDS, geometry, intact_share
-from experiments.agedi.shared import parse_arguments, read_atoms, save, write_report
-from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
+from experiments import common
+from experiments.agedi.geometry import ANGLES, BONDS, geometry, intact_share
 
 REFERENCE = ("em", "uniform", 500, 1e-3)  # sampler, grid, steps, time of the last step
 SETTINGS = (
@@ -41,12 +40,12 @@ BOOTSTRAPS = 40
 
 def main() -> None:
     """Draws with every setting, and compares."""
-    arguments = parse_arguments(__doc__, "agedi_molecules")
+    arguments = common.parse_arguments(__doc__, "runs/agedi_molecules")
     diffusion = agedi.load_diffusion(arguments.out / "version_0")
-    test = read_atoms(arguments.data / "acac_test_300K.extxyz.gz")
+    test = common.read_atoms(common.data_file(arguments.data, "acac_test"))
     count = 1000 if arguments.full else 200
     rng = np.random.default_rng(0)
-    other = read_atoms(arguments.data / "acac_train_300K.extxyz.gz")[:count]
+    other = common.read_atoms(common.data_file(arguments.data, "acac_train"))[:count]
     rows: list[dict[str, Any]] = [measure({"name": "training set"}, other, test, rng)]
     for sampler, grid, steps, eps in SETTINGS:
         start = time.perf_counter()
@@ -69,7 +68,7 @@ def main() -> None:
             "seconds": round(seconds, 1),
         }
         rows.append(measure(row, molecules, test, rng))
-    write_report(arguments.out / "evaluations.json", {"rows": rows})
+    common.write_json(arguments.out / "evaluations.json", {"rows": rows})
     draw(arguments.out, rows)
 
 
@@ -106,8 +105,8 @@ def distance(each: list[dict[str, np.ndarray]], reference: dict[str, np.ndarray]
 
 def draw(out, rows: list[dict[str, Any]]) -> None:
     """Distance against evaluations."""
-    figure, (axis,) = new_figure(1, "Acetylacetone: quality against cost")
-    colors = {"em": INK, "ddim": TRAINING, "heun_ode": VALIDATION, "heun": "#b04a4a"}
+    figure, (axis,) = common.new_figure(1, "Acetylacetone: quality against cost")
+    colors = {"em": common.INK, "ddim": common.TRAINING, "heun_ode": common.VALIDATION, "heun": "#b04a4a"}
     for row in rows[1:]:
         sampler, grid = row["name"].split()
         axis.errorbar(
@@ -119,14 +118,14 @@ def draw(out, rows: list[dict[str, Any]]) -> None:
             markersize=5,
             label=row["name"],
         )
-    axis.axhline(rows[0]["distance"], color=INK, linewidth=0.7, linestyle=":", label="training set")
+    axis.axhline(rows[0]["distance"], color=common.INK, linewidth=0.7, linestyle=":", label="training set")
     axis.set(xscale="log", xlabel="evaluations of the network", ylabel="distance to the test set (std)")
     axis.set_xticks([25, 50, 100, 500], ["25", "50", "100", "500"])
     axis.minorticks_off()
     handles, labels = axis.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axis.legend(unique.values(), unique.keys(), frameon=False, fontsize=6)
-    save(figure, out / "evaluations.png")
+    common.save_picture(figure, out / "evaluations.png")
 
 
 if __name__ == "__main__":

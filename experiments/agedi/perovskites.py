@@ -10,19 +10,10 @@ training crystals nearest in composition: report.json, samples_*.xyz, heats.png.
 import ase
 import numpy as np
 
-import agedi
-from agedi.sampling.config import SamplerConfig
-from agedi.sampling.request import SampleRequest
-from experiments.agedi.shared import (
-    parse_arguments,
-    read_atoms,
-    sample_each,
-    sample_once,
-    save,
-    train_once,
-    write_report,
-)
-from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
+from agedi import SamplerConfig, SampleRequest
+from experiments import common
+from experiments.agedi.geometry import shortest_distance
+from experiments.agedi.shared import sample_each, sample_once, train_once
 
 PROPERTY = "heat_all"
 REQUESTS = (0.5, 1.4, 2.9)  # eV an atom: the 5th, 50th and 95th percentiles of the data
@@ -31,8 +22,8 @@ WEIGHTS = (0.0, 1.0, 2.0)
 
 def main() -> None:
     """Trains, samples at each requested value, looks up what the samples resemble."""
-    arguments = parse_arguments(__doc__, "agedi_perovskites")
-    data = read_atoms(arguments.data / "perov5_val.csv.gz")
+    arguments = common.parse_arguments(__doc__, "runs/agedi_perovskites")
+    data = common.read_atoms(common.data_file(arguments.data, "perovskites"))
     diffusion = train_once(
         arguments.out,
         data,
@@ -65,9 +56,9 @@ def main() -> None:
                     np.mean([composition_distance(s, data).min() == 0 for s in samples])
                 ),
                 "share_with_three_equal_anions": float(np.mean([max(np.bincount(s.numbers)) == 3 for s in samples])),
-                "share_above_1.2_ang": float(np.mean([shortest(s) > 1.2 for s in samples])),
+                "share_above_1.2_ang": float(np.mean([shortest_distance(s) > 1.2 for s in samples])),
             }
-    write_report(arguments.out / "report.json", report)
+    common.write_json(arguments.out / "report.json", report)
     draw(arguments.out, heats, known_heats(data))
 
 
@@ -103,26 +94,19 @@ def nearest_heats(samples: list[ase.Atoms], data: list[ase.Atoms]) -> np.ndarray
     return np.array(found)
 
 
-def shortest(atoms: ase.Atoms) -> float:
-    """The shortest interatomic distance (Å), images included."""
-    from ase.neighborlist import neighbor_list
-
-    return neighbor_list("d", atoms, 3.0).min(initial=3.0)
-
-
 def draw(out, heats: dict[float, dict[float, np.ndarray]], known: np.ndarray) -> None:
     """What was asked for against what the samples resemble."""
-    figure, (axis,) = new_figure(1, "Perovskites: heat of formation (eV/atom)")
-    axis.plot([0, 3.2], [0, 3.2], color=INK, linewidth=0.6, linestyle=":")
-    axis.axhline(known.mean(), color=INK, linewidth=0.8, label="mean of the data")
-    for weight, color in zip(WEIGHTS[1:], (TRAINING, VALIDATION), strict=True):
+    figure, (axis,) = common.new_figure(1, "Perovskites: heat of formation (eV/atom)")
+    axis.plot([0, 3.2], [0, 3.2], color=common.INK, linewidth=0.6, linestyle=":")
+    axis.axhline(known.mean(), color=common.INK, linewidth=0.8, label="mean of the data")
+    for weight, color in zip(WEIGHTS[1:], (common.TRAINING, common.VALIDATION), strict=True):
         requests = list(heats[weight])
         means = [np.mean(heats[weight][request]) for request in requests]
         errors = [np.std(heats[weight][request]) / np.sqrt(len(heats[weight][request])) for request in requests]
         axis.errorbar(requests, means, errors, fmt="o-", color=color, label=f"guidance {weight:g}", linewidth=1.2)
     axis.set(xlabel="requested", ylabel="nearest training compositions")
     axis.legend(frameon=False, fontsize=8)
-    save(figure, out / "heats.png")
+    common.save_picture(figure, out / "heats.png")
 
 
 if __name__ == "__main__":

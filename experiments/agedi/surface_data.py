@@ -20,7 +20,7 @@ from ase.constraints import FixAtoms
 from ase.geometry import get_distances
 from ase.optimize import BFGS
 
-from matterform.io.formats import write_structures
+from matterform import write_structures
 
 SIZE = (3, 3, 2)  # atoms along a and b, layers
 HEIGHT = 16.0  # Å, of the cell

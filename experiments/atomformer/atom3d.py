@@ -10,8 +10,8 @@ follows after the named options goes to `atomformer finetune`.
 import argparse
 import sys
 
+from atomformer import ATOM3D
 from atomformer.cli import main
-from atomformer.prediction.metrics import ATOM3D
 
 
 def run(argv: list[str]) -> int:
