@@ -25,6 +25,7 @@ _EXPORTS = {
     "predict": "forcefield.relaxation",
     "relax": "forcefield.relaxation",
     "sample": "sampling.sample",
+    "sample_each": "sampling.sample",
     "to_atoms": "data.graph",
     "resume": "training.train",
     "train": "training.train",

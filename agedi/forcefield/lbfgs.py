@@ -37,14 +37,14 @@ class LbfgsConfig:
 
 
 class History(NamedTuple):
-    """What L-BFGS remembers of k steps, the latest last; entries not filled yet are 0."""
+    """Memory of the last k steps of L-BFGS, the latest last; entries not filled yet are 0."""
 
     moves: Float[Array, "k n 3"]  # Å
     changes: Float[Array, "k n 3"]  # of the gradient, eV/Å
     inverse: Float[Array, " k"]  # 1 / (move . change); 0 switches an entry off
     pos: Float[Array, "n 3"]  # before the latest step
     forces: Float[Array, "n 3"]
-    started: Bool[Array, ""]
+    started: Bool[Array, ""]  # False before the first step
 
 
 class Minimizer(NamedTuple):
@@ -55,9 +55,9 @@ class Minimizer(NamedTuple):
 
 
 def make_lbfgs(config: LbfgsConfig) -> Minimizer:
-    """L-BFGS: `step(history, pos, forces) -> (move in Å, history)`.
+    """L-BFGS as `step(history, pos, forces) -> (move in Å, history)`.
 
-    Atoms whose forces are 0 do not move. The steps are those of ASE's LBFGS without a line search.
+    Atoms whose forces are always 0 do not move. The steps are those of ASE's LBFGS without a line search.
     """
     memory = max(1, min(config.memory, config.steps - 1))  # the first step remembers nothing, the last is not used
 
@@ -86,7 +86,11 @@ def make_lbfgs(config: LbfgsConfig) -> Minimizer:
 
 
 def newton_step(history: History, forces: Float[Array, "n 3"], alpha: float) -> Float[Array, "n 3"]:
-    """The inverse Hessian that the history implies, times the forces (Nocedal and Wright 2006, algorithm 7.4)."""
+    """The approximate inverse Hessian times the forces, by the two-loop recursion.
+
+    Nocedal and Wright (2006), algorithm 7.4; eq. 5 of docs/formulas/potentials.md. `alpha` is the initial curvature in
+    eV/Å^2; the result is in Å.
+    """
     entries = history.moves, history.changes, history.inverse
 
     def backwards(direction, entry):
@@ -103,7 +107,7 @@ def newton_step(history: History, forces: Float[Array, "n 3"], alpha: float) -> 
 
 
 def bounded(move: Float[Array, "n 3"], longest: float) -> Float[Array, "n 3"]:
-    """The whole move scaled down so that no atom goes further than `longest` (Å)."""
+    """The move, scaled down as a whole so that no atom moves by more than `longest` (Å)."""
     length = jnp.max(jnp.linalg.norm(move, axis=-1))
     return move * jnp.where(length >= longest, longest / jnp.where(length > 0, length, 1.0), 1.0)
 
@@ -114,64 +118,64 @@ def largest_force(forces: Float[Array, "n 3"]) -> Float[Array, ""]:
 
 
 class Evaluated(NamedTuple):
-    """What a force field says of one structure."""
+    """Energy and forces of one structure."""
 
     energy: Float[Array, ""]  # eV
     forces: Float[Array, "n 3"]  # eV/Å
-    overflow: Bool[Array, ""]  # there was no room for all neighbours: the rest is wrong
+    overflow: Bool[Array, ""]  # a neighbor list was truncated: energy and forces are wrong
 
 
 ForceFunction = Callable[[Any, AtomsGraph], Evaluated]  # (params, graph without edges), one structure
 
 
 class Relaxed(NamedTuple):
-    """One structure after its relaxation, or at a point of it."""
+    """One structure after its relaxation, or during it."""
 
     graph: AtomsGraph
     energy: Float[Array, ""]  # eV
-    forces: Float[Array, "n 3"]  # eV/Å, of the model, on fixed atoms too
-    steps: Int[Array, ""]  # taken
+    forces: Float[Array, "n 3"]  # eV/Å, on fixed atoms too
+    steps: Int[Array, ""]  # number of steps taken
     converged: Bool[Array, ""]
     overflow: Bool[Array, ""]
 
 
-class Frames(NamedTuple):
-    """The way of b structures; those that stopped repeat their last frame."""
+class RelaxationFrames(NamedTuple):
+    """Frames of b relaxations; structures that stopped repeat their last frame."""
 
-    pos: Float[Array, "f b n 3"]
-    energy: Float[Array, "f b"]
-    forces: Float[Array, "f b n 3"]
+    pos: Float[Array, "f b n 3"]  # Å
+    energy: Float[Array, "f b"]  # eV
+    forces: Float[Array, "f b n 3"]  # eV/Å
 
 
 def make_relax(
     force: ForceFunction, config: LbfgsConfig, *, trajectory: bool = False
-) -> Callable[[Any, AtomsGraph], tuple[Relaxed, Frames | None]]:
+) -> Callable[[Any, AtomsGraph], tuple[Relaxed, RelaxationFrames | None]]:
     """Returns `relax(params, graphs)` for a batch of structures: one call of `force` for each step and one before.
 
-    Fixed atoms do not move. A structure whose free atoms all feel less than fmax stops where it is, bit for bit, and
-    so does one with too many neighbours. With `trajectory`, frames have config.steps + 1 entries.
+    Fixed atoms do not move. A structure stops where it is when all forces on free atoms are below fmax, or when its
+    neighbor list overflows. With `trajectory`, frames have config.steps + 1 entries.
     """
     minimizer = make_lbfgs(config)
 
-    def judge(graph: AtomsGraph, evaluated: Evaluated, steps: Int[Array, ""]) -> Relaxed:
+    def relaxed_at(graph: AtomsGraph, evaluated: Evaluated, steps: Int[Array, ""]) -> Relaxed:
         pull = largest_force(jnp.where(free_atoms(graph)[:, None], evaluated.forces, 0.0))
         return Relaxed(graph, evaluated.energy, evaluated.forces, steps, pull < config.fmax, evaluated.overflow)
 
-    def begin(params: Any, graph: AtomsGraph) -> tuple[Relaxed, History]:
-        return judge(graph, force(params, graph), jnp.zeros((), jnp.int32)), minimizer.init(jnp.asarray(graph.pos))
+    def start(params: Any, graph: AtomsGraph) -> tuple[Relaxed, History]:
+        return relaxed_at(graph, force(params, graph), jnp.zeros((), jnp.int32)), minimizer.init(jnp.asarray(graph.pos))
 
     def advance(params: Any, now: Relaxed, history: History) -> tuple[Relaxed, History]:
         forces = jnp.where(free_atoms(now.graph)[:, None], now.forces, 0.0)
         move, remembered = minimizer.step(history, jnp.asarray(now.graph.pos), forces)
         graph = now.graph._replace(pos=now.graph.pos + move)
-        later = judge(graph, force(params, graph), now.steps + 1)
+        later = relaxed_at(graph, force(params, graph), now.steps + 1)
         return jax.tree.map(lambda old, new: jnp.where(finished(now), old, new), (now, history), (later, remembered))
 
-    def relax(params: Any, graphs: AtomsGraph) -> tuple[Relaxed, Frames | None]:
-        now, history = jax.vmap(begin, (None, 0))(params, graphs)
+    def relax(params: Any, graphs: AtomsGraph) -> tuple[Relaxed, RelaxationFrames | None]:
+        now, history = jax.vmap(start, (None, 0))(params, graphs)
         frames = _empty_frames(now, config.steps + 1) if trajectory else None
 
-        def going_on(carry):
+        def unfinished(carry):
             step, now, _, _ = carry
             return (step < config.steps) & ~jnp.all(finished(now))
 
@@ -180,25 +184,25 @@ def make_relax(
             now, history = jax.vmap(advance, (None, 0, 0))(params, now, history)
             return step + 1, now, history, _record(frames, now, step + 1)
 
-        _, now, _, frames = jax.lax.while_loop(going_on, body, (jnp.zeros((), jnp.int32), now, history, frames))
+        _, now, _, frames = jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), now, history, frames))
         return now, frames
 
     return jax.jit(relax)
 
 
 def finished(now: Relaxed) -> Bool[Array, "*b"]:
-    """Whether a structure is to stay as it is."""
+    """Whether the relaxation of a structure has ended."""
     return now.converged | now.overflow
 
 
-def _empty_frames(now: Relaxed, count: int) -> Frames:
-    """Every frame is the first one until it is overwritten."""
-    first = Frames(jnp.asarray(now.graph.pos), now.energy, now.forces)
-    return Frames(*(jnp.broadcast_to(leaf, (count, *leaf.shape)) for leaf in first))
+def _empty_frames(now: Relaxed, count: int) -> RelaxationFrames:
+    """Frames that all equal the first one, to be overwritten."""
+    first = RelaxationFrames(jnp.asarray(now.graph.pos), now.energy, now.forces)
+    return RelaxationFrames(*(jnp.broadcast_to(leaf, (count, *leaf.shape)) for leaf in first))
 
 
-def _record(frames: Frames | None, now: Relaxed, index: Int[Array, ""]) -> Frames | None:
+def _record(frames: RelaxationFrames | None, now: Relaxed, index: Int[Array, ""]) -> RelaxationFrames | None:
     if frames is None:
         return None
-    latest = Frames(jnp.asarray(now.graph.pos), now.energy, now.forces)
+    latest = RelaxationFrames(jnp.asarray(now.graph.pos), now.energy, now.forces)
     return jax.tree.map(lambda all_, new: all_.at[index].set(new), frames, latest)

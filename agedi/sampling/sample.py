@@ -61,6 +61,16 @@ def sample(diffusion: Diffusion, *, as_atoms: bool = True, **options: Any) -> li
     return [as_result(one, config.save_trajectory, as_atoms) for one in samples]
 
 
+def sample_each(diffusion: Diffusion, requests: Sequence[SampleRequest], config: SampleConfig) -> "list[ase.Atoms]":
+    """One structure per request; their cells and numbers of atoms may differ. `config.num_samples` is not used.
+
+    Raises:
+        ValueError: something is missing, contradicts the model or something else, or is out of range.
+    """
+    states = [make_initial_state(diffusion.config, request) for request in requests]
+    return [one.atoms()[-1] for one in iterate_from(diffusion, states, config)]
+
+
 def as_result(one: Sample, trajectory: bool, as_atoms: bool) -> Any:
     """One structure, or with `trajectory` the list of its frames."""
     frames = one.atoms() if as_atoms else one.frames

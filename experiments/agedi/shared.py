@@ -7,9 +7,6 @@ from typing import Any
 import ase
 
 import agedi
-from agedi.sampling.config import SampleConfig, SamplerConfig
-from agedi.sampling.request import SampleRequest, make_initial_state
-from agedi.sampling.sample import iterate_from
 from agedi.training.run import load_run
 from agedi.training.train import read_dataset, resume, train_from_atoms
 from experiments import common
@@ -44,9 +41,7 @@ def sample_once(path: pathlib.Path, draw: Callable[[], list[ase.Atoms]]) -> list
 
 
 def sample_each(
-    diffusion: agedi.Diffusion, requests: Sequence[SampleRequest], sampler: SamplerConfig
+    diffusion: agedi.Diffusion, requests: Sequence[agedi.SampleRequest], sampler: agedi.SamplerConfig
 ) -> list[ase.Atoms]:
     """One structure for each request; their cells and numbers of atoms may differ."""
-    states = [make_initial_state(diffusion.config, request) for request in requests]
-    config = SampleConfig(seed=0, batch_size=64, progress=True, sampler=sampler)
-    return [one.atoms()[-1] for one in iterate_from(diffusion, states, config)]
+    return agedi.sample_each(diffusion, requests, agedi.SampleConfig(seed=0, progress=True, sampler=sampler))
