@@ -105,12 +105,12 @@ def test_saved_files_are_those_that_others_read(folder, golden_dir):
         assert file.metadata() == {"format": "pt"}
 
 
-def test_pytorch_reads_what_we_save(tmp_path, monkeypatch):
+def test_pytorch_reads_what_we_save(tmp_path):
     """A PyTorch module of the published layout takes our file strictly and computes the same."""
     torch = pytest.importorskip("torch")
-    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[3] / "benchmarks")
-    from plain_atomformer_torch import Structure2EnergyAndForces
     from safetensors.torch import load_file
+
+    from benchmarks.baselines.atomformer_torch import Structure2EnergyAndForces
 
     params, _, apply = model = make_model(dataclasses.replace(TINY, dim=16, num_heads=4, mlp_ratio=2))
     save_pretrained(tmp_path / "model", model)

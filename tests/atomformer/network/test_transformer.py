@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from atomformer.data.vocabulary import GRAPH
 from atomformer.network import attention_bias as pairs
 from atomformer.network.parameters import fold_params
 from atomformer.network.transformer import embed_tokens, make_apply
+from benchmarks.baselines import atomformer as plain
 
 COUNTS = (7, 5, 1, 6)
 
@@ -31,15 +31,6 @@ def quickly(function) -> Any:
     """Compiled in half the time, to run slower."""
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(function, compiler_options=options)
-
-
-@pytest.fixture(scope="module")
-def plain(tiny_config):
-    """The straightforward form of the network, of the benchmarks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(pathlib.Path(__file__).parents[3] / "benchmarks")
-        import plain_atomformer
-    return plain_atomformer
 
 
 def published_batch(values) -> Structure:
@@ -85,7 +76,7 @@ def test_labels_are_the_published_ones(golden_dir):
     np.testing.assert_allclose(np.abs(found.labels - want["labels"]).mean(), want["loss"], rtol=1e-4)
 
 
-def test_outputs_and_gradients_are_those_of_the_plain_form(plain, tiny_config, lively, molecules):
+def test_outputs_and_gradients_are_those_of_the_plain_form(tiny_config, lively, molecules):
     config = dataclasses.replace(tiny_config, heads=("formation_energy", "forces", "classification"), num_labels=3)
     params, batch = lively(config), molecules(COUNTS)
     rng = np.random.default_rng(1)
@@ -114,7 +105,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(plain, tiny_config, l
             assert np.abs(want).max() > 0, path
 
 
-def test_conservative_forces_and_their_training_are_those_of_the_plain_form(plain, tiny_config, lively, molecules):
+def test_conservative_forces_and_their_training_are_those_of_the_plain_form(tiny_config, lively, molecules):
     config = dataclasses.replace(tiny_config, conservative=True)
     params, batch = lively(config), molecules((5, 3))
     apply = jax.vmap(make_apply(config), in_axes=(None, None, 0))
@@ -211,7 +202,7 @@ def test_dropout_needs_a_key_and_keeps_the_mean(tiny_config, lively, molecules):
     assert abs(dropped.mean() - 0.25) < 4.5 * (0.25 * 0.75 / dropped.size) ** 0.5
 
 
-def test_no_block_keeps_the_pair_embedding(lively, molecules, plain):
+def test_no_block_keeps_the_pair_embedding(lively, molecules):
     """What the backward pass keeps, and the memory of a compiled gradient, do not grow with depth times n x n x k."""
     n, k = 30, 256
     batch = molecules((n,))
