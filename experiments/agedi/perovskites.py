@@ -10,6 +10,7 @@ training crystals nearest in composition: report.json, samples_*.xyz, heats.png.
 import ase
 import numpy as np
 
+import agedi
 from agedi import SamplerConfig, SampleRequest
 from experiments import common
 from experiments.agedi.geometry import shortest_distance

@@ -7,8 +7,6 @@ from typing import Any
 import ase
 
 import agedi
-from agedi.training.run import load_run
-from agedi.training.train import read_dataset, resume, train_from_atoms
 from experiments import common
 from matterform import write_structures
 
@@ -23,10 +21,12 @@ def train_once(
     run, finished = out / "version_0", out / "finished"
     if not finished.exists():
         if run.is_dir():
-            dataset = read_dataset(load_run(run).data, agedi.load_diffusion(run).config, atoms, regressor_data)
-            result = resume(run, dataset, epochs=options["epochs"])
+            dataset = agedi.read_dataset(
+                agedi.load_run(run).data, agedi.load_diffusion(run).config, atoms, regressor_data
+            )
+            result = agedi.resume(run, dataset, epochs=options["epochs"])
         else:
-            result = train_from_atoms(atoms, regressor_data=regressor_data, log_dir=out, **options)
+            result = agedi.train_from_atoms(atoms, regressor_data=regressor_data, log_dir=out, **options)
         if result.fit.outcome == "interrupted":
             raise SystemExit(130)
         finished.touch()

@@ -20,9 +20,7 @@ from matgl.ext.pymatgen import Structure2Graph
 from matgl.models import MEGNet
 from torch_geometric.data import Batch, Data
 
-from matterform.io.cif import parse_structure
-from matterform.io.files import write_atomically
-from matterform.progress import progress_bar
+from matterform import parse_structure, progress_bar, write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from matterform.io.formats import iterate_records
-from matterform.potentials.config import PotentialConfig
-from matterform.potentials.open import open_potential
-from matterform.progress import progress_bar
-from matterform.stability.above_hull import METASTABLE_EV, PotentialFit, fit_potential_references
-from matterform.stability.corrections import mp2020_corrections
-from matterform.stability.hull import Hull, open_hull
-from matterform.stability.hull_files import index_hull
-from matterform.stability.references import fit_references, save_references
+import matterform
+from experiments import common
+from matterform import METASTABLE_EV, Hull, PotentialConfig, PotentialFit, fit_references
 
 SAME_EV = 1e-4  # eV/atom
 
@@ -34,15 +28,15 @@ SAME_EV = 1e-4  # eV/atom
 def main() -> None:
     """Indexes, compares, fits, compares again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=pathlib.Path, default=pathlib.Path("../shared/data/mp20_biternary.csv.gz"))
+    parser.add_argument("--table", type=pathlib.Path, default=common.DATA / common.SOURCES["mp20"].path)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/hull_mp20"))
     parser.add_argument("--limit", type=int, help="crystals to evaluate; all by default")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if not (arguments.out / "hull").exists():
-        index_hull(arguments.table, arguments.out / "hull")
-    hull = open_hull(arguments.out / "hull")
-    structures = [record.structure for record in iterate_records(arguments.table)][: arguments.limit]
+        matterform.index_hull(arguments.table, arguments.out / "hull")
+    hull = matterform.open_hull(arguments.out / "hull")
+    structures = [record.structure for record in matterform.iterate_records(arguments.table)][: arguments.limit]
     formation, published = (
         np.array([structure.properties[name] for structure in structures])
         for name in ("formation_energy_per_atom", "e_above_hull")
@@ -52,8 +46,11 @@ def main() -> None:
     print(json.dumps(comparison, indent=1), flush=True)
     start = time.monotonic()
     config = PotentialConfig(threads=arguments.threads)
-    with open_potential(config) as potential, progress_bar("energies", len(structures)) as progress:
-        fit = fit_potential_references(potential, structures, formation, progress)
+    with (
+        matterform.open_potential(config) as potential,
+        matterform.progress_bar("energies", len(structures)) as progress,
+    ):
+        fit = matterform.fit_potential_references(potential, structures, formation, progress)
     comparison["chgnet"] = {
         "seconds": time.monotonic() - start,
         "crystals": len(fit.used),
@@ -61,9 +58,8 @@ def main() -> None:
         **compare_potential(hull, structures, fit, above, published),
     }
     notes = {"potential": potential.name, "table": arguments.table.name, "residual_rms_ev_per_atom": fit.residual.rms}
-    save_references(fit.references, arguments.out / "references.json", notes)
-    (arguments.out / "comparison.json").write_text(json.dumps(rounded(comparison), indent=1) + "\n")
-    print(json.dumps(rounded(comparison["chgnet"]), indent=1))
+    matterform.save_references(fit.references, arguments.out / "references.json", notes)
+    common.write_json(arguments.out / "comparison.json", rounded(comparison))
 
 
 def energies_above(hull: Hull, structures: list[Any], formation_per_atom: np.ndarray) -> np.ndarray:
@@ -101,7 +97,7 @@ def compare_potential(
     formation = np.array([structure.properties["formation_energy_per_atom"] for structure in used])
     values = energies_above(hull, used, fit.residual.values + formation)
     # References absorb a correction that every atom of an element gets, but not those that hang on the neighbours.
-    again = mp2020_corrections(used).values / [len(structure) for structure in used]
+    again = matterform.mp2020_corrections(used).values / [len(structure) for structure in used]
     compositions = [structure.composition for structure in used]
     _, double = fit_references(compositions, fit.energy_per_atom[fit.used] + again, formation)
     return {

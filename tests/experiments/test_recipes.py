@@ -1,5 +1,7 @@
 """Recipes run as scripts, up to the training itself: their own commands parse, and flags replace what they set."""
 
+import ast
+import importlib
 import pathlib
 import re
 import shlex
@@ -12,6 +14,9 @@ from crystalformer.rl import check_reward
 from matterform.potentials.config import PotentialConfig
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
+FILES = sorted(FOLDER.rglob("*.py"))
+# Rooms with public names of their own; cli is where commands start.
+PUBLIC = ("crystalformer.rl", *(f"{family}.cli" for family in ("crystalformer", "atomformer", "agedi")))
 
 
 def documented_commands() -> list[list[str]]:
@@ -91,3 +96,27 @@ def test_the_small_recipe_that_distrusts_its_hull_asks_what_is_new(run_script, t
         check_reward(run_script("rl/small.py", "known", "--convex-path", str(table)).reward)
     flags = ("--convex-path", str(table), "--novelty-reference", str(table))
     check_reward(run_script("rl/small.py", "known", *flags).reward)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_recipes_import(path):
+    if path.name == "band_gap_model.py":
+        pytest.importorskip("matgl")
+    importlib.import_module(".".join(path.relative_to(FOLDER.parent).with_suffix("").parts))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_recipes_use_public_names_only(path):
+    if path.name == "common.py":
+        pytest.skip("the one place for files and figures")
+    found = [node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    houses = ("matterform", "crystalformer", "atomformer", "agedi")
+    assert [name for name in found if name.split(".")[0] in houses and "." in name and name not in PUBLIC] == []
+
+
+def test_a_missing_data_file_says_where_it_comes_from(tmp_path):
+    common = importlib.import_module("experiments.common")
+    with pytest.raises(FileNotFoundError, match=r"carbon24_val.csv.gz does not exist; .*Pickard 2020"):
+        common.data_file(tmp_path, "carbon")
+    (tmp_path / "carbon24_val.csv.gz").touch()
+    assert common.data_file(tmp_path, "carbon") == tmp_path / "carbon24_val.csv.gz"
