@@ -24,9 +24,9 @@ FAMILIES = PACKAGES[1:]
 # A room imports rooms of its own level and of lower ones.
 LEVELS = (
     ("config", "symmetry"),
-    ("data", "table"),
+    ("data",),
     ("network", "noise"),
-    ("loss", "checkpoint", "diffusion"),
+    ("loss", "checkpoint", "diffusion", "table"),
     ("training", "sampling", "prediction", "forcefield", "rl"),
     ("cli",),
 )
@@ -107,7 +107,7 @@ def measure(package: str, imports: dict[str, set[str]]) -> dict[str, object]:
         "outside": sorted({other.split(".")[0] for name in inside for other in imports[name]} - {package}),
     }
     if package in FAMILIES:
-        result["upward"] = sorted(f"{name} -> {other}" for name, other in arrows if level(name) < level(other))
+        result["upward"] = sorted(f"{name} -> {other}" for name, other in arrows if is_upward(name, other))
     return result
 
 
@@ -116,11 +116,16 @@ def room_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-def level(module: str) -> int:
-    """The level of a module's room; the package itself and rooms without a level are above all others."""
-    parts = moved().get(module, module).split(".")
-    known = {name: number for number, names in enumerate(LEVELS) for name in names}
-    return known.get(parts[1], len(LEVELS)) if len(parts) > 1 else len(LEVELS)
+def is_upward(module: str, other: str) -> bool:
+    """Whether an arrow goes to a higher room; there is no rule for rooms that `LEVELS` does not name."""
+    first, second = level(module), level(other)
+    return first is not None and second is not None and first < second
+
+
+def level(module: str) -> int | None:
+    """The number of a module's room in `LEVELS`."""
+    room = room_of(moved().get(module, module)).partition(".")[2]
+    return next((number for number, rooms in enumerate(LEVELS) if room in rooms), None)
 
 
 @functools.cache

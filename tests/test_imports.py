@@ -1,4 +1,4 @@
-"""Importing touches no device and no file and stays light; packages import each other as design.md allows."""
+"""Importing touches no device and no file and stays light; packages import each other as CONTRIBUTING.md says."""
 
 import ast
 import importlib.util
@@ -107,7 +107,7 @@ def is_in(module, room):
 
 
 def is_forbidden(importer, imported):
-    """Whether design.md forbids that the module `importer` imports `imported`."""
+    """Whether the rules of CONTRIBUTING.md forbid that the module `importer` imports `imported`."""
     rooms = ("matterform", *FAMILIES)
     importer_room = next(room for room in rooms if is_in(importer, room))
     imported_room = next((room for room in rooms if is_in(imported, room)), None)

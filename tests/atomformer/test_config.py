@@ -14,7 +14,7 @@ def count_floats(config: AtomformerConfig) -> int:
 
 
 def count_by_hand(d: int, heads: int, depth: int, k: int) -> int:
-    """Parameters of the published architecture with its S2EF heads, layer by layer (spec sections 2 and 4)."""
+    """Parameters of the published architecture with its S2EF heads, layer by layer (docs/formulas/atomformer.md)."""
     block = 2 * d + 4 * d // heads + d * 7 * d + 5 * d * 2 * d + 2 * k + k + 1
     embeddings = 123 * d + 4 * d + 17 * d + d + 2 * 124**2 + 2 * k
     return depth * block + embeddings + (2 * d + d) + (2 * d + 3 * d + 3)

@@ -26,7 +26,7 @@ SHAPES = {
     "coords": {"coords": (5, 3)},
     "classification": {"labels": (4,)},
 }
-# The tasks of spec section 3, by the heads that they read.
+# Tasks and the heads that they read (docs/formulas/atomformer.md, section 4).
 TASKS = [
     ("formation_energy", "forces"),
     ("formation_energy",),
