@@ -253,7 +253,7 @@ def _write_cifs(folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
 def run_score(arguments: Score) -> int:
     """Reads crystals of any format and writes their log-probabilities; refused ones are named."""
     from crystalformer.checkpoint.pretrained import load_model
-    from crystalformer.data.dataset import read_any
+    from crystalformer.data.convert import read_any
     from crystalformer.loss import log_prob
     from crystalformer.table import TableWriter, table_rows
 

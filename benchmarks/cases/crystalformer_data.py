@@ -17,7 +17,7 @@ import warnings
 
 import numpy as np
 
-from crystalformer.data.dataset import read_csv
+from crystalformer.data.convert import read_csv
 from crystalformer.data.symmetrize import crystal_from_text
 from matterform.io.formats import iterate_csv
 

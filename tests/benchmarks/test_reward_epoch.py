@@ -5,7 +5,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
 
 from benchmarks.cases.reward_epoch import our_reward, pack_both, plain_reward
-from crystalformer.data.dataset import from_structures
+from crystalformer.data.convert import from_structures
 from matterform.potentials.base import Potential, Prediction, collect_predictions
 
 ENERGIES = {"Fe": -8.0, "Mn": -9.0, "O": -5.0, "F": -2.0, "Na": -1.3, "S": -4.0}

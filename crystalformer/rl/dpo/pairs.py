@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from crystalformer.data.convert import read_any
 from crystalformer.data.crystals import Crystals, iterate_crystals, num_slots, truncate
-from crystalformer.data.dataset import open_dataset, open_properties, read_any
+from crystalformer.data.dataset import open_dataset, open_properties
 from crystalformer.rl.config import PairingConfig
 from crystalformer.symmetry.wyckoff import symmetry_tables
 from crystalformer.table import read_crystal_table

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from crystalformer.data.batches import make_take, plan_batches
+from crystalformer.data.convert import from_structures
 from crystalformer.data.crystals import Crystals
-from crystalformer.data.dataset import from_structures
 from crystalformer.rl.config import PpoConfig
 from crystalformer.rl.ppo.loss import advantages
 from crystalformer.rl.ppo.preflight import check_not_all_failed

@@ -16,8 +16,10 @@ from crystalformer.data.crystals import (
     iterate_crystals,
     num_atoms,
     num_sites,
+    num_slots,
     to_cif,
     to_structures,
+    truncate,
 )
 
 
@@ -130,3 +132,14 @@ def test_crystals_that_are_none_are_refused(tiny_config, random_crystals, name, 
 def test_a_single_crystal_is_no_batch(tiny_config, random_crystals):
     with pytest.raises(ValueError, match="expected a batch"):
         check_crystals(next(iterate_crystals(random_crystals(1, 7))), tiny_config)
+
+
+def test_truncation_keeps_every_site(random_crystals):
+    crystals = random_crystals(20, 21)
+    short = [i for i, slots in enumerate(num_slots(crystals)) if slots <= 5]
+    assert 1 < len(short) < 20
+    cut = truncate(Crystals(*(array[short] for array in crystals)), 5)
+    assert (cut.XYZ.shape, cut.A.shape) == ((len(short), 5, 3), (len(short), 5))
+    assert ((cut.W > 0).sum(1) == (crystals.W[short] > 0).sum(1)).all()
+    with pytest.raises(ValueError, match=f"needs {num_slots(crystals).max()} slots"):
+        truncate(crystals, 5)
