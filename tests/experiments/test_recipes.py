@@ -15,6 +15,7 @@ from matterform.potentials.config import PotentialConfig
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 FILES = sorted(FOLDER.rglob("*.py"))
+HOUSES = ("matterform", "crystalformer", "atomformer", "agedi")
 # Rooms with public names of their own; cli is where commands start.
 PUBLIC = ("crystalformer.rl", *(f"{family}.cli" for family in ("crystalformer", "atomformer", "agedi")))
 
@@ -110,8 +111,20 @@ def test_recipes_use_public_names_only(path):
     if path.name == "common.py":
         pytest.skip("the one place for files and figures")
     found = [node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    houses = ("matterform", "crystalformer", "atomformer", "agedi")
-    assert [name for name in found if name.split(".")[0] in houses and "." in name and name not in PUBLIC] == []
+    assert [name for name in found if name.split(".")[0] in HOUSES and "." in name and name not in PUBLIC] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_the_public_names_of_recipes_exist(path):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    packages = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names} & set(HOUSES)
+    uses = {
+        (node.value.id, node.attr)
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in packages
+    }
+    missing = [f"{name}.{attr}" for name, attr in sorted(uses) if not hasattr(importlib.import_module(name), attr)]
+    assert missing == []
 
 
 def test_a_missing_data_file_says_where_it_comes_from(tmp_path):
