@@ -57,6 +57,7 @@ class Command(NamedTuple):
     )  # published flag without a counterpart -> what to do instead
     positional: tuple[str, ...] = ()  # flags that words right after the command stand for; "" leaves the word alone
     training: bool = False  # has --resume and the flags of `Processes`
+    help: str = ""  # instead of the docstring
     load: Callable[[pathlib.Path], Any] | None = None  # reads --config; by default a YAML file of `arguments`
 
 
@@ -266,7 +267,7 @@ def _parse_program(
 
 def _summary(command: Command) -> str:
     """The first sentence of a command's help."""
-    return " ".join((command.arguments.__doc__ or "").strip().split("\n\n")[0].split())
+    return " ".join((command.help or command.arguments.__doc__ or "").strip().split("\n\n")[0].split())
 
 
 _CONFIG = (tyro.conf.OmitArgPrefixes,)
@@ -283,7 +284,7 @@ def _wrapped(command: Command) -> type[Any]:
     # Its docstring stands above all flags and need not be repeated as the heading of its own.
     fields.append(("settings", Annotated[command.arguments, tyro.conf.arg(name="", help="")]))
     wrapped = dataclasses.make_dataclass(command.arguments.__name__, fields, frozen=True, kw_only=True)
-    wrapped.__doc__ = command.arguments.__doc__
+    wrapped.__doc__ = command.help or command.arguments.__doc__
     return wrapped
 
 

@@ -1,0 +1,207 @@
+"""The command `crystalformer sample`."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from crystalformer.config import WeightsConfig
+from crystalformer.sampling.config import McmcConfig, SamplingConfig
+from matterform.commandline import OUT_NAMES, Command, Out, on_interrupt, say, this_command
+from matterform.config import setting
+from matterform.progress import progress_bar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from crystalformer.checkpoint.published import Checkpoint
+    from crystalformer.config import TransformerConfig
+    from crystalformer.data.crystals import Crystals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draws crystals; writes samples.csv (sorted by log-probability) and CIFs with their symmetry, as they come.
+
+    Without --spacegroup and --spacegroups-from, groups are drawn as often as the shipped model's training set has them.
+
+    crystalformer sample --out oxides --spacegroup 225 --elements O Mg Al Ti --num-samples 100
+
+    crystalformer sample --out like_mine --spacegroups-from my_crystals.csv --temperature 0.9
+    """
+
+    out: Out = setting(pathlib.Path("samples"), *OUT_NAMES)  # folder for samples.csv and cif/
+    num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = setting(100, "n_samples")  # number of crystals
+    resume: bool = False  # continue the folder of an interrupted command with the same arguments
+    spacegroup: tuple[int, ...] = ()  # numbers of space groups (1 to 230), taken in turn
+    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared) whose frequencies of groups to draw from
+    letters: tuple[str, ...] = setting((), "wyckoff")  # exactly these Wyckoff letters, in this order
+    elements: tuple[str, ...] = ()  # symbols of the elements allowed on every site; by default all
+    constraints: pathlib.Path | None = None  # JSON such as {"atom_mask": [["V"], ["O", "S"]], "constraints": [[0, 2]]}
+    radioactive: bool = True  # whether to allow elements without a stable isotope
+    noble_gas: bool = True  # whether to allow He, Ne, Ar, Kr, Xe, Rn, Og
+    seed: int = 42  # random seed; the same seed gives the same crystals, whatever the chunk size
+    sampling: SamplingConfig = SamplingConfig()
+    mcmc: McmcConfig = McmcConfig()
+    weights: WeightsConfig = WeightsConfig()
+
+
+def run_sample(arguments: Sample) -> int:
+    """Draws crystals in chunks and writes each chunk when it is there."""
+    from crystalformer.checkpoint.pretrained import load_model
+    from crystalformer.table import COLUMNS, TableWriter
+    from matterform.io.tables import read_rows
+
+    table_path, cif_folder = arguments.out / "samples.csv", arguments.out / "cif"
+    if cif_folder.exists() and not arguments.resume:
+        raise ValueError(f"{arguments.out} holds samples already; give --resume to continue them, or another --out")
+    former = read_rows(table_path, COLUMNS) if arguments.resume else []
+    moves = _Moves()
+    chunks = _draw(arguments, load_model(arguments.weights), len(former), moves)  # checks everything first
+    cif_folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with (
+        TableWriter(table_path, resume=arguments.resume) as table,
+        progress_bar("sampling", arguments.num_samples) as bar,
+    ):
+        _write_cifs(cif_folder, former)
+        with on_interrupt(
+            lambda: f"{table.count} crystals are in {table_path}; go on with: {this_command('--resume')}"
+        ):
+            for rows in chunks:
+                table.write(rows)
+                _write_cifs(cif_folder, rows)
+                bar(table.count)
+    rows = table.finish()
+    seconds = time.monotonic() - start
+    impossible = sum(bool(row["problem"]) for row in rows)
+    say(f"{len(rows)} crystals in {seconds:.1f} s with compilation, {len({row['formula'] for row in rows})} formulas")
+    say(f"table: {table_path}; CIFs: {cif_folder}; {impossible} without a possible cell")
+    if moves.proposed:
+        say(f"accepted moves of MCMC: {100 * moves.accepted / moves.proposed:.1f} %")
+    return 0
+
+
+@dataclasses.dataclass
+class _Moves:
+    """Moves of Markov chain Monte Carlo so far."""
+
+    accepted: int = 0
+    proposed: int = 0
+
+
+def _draw(arguments: Sample, checkpoint: "Checkpoint", done: int, moves: _Moves) -> "Iterator[list[dict[str, Any]]]":
+    """Rows of the table, chunk by chunk, without the `done` first crystals.
+
+    Raises:
+        ValueError: before anything is drawn, if the request cannot be met.
+    """
+    import jax
+
+    from crystalformer.sampling.constraints import make_constraints, read_constraints
+    from crystalformer.sampling.mcmc import check_moves, refine
+    from crystalformer.sampling.sample import sample_chunks
+
+    params, config = checkpoint.params, checkpoint.config
+    by_file = {} if arguments.constraints is None else read_constraints(arguments.constraints)
+    constraints = make_constraints(
+        config,
+        letters=arguments.letters,
+        elements=arguments.elements,
+        no_radioactive=not arguments.radioactive,
+        no_noble_gas=not arguments.noble_gas,
+        **by_file,
+    )
+    sample_key, mcmc_key = jax.random.split(jax.random.key(arguments.seed))
+    spacegroups = choose_spacegroups(arguments, config)[done:]
+    if not len(spacegroups):
+        raise ValueError(f"{arguments.out} holds {done} crystals already; give a larger --num-samples to add more")
+    chunks = sample_chunks(
+        params,
+        config,
+        sample_key,
+        spacegroups,
+        constraints=constraints,
+        first_index=done,
+        sampling=arguments.sampling,
+    )
+    refines = arguments.mcmc.mcmc_sweeps > 0
+    if refines:
+        check_moves(arguments.mcmc, arguments.sampling.temperature)
+
+    def refined(crystals: "Crystals", first_index: int) -> "Crystals":
+        if not refines:
+            return crystals
+        result = refine(
+            params,
+            config,
+            mcmc_key,
+            crystals,
+            mcmc=arguments.mcmc,
+            temperature=arguments.sampling.temperature,
+            constraints=constraints,
+            first_index=first_index,
+        )
+        moves.accepted, moves.proposed = moves.accepted + result.accepted, moves.proposed + result.proposed
+        return result.crystals
+
+    return _rows_of(checkpoint, chunks, refined, done)
+
+
+def _rows_of(
+    checkpoint: "Checkpoint", chunks: "Iterator[Crystals]", refined: "Callable[[Crystals, int], Crystals]", done: int
+) -> "Iterator[list[dict[str, Any]]]":
+    from crystalformer.loss import log_prob
+    from crystalformer.table import table_rows
+
+    for chunk in chunks:
+        crystals = refined(chunk, done)
+        indices = range(done, done + len(crystals.G))
+        yield table_rows(crystals, log_prob(checkpoint.params, checkpoint.config, crystals), indices)
+        done = indices.stop
+
+
+def choose_spacegroups(arguments: Sample, config: "TransformerConfig") -> "np.ndarray":
+    """The space group of every sample: those given, in turn, or drawn from a data set's distribution by the seed.
+
+    Raises:
+        ValueError: if both are given, or there is nothing to sample.
+    """
+    import numpy as np
+
+    from crystalformer.checkpoint.pretrained import training_spacegroups
+    from crystalformer.data.dataset import load_crystals
+    from crystalformer.symmetry.wyckoff import count_spacegroups, draw_spacegroups
+
+    if arguments.num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1; got {arguments.num_samples}")
+    if arguments.spacegroup and arguments.spacegroups_from is not None:
+        raise ValueError("give --spacegroup or --spacegroups-from, not both")
+    if arguments.spacegroup:
+        return np.resize(arguments.spacegroup, arguments.num_samples)
+    if arguments.spacegroups_from is None:
+        counts = training_spacegroups()
+    else:
+        counts = count_spacegroups(load_crystals(arguments.spacegroups_from, config).G)
+    return draw_spacegroups(counts, arguments.num_samples, arguments.seed)
+
+
+def _write_cifs(folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes the CIFs of rows whose files are not there yet."""
+    from matterform.io.files import write_atomically
+
+    for row in rows:
+        path = folder / f"{int(row['index']):06d}_{row['formula'].replace(' ', '')}_{row['G']}.cif"
+        if row["cif"] and not path.exists():
+            with write_atomically(path) as temporary:
+                temporary.write_text(row["cif"], encoding="utf-8")
+
+
+# Flags of the published scripts, besides those that are names of settings.
+PUBLISHED = {"--remove_radioactive": "--no-radioactive", "--batchsize": "--chunk-size"}
+ANSWERS = {"--use_foriloop": "not needed: the sampler is always one compiled kernel"}
+
+COMMAND = Command("sample", Sample, run_sample, PUBLISHED, ANSWERS)
