@@ -16,7 +16,7 @@ from matterform.progress import progress_bar
 class Prepare:
     """Converts a CSV of crystals (a `cif` or `structure` column, .gz or not) into sequences for training.
 
-    Writes one memory-mapped array per field, the numeric columns, and refused.csv with the reason for every refused row.
+    Writes one memory-mapped array per field, the numeric columns, and refused.csv with a reason for every refused row.
     """
 
     table: tyro.conf.Positional[pathlib.Path]  # CSV of crystals, .gz or not

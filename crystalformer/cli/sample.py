@@ -63,18 +63,17 @@ def run_sample(arguments: Sample) -> int:
     chunks = _draw(arguments, load_model(arguments.weights), len(former), moves)  # checks everything first
     cif_folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with (
-        TableWriter(table_path, resume=arguments.resume) as table,
-        progress_bar("sampling", arguments.num_samples) as bar,
-    ):
+    table = TableWriter(table_path, resume=arguments.resume)
+
+    def safe() -> str:
+        return f"{table.count} crystals are in {table_path}; go on with: {this_command('--resume')}"
+
+    with on_interrupt(safe), progress_bar("sampling", arguments.num_samples) as progress:
         _write_cifs(cif_folder, former)
-        with on_interrupt(
-            lambda: f"{table.count} crystals are in {table_path}; go on with: {this_command('--resume')}"
-        ):
-            for rows in chunks:
-                table.write(rows)
-                _write_cifs(cif_folder, rows)
-                bar(table.count)
+        for rows in chunks:
+            table.write(rows)
+            _write_cifs(cif_folder, rows)
+            progress(table.count)
     rows = table.finish()
     seconds = time.monotonic() - start
     impossible = sum(bool(row["problem"]) for row in rows)
@@ -102,7 +101,7 @@ def _draw(arguments: Sample, checkpoint: "Checkpoint", done: int, moves: _Moves)
     import jax
 
     from crystalformer.sampling.constraints import make_constraints, read_constraints
-    from crystalformer.sampling.mcmc import check_moves, refine
+    from crystalformer.sampling.mcmc import refine
     from crystalformer.sampling.sample import sample_chunks
 
     params, config = checkpoint.params, checkpoint.config
@@ -128,12 +127,9 @@ def _draw(arguments: Sample, checkpoint: "Checkpoint", done: int, moves: _Moves)
         first_index=done,
         sampling=arguments.sampling,
     )
-    refines = arguments.mcmc.mcmc_sweeps > 0
-    if refines:
-        check_moves(arguments.mcmc, arguments.sampling.temperature)
 
     def refined(crystals: "Crystals", first_index: int) -> "Crystals":
-        if not refines:
+        if not arguments.mcmc.mcmc_sweeps:
             return crystals
         result = refine(
             params,
@@ -204,4 +200,4 @@ def _write_cifs(folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None
 PUBLISHED = {"--remove_radioactive": "--no-radioactive", "--batchsize": "--chunk-size"}
 ANSWERS = {"--use_foriloop": "not needed: the sampler is always one compiled kernel"}
 
-COMMAND = Command("sample", Sample, run_sample, PUBLISHED, ANSWERS)
+COMMAND = Command("sample", Sample, run_sample, PUBLISHED, ANSWERS, positional=("--model",))

@@ -11,6 +11,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystalformer.checkpoint.published import load_checkpoint
+from crystalformer import table as crystal_table
 from crystalformer.cli import main
 from crystalformer.loss import log_prob
 from crystalformer.table import read_crystal_table
@@ -20,7 +21,7 @@ SIZES += ["--key-size=4", "--model-size=8", "--embed-size=4", "--batch-size=8"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(quick, tmp_path_factory):
     """A folder with crystals.csv, prepared/ and a run of two epochs in run/."""
     folder = tmp_path_factory.mktemp("cli")
     with (folder / "crystals.csv").open("w", newline="") as file:
@@ -98,6 +99,34 @@ def test_the_same_seed_gives_the_same_table(run, samples):
     flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1"]
     assert main(["sample", f"--model={weights}", f"--out={run / 'again'}", *flags]) == 0
     assert (run / "again" / "samples.csv").read_text() == (samples / "samples.csv").read_text()
+
+
+def test_interrupted_sampling_is_continued_to_the_same_table(run, samples, monkeypatch, capsys):
+    weights = run / "run" / "published" / "best.pkl"
+    flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--n-samples=20", "--mcmc=1", "--chunk-size=8"]
+    command = ["sample", str(weights), f"--out={run / 'part'}", *flags]
+    chunks, original = [], crystal_table.table_rows
+
+    def stop(*given):
+        chunks.append(given)
+        if len(chunks) > 1:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crystal_table, "table_rows", stop)
+        assert main(command) == 130
+    error = capsys.readouterr().err
+    assert f"stopped; 8 crystals are in {run / 'part' / 'samples.csv'}; go on with: crystalformer sample" in error
+    assert error.endswith(" --resume\n")
+    (run / "part" / "cif" / sorted(path.name for path in (run / "part" / "cif").iterdir())[0]).unlink()
+    assert main([*command, "--resume"]) == 0
+    parts, whole = (read_crystal_table(folder / "samples.csv", n_max=5) for folder in (run / "part", samples))
+    np.testing.assert_array_equal(parts.A, whole.A)
+    np.testing.assert_allclose(parts.XYZ, whole.XYZ, atol=1e-5)
+    assert len(list((run / "part" / "cif").iterdir())) == len(list((samples / "cif").iterdir()))
+    assert main([*command, "--resume"]) == 2
+    assert "holds 20 crystals already" in capsys.readouterr().err
 
 
 def test_score_reads_csv_and_cif_alike(run, samples):
@@ -181,7 +210,7 @@ def test_help_names_every_command(capsys):
             ["sample", "--out=new", "--spacegroup", "1", "--num-heads=4"],
             "num_heads=4 was given, but it was trained with 2",
         ),
-        (["sample", "--out=new", "--bogus", "3"], "crystalformer: Unrecognized options: --bogus"),
+        (["sample", "--out=new", "--bogus", "3"], "unknown flag --bogus; `crystalformer sample --help` lists the flags"),
         (["score", "absent.cif"], "absent.cif"),
     ],
 )
