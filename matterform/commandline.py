@@ -372,8 +372,9 @@ def _name_of(argument: Any) -> str:
 
 
 def _nearest(name: str, known: Sequence[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else otherwise
+    bare = {candidate.lstrip("-"): candidate for candidate in known}  # common dashes are no similarity
+    close = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    return f"did you mean {bare[close[0]]}?" if close else otherwise
 
 
 def _dashed(flag: str) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from crystalformer.checkpoint.published import load_checkpoint
 from crystalformer import table as crystal_table
+from crystalformer.checkpoint.published import load_checkpoint
 from crystalformer.cli import main
 from crystalformer.loss import log_prob
 from crystalformer.table import read_crystal_table
@@ -210,7 +210,10 @@ def test_help_names_every_command(capsys):
             ["sample", "--out=new", "--spacegroup", "1", "--num-heads=4"],
             "num_heads=4 was given, but it was trained with 2",
         ),
-        (["sample", "--out=new", "--bogus", "3"], "unknown flag --bogus; `crystalformer sample --help` lists the flags"),
+        (
+            ["sample", "--out=new", "--bogus", "3"],
+            "unknown flag --bogus; `crystalformer sample --help` lists the flags",
+        ),
         (["score", "absent.cif"], "absent.cif"),
     ],
 )
