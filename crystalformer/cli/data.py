@@ -57,7 +57,7 @@ def run_prepare(arguments: Prepare) -> int:
 def run_score(arguments: Score) -> int:
     """Reads crystals of any format and writes their log-probabilities; refused ones are named."""
     from crystalformer.checkpoint.pretrained import load_model
-    from crystalformer.data.dataset import read_any
+    from crystalformer.data.convert import read_any
     from crystalformer.loss import log_prob
     from crystalformer.table import TableWriter, table_rows
 
