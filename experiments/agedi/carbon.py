@@ -14,7 +14,8 @@ import scipy.stats
 
 from agedi import SamplerConfig, SampleRequest
 from experiments import common
-from experiments.agedi.geometry import neighbours, radial_distribution
+from experiments.agedi.geometry import neighbours
+from experiments.agedi.pictures import draw_neighbours
 from experiments.agedi.shared import sample_each, sample_once, train_once
 
 LONGEST_BOND = 1.85  # Å
@@ -38,15 +39,8 @@ def main() -> None:
     measured = {name: neighbours(structures, LONGEST_BOND) for name, structures in groups.items()}
     report = {name: compare(values, measured["data"]) for name, values in measured.items()}
     common.write_json(arguments.out / "report.json", report)
-    figure, (left, right) = common.new_figure(2, "carbon-24: crystals drawn in given cells")
-    for (name, structures), color in zip(groups.items(), (common.TRAINING, common.VALIDATION, common.INK), strict=True):
-        left.plot(*radial_distribution(structures, 4.0), color=color, label=name, linewidth=1.2)
-        shares = [np.mean(measured[name]["bonds"] == count) for count in range(9)]
-        right.plot(range(9), shares, "o-", color=color, label=name, linewidth=1.2, markersize=3)
-    left.set(title="radial distribution", xlabel="distance (Å)")
-    right.set(title=f"neighbours within {LONGEST_BOND} Å", xlabel="number", ylabel="share of atoms")
-    left.legend(frameon=False, fontsize=8)
-    common.save_picture(figure, arguments.out / "rdf.png")
+    bonds = {name: values["bonds"] for name, values in measured.items()}
+    draw_neighbours(arguments.out / "rdf.png", groups, bonds, LONGEST_BOND)
 
 
 def compare(values: dict[str, np.ndarray], data: dict[str, np.ndarray]) -> dict[str, object]:

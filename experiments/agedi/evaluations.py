@@ -13,11 +13,11 @@ from typing import Any
 
 import ase
 import numpy as np
-import scipy.stats
 
 import agedi
 from experiments import common
-from experiments.agedi.geometry import ANGLES, BONDS, geometry, intact_share
+from experiments.agedi.geometry import intact_share, relative_distance, values_of
+from experiments.agedi.pictures import draw_costs
 
 REFERENCE = ("em", "uniform", 500, 1e-3)  # sampler, grid, steps, time of the last step
 SETTINGS = (
@@ -69,7 +69,7 @@ def main() -> None:
         }
         rows.append(measure(row, molecules, test, rng))
     common.write_json(arguments.out / "evaluations.json", {"rows": rows})
-    draw(arguments.out, rows)
+    draw_costs(arguments.out / "evaluations.png", rows)
 
 
 def measure(
@@ -77,55 +77,16 @@ def measure(
 ) -> dict[str, Any]:
     """The row with the distance to the test set, its error and the share of intact molecules."""
     each, reference = [values_of([one]) for one in molecules], values_of(test)
-    found = distance(each, reference)
+    found = relative_distance(each, reference)
     resampled = [
-        distance([each[i] for i in rng.integers(0, len(each), len(each))], reference) for _ in range(BOOTSTRAPS)
+        relative_distance([each[i] for i in rng.integers(0, len(each), len(each))], reference)
+        for _ in range(BOOTSTRAPS)
     ]
     return row | {
         "distance": round(found, 4),
         "error": round(float(np.std(resampled)), 4),
         "intact": intact_share(molecules),
     }
-
-
-def values_of(molecules: list[ase.Atoms]) -> dict[str, np.ndarray]:
-    """Bond lengths and angles by name; none where a molecule has none."""
-    lengths, angles = geometry(molecules)
-    return lengths | {name: angles.get(name, np.zeros(0)) for name in ANGLES}
-
-
-def distance(each: list[dict[str, np.ndarray]], reference: dict[str, np.ndarray]) -> float:
-    """Mean Wasserstein distance of the distributions, each in standard deviations of the reference."""
-    distances = []
-    for name in (*BONDS, *ANGLES):
-        values = np.concatenate([one[name] for one in each])
-        distances.append(scipy.stats.wasserstein_distance(values, reference[name]) / np.std(reference[name]))
-    return float(np.mean(distances))
-
-
-def draw(out, rows: list[dict[str, Any]]) -> None:
-    """Distance against evaluations."""
-    figure, (axis,) = common.new_figure(1, "Acetylacetone: quality against cost")
-    colors = {"em": common.INK, "ddim": common.TRAINING, "heun_ode": common.VALIDATION, "heun": "#b04a4a"}
-    for row in rows[1:]:
-        sampler, grid = row["name"].split()
-        axis.errorbar(
-            row["evaluations"],
-            row["distance"],
-            row["error"],
-            color=colors[sampler],
-            marker="o" if grid == "rho" else "s",
-            markersize=5,
-            label=row["name"],
-        )
-    axis.axhline(rows[0]["distance"], color=common.INK, linewidth=0.7, linestyle=":", label="training set")
-    axis.set(xscale="log", xlabel="evaluations of the network", ylabel="distance to the test set (std)")
-    axis.set_xticks([25, 50, 100, 500], ["25", "50", "100", "500"])
-    axis.minorticks_off()
-    handles, labels = axis.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axis.legend(unique.values(), unique.keys(), frameon=False, fontsize=6)
-    common.save_picture(figure, out / "evaluations.png")
 
 
 if __name__ == "__main__":

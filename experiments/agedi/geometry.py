@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import ase
 import numpy as np
+import scipy.stats
 from ase.neighborlist import neighbor_list
 
 LONGEST_BOND = {"CC": 1.85, "CO": 1.75, "CH": 1.35, "HO": 1.25}  # Å
@@ -86,3 +87,18 @@ def intact_share(structures: list[ase.Atoms]) -> float:
 def shortest_distance(atoms: ase.Atoms) -> float:
     """The shortest interatomic distance (Å), periodic images included; 3 Å where it is larger."""
     return float(neighbor_list("d", atoms, 3.0).min(initial=3.0))
+
+
+def values_of(molecules: list[ase.Atoms]) -> dict[str, np.ndarray]:
+    """Bond lengths and angles by name; none where a molecule has none."""
+    lengths, angles = geometry(molecules)
+    return lengths | {name: angles.get(name, np.zeros(0)) for name in ANGLES}
+
+
+def relative_distance(each: list[dict[str, np.ndarray]], reference: dict[str, np.ndarray]) -> float:
+    """Mean Wasserstein distance of the distributions, each in standard deviations of the reference."""
+    distances = []
+    for name in (*BONDS, *ANGLES):
+        values = np.concatenate([one[name] for one in each])
+        distances.append(scipy.stats.wasserstein_distance(values, reference[name]) / np.std(reference[name]))
+    return float(np.mean(distances))

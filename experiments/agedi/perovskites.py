@@ -14,6 +14,7 @@ import agedi
 from agedi import SamplerConfig, SampleRequest
 from experiments import common
 from experiments.agedi.geometry import shortest_distance
+from experiments.agedi.pictures import draw_heats
 from experiments.agedi.shared import sample_each, sample_once, train_once
 
 PROPERTY = "heat_all"
@@ -60,7 +61,7 @@ def main() -> None:
                 "share_above_1.2_ang": float(np.mean([shortest_distance(s) > 1.2 for s in samples])),
             }
     common.write_json(arguments.out / "report.json", report)
-    draw(arguments.out, heats, known_heats(data))
+    draw_heats(arguments.out / "heats.png", heats, known_heats(data))
 
 
 def draw_with(diffusion: agedi.Diffusion, cells: list[np.ndarray], weight: float, request: float) -> list[ase.Atoms]:
@@ -93,21 +94,6 @@ def nearest_heats(samples: list[ase.Atoms], data: list[ase.Atoms]) -> np.ndarray
         distances = composition_distance(atoms, data)
         found.append(known[distances == distances.min()].mean())
     return np.array(found)
-
-
-def draw(out, heats: dict[float, dict[float, np.ndarray]], known: np.ndarray) -> None:
-    """What was asked for against what the samples resemble."""
-    figure, (axis,) = common.new_figure(1, "Perovskites: heat of formation (eV/atom)")
-    axis.plot([0, 3.2], [0, 3.2], color=common.INK, linewidth=0.6, linestyle=":")
-    axis.axhline(known.mean(), color=common.INK, linewidth=0.8, label="mean of the data")
-    for weight, color in zip(WEIGHTS[1:], (common.TRAINING, common.VALIDATION), strict=True):
-        requests = list(heats[weight])
-        means = [np.mean(heats[weight][request]) for request in requests]
-        errors = [np.std(heats[weight][request]) / np.sqrt(len(heats[weight][request])) for request in requests]
-        axis.errorbar(requests, means, errors, fmt="o-", color=color, label=f"guidance {weight:g}", linewidth=1.2)
-    axis.set(xlabel="requested", ylabel="nearest training compositions")
-    axis.legend(frameon=False, fontsize=8)
-    common.save_picture(figure, out / "heats.png")
 
 
 if __name__ == "__main__":
