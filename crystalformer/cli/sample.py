@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from crystalformer.cli.train import FROM_WEIGHTS
 from crystalformer.config import WeightsConfig
 from crystalformer.sampling.config import McmcConfig, SamplingConfig
 from matterform.commandline import OUT_NAMES, Command, Out, on_interrupt, say, this_command
@@ -197,7 +198,13 @@ def _write_cifs(folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None
 
 
 # Flags of the published scripts, besides those that are names of settings.
-PUBLISHED = {"--remove_radioactive": "--no-radioactive", "--batchsize": "--chunk-size"}
-ANSWERS = {"--use_foriloop": "not needed: the sampler is always one compiled kernel"}
+PUBLISHED = {"--remove_radioactive": "--no-radioactive"}
+ANSWERS = {
+    "--optimizer": "sampling is a command of its own and needs no optimizer; leave it out",
+    "--folder": "results go to the folder that --out names",
+    "--test_path": "log-probabilities of given crystals are a command: `crystalformer score FILE --model WEIGHTS`",
+    "--use_foriloop": "not needed: the sampler is always one compiled kernel; leave it out",
+    "--num_io_process": "not needed: CIFs are written by this process; leave it out",
+}
 
-COMMAND = Command("sample", Sample, run_sample, PUBLISHED, ANSWERS, positional=("--model",))
+COMMAND = Command("sample", Sample, run_sample, PUBLISHED, ANSWERS | FROM_WEIGHTS, positional=("--model",))

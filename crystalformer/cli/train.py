@@ -82,15 +82,24 @@ def run_dpo(run: TrainingRun) -> int:
 
 
 # Flags of the published scripts that have a counterpart under another name, besides those of single settings.
-PUBLISHED = {"--clip_grad": "--clip-norm", "--lr_decay": "--decay", "--num_io_process": "--workers"}
+PUBLISHED = {"--lr_decay": "--decay", "--num_io_process": "--workers"}
+FINE_TUNING = PUBLISHED | {"--eps_clip": "--clip-ratio"}
 ANSWERS = {
-    "--use_foriloop": "not needed: layers are always scanned",
-    "--test_path": "score crystals with `crystalformer score FILE --model WEIGHTS`",
-    "--num_devices": "not needed: all devices of the machine are used",
+    "--test_path": "log-probabilities of given crystals are a command: `crystalformer score FILE --model WEIGHTS`",
+    "--num_samples": "sampling is a command of its own: `crystalformer sample --num-samples N --model WEIGHTS`",
+    "--use_foriloop": "not needed: layers are always scanned; leave it out",
+    "--num_devices": "not needed: all devices of the machine are used; leave it out",
+}
+FROM_WEIGHTS = {
+    name: "sizes are read from the weights that --model names; leave it out"
+    for name in ("--Nf", "--Kl", "--h0_size", "--transformer_layers", "--model_size", "--embed_size")
+} | {
+    name: "the weights that --model names say it; leave it out"
+    for name in ("--atom_types", "--wyck_types", "--dropout_rate", "--attn_dropout")
 }
 
 COMMANDS = (
     Command("train", TrainConfig, run_train, PUBLISHED, ANSWERS, training=True, help=TRAIN),
-    Command("ppo", PpoConfig, run_ppo, PUBLISHED, ANSWERS, training=True, help=PPO),
-    Command("dpo", DpoConfig, run_dpo, PUBLISHED, ANSWERS, training=True, help=DPO),
+    Command("ppo", PpoConfig, run_ppo, FINE_TUNING, ANSWERS | FROM_WEIGHTS, training=True, help=PPO),
+    Command("dpo", DpoConfig, run_dpo, PUBLISHED, ANSWERS | FROM_WEIGHTS, training=True, help=DPO),
 )
