@@ -18,14 +18,14 @@ PROGRAMS = ("matterform", "crystalformer", "atomformer", "agedi")
 
 # Name of a setting -> names under which other programs and former versions know it. None of these may be a flag.
 NAMES = {
-    "--model": ("--checkpoint", "--restore-path", "--start-from", "--weights"),
+    "--model": ("--checkpoint", "--restore-path", "--start-from"),
     "--num-samples": ("--n-samples", "--count"),
     "--num-atoms": ("--n-atoms",),
     "--out": ("--output", "--save-path"),
     "--run-dir": ("--folder",),
     "--learning-rate": ("--lr",),
     "--clip-norm": ("--gradient-clip-val", "--clip-grad"),
-    "--batch-size": ("--batchsize",),
+    "--batch-size": ("--batchsize", "--chunk-size"),
     "--validation": ("--valid-path",),
     "--validation-fraction": ("--val-split",),
     "--max-minutes": ("--max-time", "--max-time-minutes"),
@@ -34,7 +34,8 @@ NAMES = {
 }
 # Words that give a number its unit, or say that it has none.
 UNITS = (
-    r"angstrom|Å|eV|radian|degree|hour|minute|second|\bfs\b|kelvin|\bK\b|GPa|share|fraction|probability|factor|weight|"
+    r"angstrom|Å|eV|radian|degree|hour|minute|second|\bfs\b|\brad\b|kelvin|\bK\b|GPa|share|fraction|probability|factor|"
+    r"weight|"
     r"times|divide|multipl|ratio|norm|relative|per step|number|penalty|bonus|unit|temperature|exponent|\^|rate|decay|"
     r"quantile|nats|power|added|property"
 )

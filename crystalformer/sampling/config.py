@@ -15,7 +15,9 @@ class SamplingConfig:
     temperature: float = 1.0  # below 1 sharpens all distributions, above 1 flattens them
     T1: float | None = None  # temperature of the first site's element; by default as the rest
     top_p: float = 1.0  # keep the likeliest letters, elements and mixture components up to this probability
-    chunk_size: int | None = None  # crystals sampled at a time; by default what fits in 1 GiB of cache per device
+    batch_size: int | None = setting(
+        None, "chunk_size", "batchsize"
+    )  # crystals sampled at a time; by default what fits in 1 GiB of cache per device
 
     def __post_init__(self) -> None:
         check_temperature("temperature", self.temperature)
@@ -23,8 +25,8 @@ class SamplingConfig:
             check_temperature("T1", self.T1)
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p must lie in [0, 1]; got {self.top_p}")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1; got {self.chunk_size}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

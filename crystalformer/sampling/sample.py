@@ -95,7 +95,7 @@ def _iterate_chunks(
     sampling: SamplingConfig,
 ) -> Iterator[Crystals]:
     mesh = make_local_mesh()
-    chunk_size = sampling.chunk_size or max(1, CHUNK_BYTES // cache_bytes(config)) * mesh.size
+    chunk_size = sampling.batch_size or max(1, CHUNK_BYTES // cache_bytes(config)) * mesh.size
     chunk_size = min(chunk_size, len(spacegroups))
     per_device = -(-chunk_size // mesh.size)
     group_size = CPU_GROUP if jax.default_backend() == "cpu" else per_device

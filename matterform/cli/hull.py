@@ -72,7 +72,9 @@ class AboveHull:
     relax_steps: int = 0  # largest number of relaxation steps of atoms and cell before the energy is taken
     out: Out = setting(pathlib.Path("above_hull.csv"), *OUT_NAMES)  # CSV table to write
     resume: bool = False  # continue the table of an interrupted command with the same arguments
-    chunk_size: int = 200  # number of crystals evaluated together; their rows are written when all are done
+    batch_size: int = setting(
+        200, "chunk_size"
+    )  # number of crystals evaluated together; their rows are written when all are done
     potential: PotentialConfig = PotentialConfig()
 
 
@@ -141,8 +143,8 @@ def run_above_hull(arguments: AboveHull) -> int:
     from matterform.stability.hull import open_hull
     from matterform.stability.references import load_references
 
-    if arguments.chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1; got {arguments.chunk_size}")
+    if arguments.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {arguments.batch_size}")
     former = _former_rows(arguments)
     hull = open_hull(arguments.hull)
     references = None if arguments.references is None else load_references(arguments.references)
@@ -157,7 +159,7 @@ def run_above_hull(arguments: AboveHull) -> int:
                 totals.add(row)
             rest = itertools.islice(crystals, len(former), None)
             with on_interrupt(lambda: f"{totals.count} rows are in {arguments.out}; {_how_to_go_on()}"):
-                while chunk := list(itertools.islice(rest, arguments.chunk_size)):
+                while chunk := list(itertools.islice(rest, arguments.batch_size)):
                     readable = [crystal.structure for crystal in chunk if crystal.structure is not None]
                     stability = above_hull.above_hull(readable, potential, hull, references, arguments.relax_steps)
                     for row in _rows(chunk, stability):

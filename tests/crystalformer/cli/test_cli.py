@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_table(run, samples):
 
 def test_interrupted_sampling_is_continued_to_the_same_table(run, samples, monkeypatch, capsys):
     weights = run / "run" / "published" / "best.pkl"
-    flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--n-samples=20", "--mcmc=1", "--chunk-size=8"]
+    flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--n-samples=20", "--mcmc=1", "--batch-size=8"]
     command = ["sample", str(weights), f"--out={run / 'part'}", *flags]
     chunks, original = [], crystal_table.table_rows
 
@@ -159,7 +159,7 @@ def test_scores_keep_the_places_of_their_crystals(run, capsys):
 
 def test_refined_samples_do_not_depend_on_chunks(run, samples):
     weights = run / "run" / "published" / "best.pkl"
-    flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1", "--chunk-size=8"]
+    flags = ["--spacegroup", "225", "1", "--elements", "Na", "Cl", "--num-samples=20", "--mcmc=1", "--batch-size=8"]
     assert main(["sample", f"--model={weights}", f"--out={run / 'chunks'}", *flags]) == 0
     chunks, whole = (read_crystal_table(folder / "samples.csv", n_max=5) for folder in (run / "chunks", samples))
     np.testing.assert_array_equal(chunks.A, whole.A)

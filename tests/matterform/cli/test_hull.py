@@ -95,7 +95,7 @@ def test_references_and_what_they_leave_are_reported(folder, tmp_path, capsys):
 def test_energies_above_the_hull_are_listed_with_reasons(folder, tmp_path, capsys, chunk_size):
     out = tmp_path / "new" / "above.csv"
     arguments = [str(folder / "crystals.csv"), f"--hull={folder / 'formation'}", f"--out={out}"]
-    arguments += [f"--references={folder / 'references.json'}", f"--chunk-size={chunk_size}"]
+    arguments += [f"--references={folder / 'references.json'}", f"--batch-size={chunk_size}"]
     assert main(["above-hull", *arguments, *EMT]) == 0
     assert "4 crystals, 2 with an energy above the hull" in capsys.readouterr().out
     rows = read_table(out)
@@ -162,7 +162,7 @@ NEW = "--out={folder}/new.csv"
         (["above-hull", CRYSTALS, "--hull={folder}", "--out={folder}/new.csv"], "no indexed hull"),
         (["above-hull", CRYSTALS, "--hull={folder}/total", "--references={folder}/hull.json"], "no reference energies"),
         (["above-hull", CRYSTALS, "--hull={folder}/total", "--out={folder}/table.csv"], "exists already"),
-        (["above-hull", CRYSTALS, "--hull={folder}/total", "--out={folder}/new.csv", "--chunk-size=0"], "chunk_size"),
+        (["above-hull", CRYSTALS, "--hull={folder}/total", "--out={folder}/new.csv", "--batch-size=0"], "chunk_size"),
         (["above-hull", CRYSTALS], "--hull"),
         (["above-hull", CRYSTALS, "--hull={folder}/total", NEW, *CALCULATOR], "--mlff-corrected True"),
         (["above-hull", "{folder}/broken.csv", "--hull={folder}/total", NEW, *EMT], "broken.csv holds no crystal that"),
@@ -205,7 +205,7 @@ def test_help_is_enough_to_work_from(command, capsys):
 def test_an_interrupted_table_is_continued_to_the_same_rows(folder, tmp_path, monkeypatch, capsys):
     def arguments(name):
         table = [str(folder / "crystals.csv"), f"--hull={folder / 'formation'}", f"--out={tmp_path / name}"]
-        return ["above-hull", *table, f"--references={folder / 'references.json'}", "--chunk-size=2", *EMT]
+        return ["above-hull", *table, f"--references={folder / 'references.json'}", "--batch-size=2", *EMT]
 
     assert main(arguments("whole.csv")) == 0
     whole = capsys.readouterr().out.replace("whole", "part")
