@@ -15,7 +15,8 @@ from atomformer.data.inputs import input_row, prepare_structure, reference_energ
 from atomformer.data.structure import Structure
 from atomformer.network.heads import Outputs
 from atomformer.network.parameters import fold_params
-from atomformer.prediction.predict import gives_forces, grown_capacity
+from atomformer.prediction.batching import grown_capacity
+from atomformer.prediction.predict import gives_forces
 
 if TYPE_CHECKING:
     import ase

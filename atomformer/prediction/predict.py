@@ -7,27 +7,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from atomformer.checkpoint.published import Pretrained
 from atomformer.config import ENERGY_HEADS, AtomformerConfig
-from atomformer.data.inputs import AnyStructure, input_row, pad_structures, prepare_structure, reference_energy
+from atomformer.data.inputs import AnyStructure, reference_energy
 from atomformer.data.rows import Row
 from atomformer.data.structure import Structure
 from atomformer.network.heads import Outputs
 from atomformer.network.parameters import fold_params
 from atomformer.network.transformer import Apply, encode
-from matterform.training.batches import BUCKET_GROWTH, bucket_lengths
+from atomformer.prediction.batching import MAX_PAIRS, evaluate_batches
 
 if TYPE_CHECKING:
     import ase
-
-# Pairs of atoms in a batch: `base` takes 0.1 GB for them, and with conservative forces 1 GB.
-MAX_PAIRS = 100_000
-# An atom takes the memory of so many pairs, so that batches of small structures are bounded by their atoms.
-PAIRS_PER_ATOM = 100
-# Atoms of the structures that are sorted by size together; their predictions are in memory at once.
-WINDOW_ATOMS = 30_000
 
 
 class Prediction(NamedTuple):
@@ -82,7 +75,7 @@ def predict_all(
     config = model.config
     function = _batched_outputs(model.apply, features)
     params = fold_params(model.params, config)
-    for row, structure, outputs in _evaluate(functools.partial(function, params), config, structures, max_pairs):
+    for row, structure, outputs in evaluate_batches(functools.partial(function, params), config, structures, max_pairs):
         yield _prediction(row, structure, outputs, config)
 
 
@@ -115,7 +108,7 @@ def embed(
     """
     function = functools.partial(_batched_states(model.config), fold_params(model.params, model.config))
     system, atoms = [], []
-    for row, _, hidden in _evaluate(function, model.config, structures, max_pairs):
+    for row, _, hidden in evaluate_batches(function, model.config, structures, max_pairs):
         hidden = np.asarray(hidden, np.float32)
         system.append(hidden[0])
         atoms.append(hidden[1 : len(row["input_ids"]) + 1])
@@ -200,84 +193,3 @@ def _batched_outputs(apply: Apply, features: bool) -> Callable[[Any, Structure],
 def _batched_states(config: AtomformerConfig) -> Callable[[Any, Structure], Any]:
     """The compiled encoder for a batch, without heads and derivatives."""
     return jax.jit(jax.vmap(lambda params, x: encode(params["encoder"], None, x, config), in_axes=(None, 0)))
-
-
-class _Group(NamedTuple):
-    """What structures must share to be in one batch."""
-
-    length: int
-    has_types: bool
-
-
-class _Shape(NamedTuple):
-    """Structures in a batch, and edges of each, of one group."""
-
-    size: int = 0
-    capacity: int = 0
-
-
-def _evaluate(
-    function: Callable[[Structure], Any], config: AtomformerConfig, structures: Iterable[Any], max_pairs: int
-) -> Iterator[tuple[Row, Structure, Any]]:
-    """The row, the input and the result of `function` for each structure, in order, computed in padded batches.
-
-    `function` is compiled once per bucket of lengths, unless later structures are much larger than earlier ones.
-    """
-    buckets: tuple[int, ...] = ()
-    shapes: dict[_Group, _Shape] = {}
-    for window in _windows(structures, config):
-        inputs = [structure for _, structure in window]
-        buckets = _extended(buckets, np.array([len(structure.tokens) for structure in inputs]))
-        groups: dict[_Group, list[int]] = collections.defaultdict(list)
-        for index, structure in enumerate(inputs):
-            length = next(bucket for bucket in buckets if bucket >= len(structure.tokens))
-            groups[_Group(length, structure.token_types is not None)].append(index)
-        results: dict[int, Any] = {}
-        for group, indices in groups.items():
-            members = [inputs[index] for index in indices]
-            shape = shapes[group] = _grown(shapes.get(group, _Shape()), members, group.length, max_pairs)
-            for start in range(0, len(indices), shape.size):
-                chosen = indices[start : start + shape.size]
-                filled = [inputs[index] for index in np.resize(chosen, shape.size)]
-                batch = pad_structures(filled, group.length, shape.capacity)
-                found = jax.device_get(function(batch))
-                for place, index in enumerate(chosen):
-                    results[index] = jax.tree.map(lambda x, place=place: x[place], found)
-        yield from ((*pair, results.pop(index)) for index, pair in enumerate(window))
-
-
-def _windows(structures: Iterable[Any], config: AtomformerConfig) -> Iterator[list[tuple[Row, Structure]]]:
-    """Checked rows with the network's inputs, as many at a time as have WINDOW_ATOMS atoms together."""
-    window, atoms = [], 0
-    for index, structure in enumerate(structures):
-        try:
-            row = input_row(structure, config)
-        except ValueError as error:
-            raise ValueError(f"structure {index}: {error}") from error
-        window.append((row, prepare_structure(row, config)))
-        atoms += len(row["input_ids"])
-        if atoms >= WINDOW_ATOMS:
-            yield window
-            window, atoms = [], 0
-    if window:
-        yield window
-
-
-def _extended(buckets: tuple[int, ...], counts: Int[np.ndarray, " m"]) -> tuple[int, ...]:
-    """The buckets, and those that structures need which none of them holds closely enough."""
-    new = [n for n in np.unique(counts) if not any(n <= bucket <= n * BUCKET_GROWTH for bucket in buckets)]
-    return tuple(sorted({*buckets, *bucket_lengths(np.array(new))})) if new else buckets
-
-
-def _grown(shape: _Shape, members: Sequence[Structure], length: int, max_pairs: int) -> _Shape:
-    """The shape for these members of a group: the earlier one, unless it is far too small."""
-    capacity = max((len(member.edges.first) for member in members if member.edges is not None), default=0)
-    if shape.capacity:
-        capacity = grown_capacity(shape.capacity, capacity)
-    size = min(len(members), max(1, max_pairs // max(length * max(length, PAIRS_PER_ATOM), capacity)))
-    return _Shape(size if size > 2 * shape.size or capacity > shape.capacity else shape.size, capacity)
-
-
-def grown_capacity(capacity: int, needed: int) -> int:
-    """A capacity for `needed` edges that grows in steps, because the network is compiled anew for each."""
-    return capacity if needed <= capacity else max(needed, int(capacity * BUCKET_GROWTH) + 1)

@@ -14,7 +14,6 @@ from pymatgen.core import Lattice
 from pymatgen.core import Structure as PymatgenStructure
 from scipy.special import erf
 
-import atomformer.prediction.predict as prediction_module
 from atomformer.checkpoint.published import Pretrained, from_pretrained
 from atomformer.config import HEADS, EnergyScale
 from atomformer.data.inputs import input_row, prepare_structure, reference_energy
@@ -22,6 +21,7 @@ from atomformer.data.rows import check_row
 from atomformer.data.vocabulary import GRAPH
 from atomformer.network.heads import Outputs
 from atomformer.network.transformer import make_apply
+from atomformer.prediction import batching
 from atomformer.prediction.predict import Prediction, annotate, embed, predict, predict_all
 
 REFERENCES = EnergyScale(references=((1, -13.6), (6, -1029.5), (8, -2041.25), (14, -289.0)))
@@ -198,7 +198,7 @@ def test_each_bucket_compiles_once_and_order_is_kept_whatever_the_batches(tiny_c
     for _ in range(2):
         assert [found.energy for found in predict_all(model, structures)] == want
         assert sorted(traces) == [(2,), (6,)]
-    monkeypatch.setattr(prediction_module, "WINDOW_ATOMS", 8)
+    monkeypatch.setattr(batching, "WINDOW_ATOMS", 8)
     assert [found.energy for found in predict_all(model, iter(structures), max_pairs=1)] == want
     assert sorted(traces) == [(2,), (2,), (6,), (6,)]
 
@@ -214,56 +214,6 @@ def test_explicit_images_compile_once_for_each_bucket_too(tiny_config):
 def prepared(atoms, config):
     """The network's input for the atoms."""
     return prepare_structure(input_row(atoms, config), config)
-
-
-@pytest.fixture
-def shapes_and_sums(tiny_config):
-    """A function that evaluates structures without a network: the batches' shapes, and sums of atomic numbers."""
-
-    def run(structures, max_pairs):
-        shapes = []
-
-        def function(batch):
-            shapes.append(batch.tokens.shape)
-            return np.where(batch.mask, batch.tokens, 0).sum(axis=1)
-
-        results = prediction_module._evaluate(function, tiny_config, structures, max_pairs)
-        return shapes, (total for _, _, total in results)
-
-    return run
-
-
-def test_batches_stay_within_the_bounds_on_pairs_and_atoms(shapes_and_sums):
-    structures = random_atoms([10] * 7 + [4] * 9)
-    shapes, sums = shapes_and_sums(structures, 2000)
-    assert list(sums) == [atoms.numbers.sum() for atoms in structures]
-    assert sorted(shapes) == [(2, 10)] * 4 + [(5, 4)] * 2
-    rows = [{"input_ids": np.ones(200, int), "coords": np.eye(200, 3) + np.arange(200)[:, None]}] * 5
-    shapes, sums = shapes_and_sums(rows, 80_000)
-    assert len(list(sums)) == 5
-    assert shapes == [(2, 200)] * 3
-
-
-def test_structures_are_read_as_results_are_taken(shapes_and_sums, monkeypatch):
-    monkeypatch.setattr(prediction_module, "WINDOW_ATOMS", 6)
-    taken = []
-
-    def stream():
-        for atoms in random_atoms([3] * 8):
-            taken.append(atoms)
-            yield atoms
-
-    _, sums = shapes_and_sums(stream(), 100)
-    next(sums)
-    assert len(taken) == 2
-    assert len(list(sums)) == 7
-
-
-def test_a_few_structures_of_a_size_do_not_set_its_batches_for_good(shapes_and_sums, monkeypatch):
-    monkeypatch.setattr(prediction_module, "WINDOW_ATOMS", 20)
-    shapes, sums = shapes_and_sums(random_atoms([8, 8] + [4] + [4] * 15), 10_000)
-    assert len(list(sums)) == 18
-    assert shapes == [(2, 8), (1, 4), (5, 4), (5, 4), (5, 4)]
 
 
 def test_token_types_are_read_and_do_not_mix_with_structures_that_have_none(make_model):
