@@ -15,9 +15,8 @@ class SamplingConfig:
     temperature: float = 1.0  # below 1 sharpens all distributions, above 1 flattens them
     T1: float | None = None  # temperature of the first site's element; by default as the rest
     top_p: float = 1.0  # keep the likeliest letters, elements and mixture components up to this probability
-    batch_size: int | None = setting(
-        None, "chunk_size", "batchsize"
-    )  # crystals sampled at a time; by default what fits in 1 GiB of cache per device
+    # Number of crystals sampled at a time; by default what fits in 1 GiB of cache per device.
+    batch_size: int | None = setting(None, "chunk_size", "batchsize")
 
     def __post_init__(self) -> None:
         check_temperature("temperature", self.temperature)

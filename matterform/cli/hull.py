@@ -72,9 +72,8 @@ class AboveHull:
     relax_steps: int = 0  # largest number of relaxation steps of atoms and cell before the energy is taken
     out: Out = setting(pathlib.Path("above_hull.csv"), *OUT_NAMES)  # CSV table to write
     resume: bool = False  # continue the table of an interrupted command with the same arguments
-    batch_size: int = setting(
-        200, "chunk_size"
-    )  # number of crystals evaluated together; their rows are written when all are done
+    # Number of crystals evaluated together; their rows are written when all are done.
+    batch_size: int = setting(200, "chunk_size")
     potential: PotentialConfig = PotentialConfig()
 
 

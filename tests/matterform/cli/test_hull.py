@@ -91,7 +91,7 @@ def test_references_and_what_they_leave_are_reported(folder, tmp_path, capsys):
     assert 0 < notes["residual_mean_absolute_ev_per_atom"] <= notes["residual_rms_ev_per_atom"]
 
 
-@pytest.mark.parametrize("chunk_size", [1, 100])
+@pytest.mark.parametrize("batch_size", [1, 100])
 def test_energies_above_the_hull_are_listed_with_reasons(folder, tmp_path, capsys, chunk_size):
     out = tmp_path / "new" / "above.csv"
     arguments = [str(folder / "crystals.csv"), f"--hull={folder / 'formation'}", f"--out={out}"]
@@ -155,14 +155,14 @@ NEW = "--out={folder}/new.csv"
     ("argv", "message"),
     [
         (["hull", "{folder}/nothing.json", "{folder}/new"], "does not exist"),
-        (["hull", CRYSTALS, "{folder}/new"], "no column 'formation_energy_per_atom'"),
+        (["hull", CRYSTALS, "{folder}/new"], "lacks the column formation_energy_per_atom"),
         (["hull", TABLE, "{folder}/formation"], "already holds something"),
         (["above-hull", CRYSTALS, FORMATION, "--out={folder}/new.csv"], "matterform references"),
         (["above-hull", CRYSTALS, "--hull={folder}/nothing", "--out={folder}/new.csv"], "does not exist"),
         (["above-hull", CRYSTALS, "--hull={folder}", "--out={folder}/new.csv"], "no indexed hull"),
         (["above-hull", CRYSTALS, "--hull={folder}/total", "--references={folder}/hull.json"], "no reference energies"),
         (["above-hull", CRYSTALS, "--hull={folder}/total", "--out={folder}/table.csv"], "exists already"),
-        (["above-hull", CRYSTALS, "--hull={folder}/total", "--out={folder}/new.csv", "--batch-size=0"], "chunk_size"),
+        (["above-hull", CRYSTALS, "--hull={folder}/total", "--out={folder}/new.csv", "--batch-size=0"], "batch_size"),
         (["above-hull", CRYSTALS], "--hull"),
         (["above-hull", CRYSTALS, "--hull={folder}/total", NEW, *CALCULATOR], "--mlff-corrected True"),
         (["above-hull", "{folder}/broken.csv", "--hull={folder}/total", NEW, *EMT], "broken.csv holds no crystal that"),
@@ -172,7 +172,7 @@ NEW = "--out={folder}/new.csv"
         ),
         (["references", TABLE, "--out={folder}/new.json", *CALCULATOR], "--mlff-corrected True"),
         (["evaluate", CRYSTALS, "--stability={folder}/binary.pkl", "--out={folder}/new"], "binary.pkl is no table of"),
-        (["references", CRYSTALS, "--out={folder}/new.json", *EMT], "no column 'formation_energy_per_atom'"),
+        (["references", CRYSTALS, "--out={folder}/new.json", *EMT], "lacks the column formation_energy_per_atom"),
         (["references", TABLE, "--column=pretty_formula", "--out={folder}/new.json", *EMT], "more than numbers"),
         (["evaluate", CRYSTALS, "--stability={folder}/table.csv", "--out={folder}/new"], "is no table of"),
         (
