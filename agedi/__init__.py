@@ -16,6 +16,8 @@ _EXPORTS = {
     "SampleRequest": "sampling.request",
     "SamplerConfig": "sampling.config",
     "Selection": "sampling.config",
+    "Structures": "training.sources",
+    "TrainConfig": "training.config",
     "create_dataset": "data.dataset",
     "create_diffusion": "diffusion",
     "from_atoms": "data.graph",
@@ -24,15 +26,15 @@ _EXPORTS = {
     "load_run": "training.run",
     "make_score_model": "network.score",
     "predict": "forcefield.relaxation",
-    "read_dataset": "training.train",
+    "read_dataset": "training.sources",
     "relax": "forcefield.relaxation",
     "resume": "training.train",
     "sample": "sampling.sample",
     "sample_each": "sampling.sample",
     "to_atoms": "data.graph",
     "train": "training.train",
-    "train_from_atoms": "training.train",
-    "train_from_config": "training.train",
+    "train_from_atoms": "training.from_settings",
+    "train_from_config": "training.from_settings",
 }
 
 __all__ = sorted(_EXPORTS)

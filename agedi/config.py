@@ -8,12 +8,13 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from matterform.config import from_dict
+from matterform.config import from_dict, nested, setting, to_dict
 
 Settings = TypeVar("Settings")
 
 NOISERS = ("Positions", "CellPositions", "ConfinedCellPositions", "Types")
 POSITION_NOISERS = NOISERS[:3]
+ReferenceEnergies = str | Mapping[str | int, float]  # "auto", "none", "Cu:-3.72,O:-4.95", or eV by element
 NAMES = ("noisers", "conditioning", "conditioning_type", "extensive")  # settings that are lists of names
 
 
@@ -67,7 +68,8 @@ class DiffusionConfig:
     walls: Literal["reflected", "truncated"] = "reflected"  # forward noise between the walls of a confinement
     species: tuple[int, ...] = ()  # atomic numbers of the training data, increasing; Types samples from these
     loss_scaling: tuple[float, ...] = ()  # weight of each noiser's loss; () is 1 each
-    eps: float = 1e-5  # smallest diffusion time in training
+    # smallest diffusion time in training, as a fraction of the whole
+    smallest_time: float = setting(1e-5, "eps")
     model: ModelConfig = ModelConfig()
     conditions: tuple[ConditionConfig, ...] = ()
     condition_dropout: float = 0.2  # share of training examples whose property is hidden, for guidance
@@ -97,8 +99,8 @@ class DiffusionConfig:
         largest = math.inf if self.sigma_max is None else self.sigma_max
         if not 0 < self.sigma_min < largest or self.sigma_max == math.inf:
             raise ValueError(f"expected 0 < sigma_min < sigma_max; got {self.sigma_min}, {self.sigma_max}")
-        if not 0 < self.eps < 1:
-            raise ValueError(f"eps must lie between 0 and 1; got {self.eps}")
+        if not 0 < self.smallest_time < 1:
+            raise ValueError(f"smallest_time must lie between 0 and 1; got {self.smallest_time}")
         if not 0 < self.beta_min < self.beta_max < math.inf:
             raise ValueError(f"expected 0 < beta_min < beta_max; got {self.beta_min}, {self.beta_max}")
         if not 0 <= self.condition_dropout < 1:
@@ -107,6 +109,18 @@ class DiffusionConfig:
             raise ValueError("ConfinedCellPositions needs a confinement: z_min and z_max in angstrom")
         if self.confinement is not None and not self.confinement[0] < self.confinement[1]:
             raise ValueError(f"confinement must be z_min < z_max; got {self.confinement}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegressorLoss:
+    """Weights and distances of the force field loss."""
+
+    regressor_loss_weight: float = 1.0  # weight of energy and forces together, relative to the diffusion loss
+    energy_loss: Literal["mse", "mae", "huber"] = "mse"  # distance of energies per atom (eV)
+    force_loss: Literal["mse", "mae", "huber"] = "huber"  # distance of force components (eV/Å)
+    huber_delta: float = 0.01  # huber: errors below are squared; eV/Å for forces, eV per atom for energies
+    energy_weight: float = 1.0  # weight of the energies in the force field loss
+    force_weight: float = 1.0  # weight of the forces in the force field loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +133,7 @@ class DiffusionOptions:
     # what is diffused: Positions, CellPositions, ConfinedCellPositions, Types; repeated or joined by commas
     noisers: tuple[str, ...] = DiffusionConfig.noisers
     sde: Literal["ve", "vp"] | None = None  # noise process of positions; none: vp for Positions, ve for all others
-    model: Literal["PaiNN"] = "PaiNN"  # network architecture
+    architecture: Literal["PaiNN"] = setting("PaiNN", "model")  # network of the score model
     cutoff: float | None = ModelConfig.cutoff  # radius within which atoms are neighbors, Å
     feature_size: int = ModelConfig.feature_size  # features per atom
     n_blocks: int = ModelConfig.n_blocks  # message-passing blocks
@@ -133,14 +147,16 @@ class DiffusionOptions:
     force_field: bool = False  # also learn energies and forces
     conservative_forces: bool = ForceFieldConfig.conservative  # forces as -dE/dx instead of from a head of their own
     loss_scaling: tuple[float, ...] = DiffusionConfig.loss_scaling  # weight of each noiser's loss; none given: 1 each
-    schedule: Literal["linear", "exponential", "cosine"] | None = None  # none: exponential for ve, cosine for vp
+    # noise over diffusion time; none: exponential for ve, cosine for vp
+    noise_schedule: Literal["linear", "exponential", "cosine"] | None = setting(None, "schedule")
     sigma_min: float = DiffusionConfig.sigma_min  # smallest noise of sde ve, Å
     sigma_max: float | None = DiffusionConfig.sigma_max  # largest noise of sde ve, Å; none: from the training data
     beta_min: float = DiffusionConfig.beta_min  # noise rate of sde vp at t = 0
     beta_max: float = DiffusionConfig.beta_max  # noise rate of sde vp at t = 1
     walls: Literal["reflected", "truncated"] = DiffusionConfig.walls  # noise between the walls of a confinement
     species: tuple[int, ...] = DiffusionConfig.species  # atomic numbers to learn; none given: those of the data
-    eps: float = DiffusionConfig.eps  # smallest diffusion time in training
+    # smallest diffusion time in training, as a fraction of the whole
+    smallest_time: float = setting(DiffusionConfig.smallest_time, "eps")
 
 
 def position_noiser(config: DiffusionConfig) -> str | None:
@@ -153,19 +169,56 @@ def diffuses_types(config: DiffusionConfig) -> bool:
     return "Types" in config.noisers
 
 
-def from_keywords(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Builds a dataclass of settings from Python keywords, which may be NumPy values, paths and comma-joined names.
+def parse_reference_energies(given: ReferenceEnergies) -> tuple[tuple[int, float], ...] | None:
+    """Energies (eV) by atomic number, from "Cu:-3.72,O:-4.95" or a mapping; () for "none", None for "auto".
 
     Raises:
-        ValueError: a keyword is unknown, or its value is of the wrong type or out of range.
+        ValueError: a symbol is no element, or an energy is no number.
     """
-    return from_dict(cls, plain_values(values))
+    from matterform.elements import atomic_number
+
+    if given in ("auto", "none"):
+        return None if given == "auto" else ()
+    pairs: list[tuple[str | int, Any]]
+    if isinstance(given, str):
+        pairs = [(symbol.strip(), value) for symbol, _, value in (part.partition(":") for part in given.split(","))]
+    else:
+        pairs = list(given.items())
+    try:
+        energies = {
+            symbol if isinstance(symbol, int) else atomic_number(symbol): float(value) for symbol, value in pairs
+        }
+    except ValueError as error:
+        raise ValueError(
+            f"reference_energies must be auto, none or eV by element, as Cu:-3.72,O:-4.95; got {given}"
+        ) from error
+    return tuple(sorted(energies.items()))
+
+
+def from_keywords(cls: type[Settings], values: Mapping[str, Any], base: Settings | None = None) -> Settings:
+    """Builds a dataclass of settings from keywords, in place of those of `base` (default: the class's defaults).
+
+    A keyword is a field of `cls` or of a dataclass nested in it, or a published alias of one. Values may be paths,
+    NumPy values, comma-joined names, and mappings for nested dataclasses.
+
+    Raises:
+        ValueError: a keyword is unknown or given twice, or its value is of the wrong type or out of range.
+    """
+    return from_dict(cls, _merged(to_dict(cls() if base is None else base), nested(cls, plain_values(values))))
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Python keywords as YAML would give them: no paths, no NumPy values, and lists of names instead of joined ones."""
     plain = {name: _plain(value) for name, value in values.items()}
     return plain | {name: list(split_names(plain[name])) for name in NAMES if plain.get(name) is not None}
+
+
+def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested plain values with those of `changes` in their place."""
+    return values | {
+        name: _merged(values[name], value) if isinstance(value, Mapping) and isinstance(values[name], dict) else value
+        for name, value in changes.items()
+    }
 
 
 def split_names(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -14,8 +14,10 @@ from agedi.config import (
     DiffusionOptions,
     ForceFieldConfig,
     ModelConfig,
+    ReferenceEnergies,
     diffuses_types,
     from_keywords,
+    parse_reference_energies,
     position_noiser,
     split_names,
 )
@@ -23,12 +25,12 @@ from agedi.data.conditions import make_conditions, standardize
 from agedi.data.config import EXTENSIVE
 from agedi.data.dataset import Dataset, all_graphs, condition_values, dataset_confinement
 from agedi.data.graph import AtomsGraph
-from agedi.data.reference_energies import ReferenceEnergies, normalize_energies, parse_reference_energies
+from agedi.data.reference_energies import normalize_energies
 from agedi.network.score import Params, ScoreModel, make_score_model
 from agedi.noise.noise_range import largest_noise
 
 # Fields of `DiffusionOptions` that `DiffusionConfig` has too, with the same meaning.
-SHARED = ("schedule", "sigma_min", "sigma_max", "beta_min", "beta_max", "walls", "species", "condition_dropout", "eps")
+SHARED = ("sigma_min", "sigma_max", "beta_min", "beta_max", "walls", "species", "condition_dropout", "smallest_time")
 
 
 class Diffusion(NamedTuple):
@@ -104,8 +106,29 @@ def make_config(
         conditions=make_conditions(options.conditioning, options.conditioning_type, extensive),
         force_field=force_field if options.force_field else None,
         confinement=confinement,
-        loss_scaling=tuple(map(float, options.loss_scaling)),
+        loss_scaling=options.loss_scaling,
+        schedule=options.noise_schedule,
         **{name: getattr(options, name) for name in SHARED},
+    )
+
+
+def options_of(config: DiffusionConfig) -> DiffusionOptions:
+    """The settings that give this configuration."""
+    return DiffusionOptions(
+        noisers=config.noisers,
+        sde=config.sde,
+        cutoff=config.model.cutoff,
+        feature_size=config.model.feature_size,
+        n_blocks=config.model.n_blocks,
+        n_rbf=config.model.n_rbf,
+        conditioning=tuple(condition.name for condition in config.conditions),
+        conditioning_type=tuple(condition.kind for condition in config.conditions)
+        or DiffusionOptions.conditioning_type,
+        force_field=config.force_field is not None,
+        conservative_forces=config.force_field is not None and config.force_field.conservative,
+        loss_scaling=config.loss_scaling,
+        noise_schedule=config.schedule,
+        **{name: getattr(config, name) for name in SHARED},
     )
 
 

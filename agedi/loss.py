@@ -3,16 +3,15 @@
 Formulas: docs/formulas/agedi.md.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from agedi.config import DiffusionConfig
+from agedi.config import DiffusionConfig, RegressorLoss
 from agedi.data.example import GraphExample
 from agedi.data.graph import AtomsGraph, free_atoms
 from agedi.network.groups import in_groups
@@ -22,18 +21,6 @@ from agedi.noise.kernels import LatticeSums
 from agedi.noise.noisers import Noised, make_perturb
 
 VALIDATION_DRAWS = 4  # evenly spaced diffusion times per structure in validation
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RegressorLoss:
-    """Weights and distances of the force field loss."""
-
-    weight: float = 1.0  # of energy and forces together, relative to the diffusion loss
-    energy_loss: Literal["mse", "mae", "huber"] = "mse"  # of energies per atom (eV)
-    force_loss: Literal["mse", "mae", "huber"] = "huber"
-    huber_delta: float = 0.01  # errors below are squared; eV/Å for forces, eV per atom for energies
-    energy_weight: float = 1.0
-    force_weight: float = 1.0
 
 
 Metrics = dict[str, Float[Array, ""]]
@@ -74,7 +61,7 @@ def make_example_loss(
 
     def at_random_time(params: Any, key: PRNGKeyArray, example: GraphExample) -> Metrics:
         time_key, noise_key, drop_key = jax.random.split(key, 3)
-        t = jax.random.uniform(time_key, minval=config.eps, maxval=1.0)
+        t = jax.random.uniform(time_key, minval=config.smallest_time, maxval=1.0)
         known = ~jax.random.bernoulli(drop_key, config.condition_dropout)
         return diffusion_loss(params, noise_key, example, t, known)
 
@@ -86,7 +73,7 @@ def make_example_loss(
 
         def at_time(inputs: tuple[PRNGKeyArray, Array, Array]) -> Metrics:
             key, t, known = inputs
-            return diffusion_loss(params, key, example, jnp.maximum(t, config.eps), known)
+            return diffusion_loss(params, key, example, jnp.maximum(t, config.smallest_time), known)
 
         # lax.map runs the draws one after another: one compilation, and memory for one.
         return jax.tree.map(jnp.mean, jax.lax.map(at_time, (keys, times, jnp.ones(VALIDATION_DRAWS, bool))))
@@ -97,7 +84,7 @@ def make_example_loss(
         if force_field is not None:
             parts = regressor_losses(regressor, force_field, params, search, example)
             metrics = {**metrics, **parts}
-            loss = loss + regressor.weight * parts["regressor"]
+            loss = loss + regressor.regressor_loss_weight * parts["regressor"]
         return loss, metrics
 
     return example_loss

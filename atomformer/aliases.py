@@ -9,7 +9,7 @@ TRAINING_ALIASES = {
     "--num_train_epochs": "--epochs",
     "--adam_beta1": "--b1",
     "--adam_beta2": "--b2",
-    "--adam_epsilon": "--eps",
+    "--adam_epsilon": "--adam-eps",
     "--max_grad_norm": "--clip-norm",
     "--lr_scheduler_type": "--schedule",
     "--warmup_ratio": "--warmup-fraction",

@@ -1,40 +1,59 @@
 """The command line `agedi`: train, sample, inpaint, relax, predict, inspect."""
 
-import importlib
-from collections.abc import Callable, Sequence
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from matterform.commandline_old import dispatch
+from agedi.cli.inpaint import InpaintArguments, run_inpaint
+from agedi.cli.inspect import InspectArguments, run_inspect
+from agedi.cli.published import understand
+from agedi.cli.relax import PredictArguments, RelaxArguments, run_predict, run_relax
+from agedi.cli.sample import SampleArguments, run_sample
+from agedi.cli.train import load_settings, run_train
+from agedi.training.config import TrainConfig
+from agedi.training.published import RENAMED
+from matterform.commandline import Command, UsageError
+from matterform.commandline import main as run_command
 
-USAGE = """usage: agedi COMMAND [OPTIONS]
+DESCRIPTION = """Score-based diffusion of molecules, crystals and surfaces: positions, species and conditions.
 
-Diffusion of molecules, crystals and surfaces: positions, species, and what they are conditioned on.
+`agedi COMMAND --help` explains a command. Lengths are in angstrom, energies in eV, forces in eV/angstrom."""
 
-commands:
-  train      a model from structures, or from a YAML config
-  sample     structures: of a formula, in a cell, on a template, with a property
-  inpaint    part of a structure drawn anew
-  relax      structures with the model's force field
-  predict    energies and forces of structures
-  inspect    what a model is, and how well it was trained
-
-`agedi COMMAND --help` explains a command. Lengths are in angstrom, energies in eV, forces in eV/angstrom.
-"""
-
-MODULES = {
-    "train": "train",
-    "sample": "sample",
-    "inpaint": "sample",
-    "relax": "sample",
-    "predict": "sample",
-    "inspect": "train",
+TRAIN_ALIASES = {
+    **{f"--{name}": f"--{ours}" for name, ours in RENAMED.items()},
+    **{"-e": "--epochs", "-b": "--batch-size", "-r": "--cutoff", "-m": "--architecture", "-s": "--seed"},
 }
+ALWAYS_COMPILED = {"--compile": "not needed: sampling is always compiled"}
+PERIODIC = {"--non-periodic": "--no-periodic"}
+COMMANDS = (
+    Command("train", TrainConfig, run_train, TRAIN_ALIASES, positional=("--train",), training=True, load=load_settings),
+    Command("sample", SampleArguments, run_sample, PERIODIC, ALWAYS_COMPILED, positional=("--model",)),
+    Command("inpaint", InpaintArguments, run_inpaint, {}, ALWAYS_COMPILED, positional=("--model", "--structures")),
+    Command("relax", RelaxArguments, run_relax, positional=("--model", "--structures")),
+    Command("predict", PredictArguments, run_predict, positional=("--model", "--structures")),
+    Command("inspect", InspectArguments, run_inspect, positional=("--model",)),
+)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; 0 on success, 2 with one line on standard error where the user can mend it, 130 if stopped."""
+def main(argv: Sequence[str] | None = None, recipes: Mapping[str, Any] = types.MappingProxyType({})) -> int:
+    """Runs a command of `agedi`; see `matterform.commandline.main`.
 
-    def command(name: str) -> Callable[[Sequence[str]], int]:
-        # The command's module is imported only when it runs.
-        return lambda rest: getattr(importlib.import_module(f"agedi.cli.{MODULES[name]}"), f"run_{name}")(rest)
+    Args:
+        argv: words after `agedi`; by default those of the process.
+        recipes: by command, settings that replace the defaults of its dataclass.
 
-    return dispatch("agedi", USAGE, {name: command(name) for name in MODULES}, argv)
+    Returns:
+        The exit status.
+    """
+    words = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    if words[:1] == ["train-hydra"]:  # deprecated in the published AGeDi, too
+        words = ["train", *words[1:]]
+    command = next((command for command in COMMANDS if words[:1] == [command.name]), None)
+    if command is not None:
+        try:
+            words = [command.name, *understand(command, words[1:])]
+        except UsageError as error:
+            sys.stderr.write(f"agedi: {error}\n")
+            return 2
+    return run_command("agedi", DESCRIPTION, COMMANDS, words, recipes)

@@ -80,7 +80,7 @@ def create_dataset(
         ValueError: a structure is faulty or lacks a label (the message lists all such structures), or arguments
             contradict each other.
     """
-    config = from_keywords(DatasetConfig, {**vars(config or DatasetConfig()), **settings})
+    config = from_keywords(DatasetConfig, settings, config)
     kinds = condition_kinds(conditioning, conditioning_type)
     data, others = list(data), list(regressor_data or ())
     given = list(properties or [{}] * len(data))

@@ -2,45 +2,15 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from agedi.config import ForceFieldConfig
+from agedi.config import ForceFieldConfig, ReferenceEnergies, parse_reference_energies
 from agedi.data.dataset import Dataset
 
 SMALLEST_SCALE = 1e-2  # eV per atom
 
-ReferenceEnergies = str | Mapping[str | int, float]  # "auto", "none", "Cu:-3.72,O:-4.95", or eV by element
-
 logger = logging.getLogger(__name__)
-
-
-def parse_reference_energies(given: ReferenceEnergies) -> tuple[tuple[int, float], ...] | None:
-    """Energies (eV) by atomic number, from "Cu:-3.72,O:-4.95" or a mapping; () for "none", None for "auto".
-
-    Raises:
-        ValueError: a symbol is no element, or an energy is no number.
-    """
-    from matterform.elements import atomic_number
-
-    if given in ("auto", "none"):
-        return None if given == "auto" else ()
-    pairs: list[tuple[str | int, Any]]
-    if isinstance(given, str):
-        pairs = [(symbol.strip(), value) for symbol, _, value in (part.partition(":") for part in given.split(","))]
-    else:
-        pairs = list(given.items())
-    try:
-        energies = {
-            symbol if isinstance(symbol, int) else atomic_number(symbol): float(value) for symbol, value in pairs
-        }
-    except ValueError as error:
-        raise ValueError(
-            f"reference_energies must be auto, none or eV by element, as Cu:-3.72,O:-4.95; got {given}"
-        ) from error
-    return tuple(sorted(energies.items()))
 
 
 def fit_reference_energies(dataset: Dataset) -> tuple[tuple[int, float], ...]:

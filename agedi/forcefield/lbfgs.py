@@ -1,6 +1,5 @@
 """L-BFGS with the parameters of ASE, for many structures at once."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,31 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from agedi.data.graph import AtomsGraph, free_atoms
-
-MAX_STEP_LIMIT = 1.0  # Å; a longer step leaves what any model knows
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LbfgsConfig:
-    """How structures are relaxed; the defaults are those of ASE's LBFGS."""
-
-    fmax: float = 0.05  # eV/Å: a structure is done when no free atom feels more
-    steps: int = 200  # at most
-    max_step_size: float = 0.2  # Å that the atom which moves most may move in a step
-    memory: int = 100  # steps remembered
-    alpha: float = 70.0  # eV/Å²: first guess of the curvature
-    damping: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("fmax", "max_step_size", "alpha", "damping"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
-        if self.max_step_size > MAX_STEP_LIMIT:
-            raise ValueError(f"max_step_size must be at most {MAX_STEP_LIMIT} angstrom; got {self.max_step_size}")
-        if self.steps < 0:
-            raise ValueError(f"steps must be 0 or more; got {self.steps}")
-        if self.memory < 1:
-            raise ValueError(f"memory must be at least 1; got {self.memory}")
+from agedi.forcefield.config import LbfgsConfig
 
 
 class History(NamedTuple):

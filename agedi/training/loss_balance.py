@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from agedi.data.example import GraphExample
 from agedi.loss import ExampleLoss
-from agedi.training.config import PARTS, LossBalance
+from agedi.training.loss_shares import PARTS, LossBalance
 
 MOMENTUM = 0.99  # of the running means
 FLOOR = 1e-12  # smallest running mean that a loss is divided by

@@ -78,7 +78,7 @@ def _measure(
             time_key, noise_key = jax.random.split(key)
             edges = [
                 search(perturb(noise_key, graph, t).graph).edges
-                for t in (jnp.float32(config.eps), jax.random.uniform(time_key))
+                for t in (jnp.float32(config.smallest_time), jax.random.uniform(time_key))
             ]
             found = jnp.stack([jnp.sum(e.mask, axis=-1).max() for e in edges])
             return found.max(), jnp.stack([e.overflow for e in edges]).any()

@@ -1,4 +1,4 @@
-"""A run's folder, logs/version_N, and what its hparams.yaml keeps."""
+"""The hparams.yaml of a run, and the folder it is in."""
 
 import dataclasses
 import pathlib
@@ -6,9 +6,9 @@ import pathlib
 import jax
 
 from agedi.checkpoint import BEST, HPARAMS, LAST, load_hparams
-from agedi.config import DiffusionConfig
-from agedi.training.config import DataConfig, FitConfig
-from matterform.config import from_dict, load_values, nested
+from agedi.config import DiffusionConfig, from_keywords
+from agedi.training.config import DataConfig, FitConfig, fit_config
+from matterform.config import from_dict, load_values, to_dict
 from matterform.training.run import RunFiles
 
 FILES = RunFiles(HPARAMS, f"checkpoints/{LAST}", f"checkpoints/{BEST}")
@@ -16,7 +16,7 @@ FILES = RunFiles(HPARAMS, f"checkpoints/{LAST}", f"checkpoints/{BEST}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """The content of a run's hparams.yaml."""
+    """The hparams.yaml of a run."""
 
     run_dir: pathlib.Path
     training: FitConfig
@@ -33,40 +33,42 @@ class Run:
 
     @property
     def keep(self) -> int:
-        """How many checkpoints stay besides the best."""
+        """Number of checkpoints to resume from."""
         return 1
 
     @property
     def wandb_project(self) -> str | None:
-        """Where to report to."""
-        return self.training.reports_to
+        """Project of Weights & Biases that the run reports to."""
+        return self.training.wandb_project
 
 
 def load_run(run_dir: pathlib.Path) -> Run:
-    """What the hparams.yaml of a run says; also those of earlier versions of matterform are understood.
+    """Reads the hparams.yaml of a run.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
-        ValueError: it is no run of AGeDi, or its hparams.yaml is damaged.
+        FileNotFoundError: the run folder does not exist.
+        ValueError: it is not a run of AGeDi, or its hparams.yaml is damaged.
     """
-    load_hparams(run_dir)  # which explains what the folder is where it is no run
-    path = run_dir / HPARAMS
-    values = load_values(path)
+    load_hparams(run_dir)  # explains what the folder is if it is not a run
+    values = load_values(run_dir / HPARAMS)
     try:
-        return from_dict(Run, values | {"data": nested(DataConfig, values["data"])} if "data" in values else values)
+        # Runs of earlier versions have the same settings under published names, and not nested.
+        training = fit_config(values.get("training") or {})
+        data = from_keywords(DataConfig, values.get("data") or {})
+        return from_dict(Run, values | {"training": to_dict(training), "data": to_dict(data)})
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{run_dir / HPARAMS}: {error}") from error
 
 
 def next_version(folder: pathlib.Path) -> pathlib.Path:
-    """The first of version_0, version_1, ... after those that are there."""
+    """The first of version_0, version_1, ... after those that exist."""
     taken = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
     return folder / f"version_{max((int(number) for number in taken if number.isdecimal()), default=-1) + 1}"
 
 
 def claim_version(run: Run) -> Run:
-    """The run in a folder that is now its own, whatever other runs have begun meanwhile."""
-    while jax.process_count() == 1:  # several processes must agree, and take the one they have
+    """Creates the folder of a new run; if another run has taken it in the meantime, the next version."""
+    while jax.process_count() == 1:  # several processes must agree, so they keep the folder they have
         try:
             run.run_dir.mkdir(parents=True)
             break

@@ -20,13 +20,10 @@ def train_once(
     """A model trained in out/version_0: loaded if it has been, resumed if it was interrupted."""
     run, finished = out / "version_0", out / "finished"
     if not finished.exists():
-        if run.is_dir():
-            dataset = agedi.read_dataset(
-                agedi.load_run(run).data, agedi.load_diffusion(run).config, atoms, regressor_data
-            )
-            result = agedi.resume(run, dataset, epochs=options["epochs"])
-        else:
-            result = agedi.train_from_atoms(atoms, regressor_data=regressor_data, log_dir=out, **options)
+        checkpoint = run if run.is_dir() else None
+        result = agedi.train_from_atoms(
+            atoms, regressor_data=regressor_data, checkpoint=checkpoint, log_dir=out, **options
+        )
         if result.fit.outcome == "interrupted":
             raise SystemExit(130)
         finished.touch()

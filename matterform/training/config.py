@@ -22,7 +22,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # per step, times the learning rate (adamw only)
     b1: float = 0.9  # decay of the running mean of the gradient, per step
     b2: float = 0.999  # decay of the running mean of the squared gradient, per step
-    eps: float = 1e-8  # added to the root of the mean squared gradient
+    adam_eps: float = setting(1e-8, "eps")  # added to the root of the mean squared gradient
     # Largest norm of the whole gradient, to which it is scaled down; none: not clipped.
     clip_norm: float | None = setting(None, "gradient_clip_val", "clip_grad")
     clip_value: float | None = None  # largest absolute value of each entry, before clip_norm; none: not clipped
@@ -42,7 +42,7 @@ class OptimizerConfig:
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         _check("b1", self.b1, 0 <= self.b1 < 1, "in [0, 1)")
         _check("b2", self.b2, 0 <= self.b2 < 1, "in [0, 1)")
-        _check("eps", self.eps, self.eps > 0, "positive")
+        _check("adam_eps", self.adam_eps, self.adam_eps > 0, "positive")
         _check("clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "positive, or none")
         _check("clip_value", self.clip_value, self.clip_value is None or self.clip_value > 0, "positive, or none")
         _check("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")

@@ -39,9 +39,9 @@ def make_optimizer(config: OptimizerConfig, run_steps: int | None = None) -> opt
         transforms.append(optax.clip_by_global_norm(config.clip_norm))
     schedule = make_schedule(config)
     if config.optimizer == "adamw":
-        adam = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay)
+        adam = optax.adamw(schedule, config.b1, config.b2, config.adam_eps, weight_decay=config.weight_decay)
     else:
-        adam = optax.adam(schedule, config.b1, config.b2, config.eps)
+        adam = optax.adam(schedule, config.b1, config.b2, config.adam_eps)
     transforms.append(adam)
     if config.schedule == "plateau":
         transforms.append(scale_by_rate())

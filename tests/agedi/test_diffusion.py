@@ -10,9 +10,9 @@ import pytest
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from agedi.config import DiffusionConfig, ModelConfig
+from agedi.config import DiffusionConfig, DiffusionOptions, ModelConfig
 from agedi.data.dataset import create_dataset
-from agedi.diffusion import complete_config, create_diffusion, network, new_model, noiser_name
+from agedi.diffusion import complete_config, create_diffusion, network, new_model, noiser_name, options_of
 
 SMALL = {"feature_size": 4, "n_blocks": 1, "n_rbf": 3}
 
@@ -199,3 +199,10 @@ def test_cells_that_confined_noise_is_not_made_for_are_refused():
         complete_config(config, data(flat, pbc=(False, False, False)))
     with pytest.raises(ValueError, match=r"structure 0 is confined to \[2.5, 6.0\]"):
         complete_config(config, data(flat, walls=(2.5, 6.0)))
+
+
+def test_the_settings_of_a_model_are_found_again():
+    given = {"noisers": ("CellPositions", "Types"), "conditioning": ("gap", "kind"), "force_field": True}
+    given |= {"conditioning_type": ("node", "integer"), "noise_schedule": "linear", "smallest_time": 1e-3}
+    options = DiffusionOptions(**given, species=(6, 8), sde="ve", **SMALL)
+    assert options_of(create_diffusion(**vars(options)).config) == options

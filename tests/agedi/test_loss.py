@@ -102,7 +102,7 @@ def test_validation_is_the_same_every_time_and_differs_between_structures():
 
 
 def test_gradients_stay_finite_at_the_smallest_times():
-    config = dataclasses.replace(CONFIG, noisers=("CellPositions", "Types"), species=(6, 8), eps=1e-5)
+    config = dataclasses.replace(CONFIG, noisers=("CellPositions", "Types"), species=(6, 8), smallest_time=1e-5)
     model = model_of(
         lambda graph: jnp.sin(graph.pos), lambda graph: jnp.stack([graph.pos[:, 0], graph.pos[:, 1]], axis=-1)
     )

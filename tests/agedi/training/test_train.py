@@ -18,20 +18,17 @@ from agedi.checkpoint import load_diffusion
 from agedi.config import ConditionConfig, DiffusionConfig, ModelConfig
 from agedi.data.dataset import create_dataset, padded_lengths
 from agedi.diffusion import Diffusion, complete_config, network
-from agedi.training.config import DataConfig, FitConfig
+from agedi.training.config import DataConfig, FitConfig, fit_config
+from agedi.training.from_settings import train_from_atoms, train_from_config
 from agedi.training.run import load_run
 from agedi.training.train import (
     SPLIT_KEY,
     first_params,
-    read_atoms,
     resume,
     split_rows,
     train,
-    train_from_atoms,
-    train_from_config,
     training_plan,
 )
-from matterform.config import named
 from matterform.io.formats import write_structures
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.config import OptimizerConfig
@@ -138,8 +135,8 @@ def test_a_run_describes_itself(molecular_run):
     assert (run.diffusion.noisers, run.diffusion.species) == (("Positions",), (1, 8))
     assert (run.n_training_data, run.n_validation_data) == (16, 4)
     assert run.n_parameters == sum(leaf.size for leaf in jax.tree.leaves(molecular_run.diffusion.params))
-    given = named(FitConfig, {name: MOLECULES[name] for name in MOLECULES if name not in (*SMALL, "noisers")})
-    assert run.training == FitConfig(**given, log_dir=molecular_run.run_dir.parent)
+    given = {name: MOLECULES[name] for name in MOLECULES if name not in (*SMALL, "noisers")}
+    assert run.training == fit_config({**given, "log_dir": molecular_run.run_dir.parent})
 
 
 def test_the_best_and_the_last_model_are_what_they_are_called(molecular_run):
@@ -225,7 +222,10 @@ def test_a_run_can_go_back_to_its_best_model(molecules, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 1e-4}, r"cannot resume with another training\.learning_rate: the run has 0\.003, given 0\.0001"),
+        (
+            {"lr": 1e-4},
+            r"cannot resume with another training\.optimizer\.learning_rate: the run has 0\.003, given 0\.0001",
+        ),
         ({"batch_size": 4}, r"cannot resume with another training\.batch_size"),
         ({"seed": 1}, r"cannot resume with another training\.seed"),
     ],
@@ -284,14 +284,6 @@ def test_nothing_is_written_when_the_data_are_refused(molecules, tmp_path):
     with pytest.raises(ValueError, match="structure 0 has no property 'gap'"):
         train_from_atoms(molecules, **MOLECULES, conditioning="gap", log_dir=tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_files_without_structures_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_atoms(tmp_path / "nothing.xyz")
-    (tmp_path / "broken.xyz").write_text("2\nLattice=no\nH 0 0\nH 0 0\n")
-    with pytest.raises(ValueError, match=r"broken\.xyz holds no structure that can be read"):
-        read_atoms(tmp_path / "broken.xyz")
 
 
 def test_the_split_follows_the_seed_and_leaves_the_force_fields_own(crystals):

@@ -41,20 +41,20 @@ def first_update(gradient, **options):
 
 def test_first_adam_step():
     # The bias-corrected moments are g and g^2: -0.1 g / (|g| + 1).
-    np.testing.assert_allclose(first_update([3.0, -1.0], eps=1.0), [-0.1 * 3 / 4, 0.1 / 2], rtol=1e-5)
+    np.testing.assert_allclose(first_update([3.0, -1.0], adam_eps=1.0), [-0.1 * 3 / 4, 0.1 / 2], rtol=1e-5)
 
 
 def test_first_adamw_step_decays_weights():
     # Adam's -0.1 g / (|g| + 1), and -0.1 * 0.5 w.
-    found = first_update([3.0, -1.0], eps=1.0, optimizer="adamw", weight_decay=0.5)
+    found = first_update([3.0, -1.0], adam_eps=1.0, optimizer="adamw", weight_decay=0.5)
     np.testing.assert_allclose(found, [-0.075 - 0.05, 0.05 + 0.1], rtol=1e-5)
 
 
 def test_clipping_by_norm_and_by_value():
     # (3, 4) has norm 5 and is scaled by 1/5: -0.1 g / (|g| + 1) at (0.6, 0.8).
-    np.testing.assert_allclose(first_update([3.0, 4.0], eps=1.0, clip_norm=1.0), [-0.06 / 1.6, -0.08 / 1.8], rtol=1e-5)
+    np.testing.assert_allclose(first_update([3.0, 4.0], adam_eps=1.0, clip_norm=1.0), [-0.06 / 1.6, -0.08 / 1.8], rtol=1e-5)
     # (3, -0.5) is cut to (1, -0.5).
-    found = first_update([3.0, -0.5], eps=1.0, clip_value=1.0)
+    found = first_update([3.0, -0.5], adam_eps=1.0, clip_value=1.0)
     np.testing.assert_allclose(found, [-0.05, 0.05 / 1.5], rtol=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_warmup_may_be_a_fraction_of_the_run():
 
 def test_the_rate_of_a_plateau_schedule_is_what_the_loop_sets():
     optimizer = make_optimizer(
-        OptimizerConfig(learning_rate=0.1, optimizer="adamw", weight_decay=0.5, schedule="plateau", eps=1.0)
+        OptimizerConfig(learning_rate=0.1, optimizer="adamw", weight_decay=0.5, schedule="plateau", adam_eps=1.0)
     )
     params = {"w": np.array([1.0, -2.0], np.float32)}
     gradient = {"w": np.array([3.0, -1.0], np.float32)}
