@@ -53,7 +53,7 @@ class SamplerConfig:
 
     steps: int = 500  # number of solver steps from t = 1 to 0
     sampler: Literal["em", "pc", "heun", "ddim", "heun_ode", "ffpc"] = "em"  # solver of the reverse process
-    eps: float = 1e-3  # diffusion time at which the last step starts; it ends at 0
+    eps: float = 1e-3  # diffusion time (fraction of the whole) at which the last step starts; it ends at 0
     grid: Literal["uniform", "rho"] = "uniform"  # time steps: uniform in t, or in noise_level^(1 / rho)
     rho: float = 7.0  # exponent of grid rho; larger values put more steps at small noise
     guidance_weight: float = 1.0  # property guidance: 0 ignores the property, 1 follows the model, above exaggerates
@@ -125,7 +125,8 @@ class InpaintConfig:
         ValueError: a value is out of range.
     """
 
-    t_start: float = 1.0  # diffusion time at which inpainting starts; below 1 from the noised reference positions
+    # diffusion time (fraction of the whole) at which inpainting starts; below 1 from the noised reference positions
+    t_start: float = 1.0
     n_resample: int = 1  # passes over each time step, which harmonise both parts
     jump_length: int = 1  # substeps that a time step is divided into
 

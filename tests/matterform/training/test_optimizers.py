@@ -52,7 +52,9 @@ def test_first_adamw_step_decays_weights():
 
 def test_clipping_by_norm_and_by_value():
     # (3, 4) has norm 5 and is scaled by 1/5: -0.1 g / (|g| + 1) at (0.6, 0.8).
-    np.testing.assert_allclose(first_update([3.0, 4.0], adam_eps=1.0, clip_norm=1.0), [-0.06 / 1.6, -0.08 / 1.8], rtol=1e-5)
+    np.testing.assert_allclose(
+        first_update([3.0, 4.0], adam_eps=1.0, clip_norm=1.0), [-0.06 / 1.6, -0.08 / 1.8], rtol=1e-5
+    )
     # (3, -0.5) is cut to (1, -0.5).
     found = first_update([3.0, -0.5], adam_eps=1.0, clip_value=1.0)
     np.testing.assert_allclose(found, [-0.05, 0.05 / 1.5], rtol=1e-5)
