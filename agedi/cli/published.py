@@ -29,6 +29,7 @@ CONTINUE = {
 }
 APPENDED = ("--property",)  # each use adds one value as it stands
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+FLAG = re.compile(r"--|-[A-Za-z]$")
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 YAML_SUFFIXES = (".yaml", ".yml")
 # Number of values of flags that no dataclass of ours declares: published ones, and those of every command.
@@ -81,7 +82,7 @@ def split_words(command: Command, argv: Sequence[str]) -> tuple[list[str], list[
             bare.append(word)
         else:
             name, equals, value = word.partition("=")
-            name = _dashed(_long(name) if command.training else name)
+            name = _dashed(_train_flag(name) if command.training else name)
             flag = known.get(name)
             if equals:
                 rest.appendleft(value)
@@ -98,7 +99,7 @@ def _known(command: Command) -> dict[str, Flag]:
     return names | aliases | by_name
 
 
-def _long(name: str) -> str:
+def _train_flag(name: str) -> str:
     """The flag that a published short flag of `train` stands for; the user is told where another command differs."""
     if name == "-T":
         return "--max-time"
@@ -123,7 +124,7 @@ def _flag_of(known: Mapping[str, Flag], key: str, value: str) -> list[str]:
 def _values(name: str, flag: Flag | None, rest: collections.deque[str]) -> list[str]:
     """Takes the values of a flag from the words after it."""
     count = OTHER_FLAGS.get(name, 0 if name.startswith("--no-") else 1) if flag is None else _count(flag)
-    if count == 0 or not rest:
+    if count == 0 or not rest or FLAG.match(rest[0]):
         return []
     if count == 1:
         return [rest.popleft()]

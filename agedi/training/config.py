@@ -10,6 +10,7 @@ from agedi.data.config import DatasetConfig
 from agedi.training.loss_shares import parse_loss_balance
 from agedi.training.published import translate_settings
 from matterform.config import load_values, setting
+from matterform.io.files import existing
 from matterform.training.config import LoopConfig, OptimizerConfig
 
 
@@ -110,10 +111,12 @@ def load_train_config(path: pathlib.Path) -> TrainConfig:
     """A training run from a YAML file of settings.
 
     Raises:
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not YAML, or a key is unknown or its value wrong.
     """
+    values = load_values(existing(path))
     try:
-        return train_config(load_values(path))
+        return train_config(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -130,6 +130,8 @@ def test_a_yaml_file_may_be_the_input(tmp_path):
 
 
 def test_deprecated_and_wrong_forms_are_one_line(capsys):
+    assert main(["sample", "run", "--steps", "--eps", "0.1"]) == 2
+    assert "--steps needs a value" in capsys.readouterr().err
     assert main(["train", "x.traj", "--model", "SchNet"]) == 2
     assert "the network is PaiNN; got 'SchNet'" in capsys.readouterr().err
     assert main(["sample", "run", "--compile"]) == 2
