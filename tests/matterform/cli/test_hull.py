@@ -92,10 +92,10 @@ def test_references_and_what_they_leave_are_reported(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("batch_size", [1, 100])
-def test_energies_above_the_hull_are_listed_with_reasons(folder, tmp_path, capsys, chunk_size):
+def test_energies_above_the_hull_are_listed_with_reasons(folder, tmp_path, capsys, batch_size):
     out = tmp_path / "new" / "above.csv"
     arguments = [str(folder / "crystals.csv"), f"--hull={folder / 'formation'}", f"--out={out}"]
-    arguments += [f"--references={folder / 'references.json'}", f"--batch-size={chunk_size}"]
+    arguments += [f"--references={folder / 'references.json'}", f"--batch-size={batch_size}"]
     assert main(["above-hull", *arguments, *EMT]) == 0
     assert "4 crystals, 2 with an energy above the hull" in capsys.readouterr().out
     rows = read_table(out)
@@ -155,7 +155,7 @@ NEW = "--out={folder}/new.csv"
     ("argv", "message"),
     [
         (["hull", "{folder}/nothing.json", "{folder}/new"], "does not exist"),
-        (["hull", CRYSTALS, "{folder}/new"], "lacks the column formation_energy_per_atom"),
+        (["hull", CRYSTALS, "{folder}/new"], "formation_energy_per_atom"),
         (["hull", TABLE, "{folder}/formation"], "already holds something"),
         (["above-hull", CRYSTALS, FORMATION, "--out={folder}/new.csv"], "matterform references"),
         (["above-hull", CRYSTALS, "--hull={folder}/nothing", "--out={folder}/new.csv"], "does not exist"),
@@ -172,7 +172,7 @@ NEW = "--out={folder}/new.csv"
         ),
         (["references", TABLE, "--out={folder}/new.json", *CALCULATOR], "--mlff-corrected True"),
         (["evaluate", CRYSTALS, "--stability={folder}/binary.pkl", "--out={folder}/new"], "binary.pkl is no table of"),
-        (["references", CRYSTALS, "--out={folder}/new.json", *EMT], "lacks the column formation_energy_per_atom"),
+        (["references", CRYSTALS, "--out={folder}/new.json", *EMT], "formation_energy_per_atom"),
         (["references", TABLE, "--column=pretty_formula", "--out={folder}/new.json", *EMT], "more than numbers"),
         (["evaluate", CRYSTALS, "--stability={folder}/table.csv", "--out={folder}/new"], "is no table of"),
         (
