@@ -48,7 +48,7 @@ _EXPORTS = {
     "write_parity": "prediction.evaluation",
 }
 
-__all__ = sorted(_EXPORTS)
+__all__ = sorted(_EXPORTS)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

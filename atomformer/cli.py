@@ -17,10 +17,11 @@ from matterform.config import setting
 from matterform.progress import progress_bar
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from atomformer.config import AtomformerConfig
     from atomformer.data.rows import Row
     from atomformer.data.sources import ReadRow
-    from atomformer.prediction.predict import Prediction
 
 DESCRIPTION = """A transformer over atoms for energies, forces and properties.
 
@@ -135,7 +136,7 @@ def run_predict(arguments: PredictArguments) -> int:
 
     model = from_pretrained(arguments.model)
     rows = _usable_rows(arguments.structures, arguments.split, model.config)
-    states: list[Prediction] = []
+    system, atoms = [], []  # hidden states, if asked for
     count = 0
 
     def annotated():
@@ -143,13 +144,14 @@ def run_predict(arguments: PredictArguments) -> int:
         for row, prediction in predict_rows(model, rows, features=arguments.features is not None):
             count += 1
             if arguments.features is not None:
-                states.append(prediction)
+                system.append(prediction.system_features)
+                atoms.append(prediction.atom_features)
             yield annotate(row_to_atoms(row), prediction, model.config.label_names)
 
     with _nothing_written(arguments.out):
         write_structures(arguments.out, annotated())
         if arguments.features is not None:
-            _write_features(arguments.features, states)
+            _write_features(arguments.features, system, atoms)
     say(f"{count} structures in {arguments.out}")
     return 0
 
@@ -242,17 +244,15 @@ def _counted(reads: "Iterator[ReadRow]", label: str) -> "Iterator[ReadRow]":
             show(number)
 
 
-def _write_features(path: pathlib.Path, predictions: "Sequence[Prediction]") -> None:
+def _write_features(path: pathlib.Path, system: "Sequence[np.ndarray]", atoms: "Sequence[np.ndarray]") -> None:
     """Hidden states of m structures: system (m, dim), atoms (n, dim) one after another, offsets (m + 1,)."""
     import numpy as np
 
     from matterform.io.files import write_atomically
 
-    atoms = [prediction.atom_features for prediction in predictions]
-    offsets = np.cumsum([0, *(len(part) for part in atoms if part is not None)])
-    system = np.stack([prediction.system_features for prediction in predictions])
+    offsets = np.cumsum([0, *(len(part) for part in atoms)])
     with write_atomically(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, system=system, atoms=np.concatenate(atoms), offsets=offsets)
+        np.savez(file, system=np.stack(system), atoms=np.concatenate(atoms), offsets=offsets)
 
 
 def _write_refused(out: pathlib.Path, refused: Mapping[int, str]) -> None:

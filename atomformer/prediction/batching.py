@@ -1,6 +1,7 @@
 """Evaluation of any number of structures in padded batches, sorted by size within bounded memory."""
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ def _results(
     """The result for each structure of a group; the last batch is filled with copies of its structures."""
     for start in range(0, len(members), shape.size):
         chosen = members[start : start + shape.size]
-        filled = [chosen[index] for index in np.resize(np.arange(len(chosen)), shape.size)]
+        filled = list(itertools.islice(itertools.cycle(chosen), shape.size))
         found = jax.device_get(function(pad_structures(filled, length, shape.capacity)))
         for place in range(len(chosen)):
             yield jax.tree.map(lambda x, place=place: x[place], found)
