@@ -1,4 +1,4 @@
-"""Settings of fine-tuning: rewards, PPO and DPO; importing this module loads no JAX, nor any potential."""
+"""Settings of fine-tuning: rewards, PPO and DPO. Importing this module loads neither JAX nor a potential."""
 
 import dataclasses
 import math
@@ -20,31 +20,36 @@ PATHS = ("convex_path", "references", "property_path", "dielectric_path", "novel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """What to reward, larger is better, and with which models. Several rewards are added with their weights."""
+    """The reward, larger is better, and its models. Several rewards are added with their weights."""
 
-    reward: tuple[str, ...] = ("ehull",)  # ehull, force, property, dielectric, pair, or module:function of your own
-    weights: tuple[float, ...] = ()  # one a reward; by default 1 each
-    convex_path: pathlib.Path | None = None  # ehull: the reference hull, as a file of entries or a folder made of it
-    references: pathlib.Path | None = None  # ehull: energies of the elements (JSON), for a hull of formation energies
-    relax_steps: int = 0  # ehull: steps of relaxation before; 0 takes crystals as they are
-    stress_weight: float = 1.0  # force: of the stress (eV/angstrom^3) beside the forces (eV/angstrom)
-    property_path: pathlib.Path | None = None  # property: folder of the model; dielectric: that of the band gap
+    reward: tuple[str, ...] = ("ehull",)  # ehull, force, property, dielectric, pair, or your own module:function
+    weights: tuple[float, ...] = ()  # one per reward; by default 1 each
+    # ehull: the reference hull, a file of entries or the folder that `matterform hull` makes from it
+    convex_path: pathlib.Path | None = None
+    # ehull: energies of the elements (JSON, eV/atom), for a hull of formation energies
+    references: pathlib.Path | None = None
+    relax_steps: int = 0  # ehull: relaxation steps before the energy is taken; 0 scores crystals as sampled
+    stress_weight: float = 1.0  # force: weight of the stress (eV/angstrom^3) relative to the forces (eV/angstrom)
+    # property: folder of its model; dielectric: folder of the model of the band gap
+    property_path: pathlib.Path | None = None
     fidelity: int | None = None  # of a multi-fidelity property model: 0 PBE, 1 GLLB-SC, 2 HSE, 3 SCAN
     property_batch_size: int = 64  # structures that a property model evaluates together
-    target: float | None = None  # property: what to aim at, in the model's unit
-    property_form: Literal["absolute", "squared"] = "absolute"  # property: of the error
+    target: float | None = None  # property: target value, in the unit of the model
+    property_form: Literal["absolute", "squared"] = "absolute"  # property: penalizes the absolute or the squared error
     dielectric_path: pathlib.Path | None = None  # dielectric: folder of the model of the dielectric tensor
-    reward_clip: float = 10.0  # ehull: eV/atom, to both sides; property: the largest error that counts
-    custom_worst: float = -10.0  # module:function: of crystals that cannot be built; lower values count as this one
-    reward_workers: int = 0  # module:function: processes among which a batch is divided; a potential has its own
-    reward_low: float | None = None  # least value of the whole, before penalties and bonuses
-    reward_high: float | None = None  # largest value of the whole, before penalties and bonuses
-    validity_penalty: float = 0.0  # for atoms too close for their radii, and densities that solids do not have
-    composition_penalty: float = 0.0  # for oxidation states that cannot balance (SMACT)
-    unknown_penalty: float = 0.0  # ehull: for chemical systems of which the hull has no compound with all elements
-    uniqueness_bonus: float = 0.0  # for the first of its kind in a batch
-    novelty_bonus: float = 0.0  # for crystals that match none of the reference
-    novelty_reference: pathlib.Path | None = None  # crystals in any format, usually the training set
+    # ehull: bound on both sides, eV/atom; property: largest error that is counted, in the unit of the model
+    reward_clip: float = 10.0
+    # module:function: reward of crystals that cannot be built; lower values are raised to it
+    custom_worst: float = -10.0
+    reward_workers: int = 0  # module:function: worker processes that share a batch; 0 computes in this process
+    reward_low: float | None = None  # lower bound of the total reward, before penalties and bonuses; by default none
+    reward_high: float | None = None  # upper bound of the total reward, before penalties and bonuses; by default none
+    validity_penalty: float = 0.0  # subtracted if atoms are too close or the density is not that of a solid
+    composition_penalty: float = 0.0  # subtracted if oxidation states cannot balance (SMACT)
+    unknown_penalty: float = 0.0  # ehull: subtracted if the hull has no entry with all elements of the crystal
+    uniqueness_bonus: float = 0.0  # added for the first of each group of matching crystals in a batch
+    novelty_bonus: float = 0.0  # added for crystals that match none in novelty_reference
+    novelty_reference: pathlib.Path | None = None  # known crystals in any format, usually the training set
     potential: PotentialConfig = PotentialConfig()
 
     def __post_init__(self) -> None:
@@ -77,17 +82,17 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The constants of the objective, and how rewards become advantages.
+    """Constants of the PPO objective, and how rewards become advantages (docs/formulas/reinforcement.md, eq. 1 to 5).
 
-    `running` subtracts the running mean of the batches' mean rewards. `group` subtracts the mean of the crystals of the
-    same space group and divides by their standard deviation, as GRPO does (Shao et al., arXiv:2402.03300, section
-    4.1.2); a space group with a single crystal falls back on mean and deviation of the batch.
+    The baseline `running` is the running mean of the mean rewards of the batches. `group` subtracts the mean reward of
+    the crystals of the same space group and divides by its standard deviation, as in GRPO (Shao et al.,
+    arXiv:2402.03300, section 4.1.2); a space group with a single crystal uses mean and deviation of the batch.
     """
 
-    clip_ratio: float = 0.2  # largest distance from 1 of the ratio of probabilities that still counts
-    beta: float = 0.1  # weight of the divergence from the reference
-    baseline: Literal["running", "group"] = "running"  # what is subtracted from the rewards
-    baseline_decay: float = 0.95  # of the running mean, per epoch
+    clip_ratio: float = 0.2  # the ratio of new to old probability is clipped to 1 +- clip_ratio
+    beta: float = 0.1  # weight of the KL penalty, in units of the reward per nat
+    baseline: Literal["running", "group"] = "running"  # running mean of the rewards, or mean over the space group
+    baseline_decay: float = 0.95  # weight of the old running mean, per epoch
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_ratio < 1:
@@ -100,31 +105,31 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PpoConfig:
-    """A whole run.
+    """Settings of a PPO run.
 
-    Space groups are drawn from `spacegroup`, each as often, or as often as `spacegroups_from` has them; by default as
-    often as the shipped model's training set has them.
+    Space groups are sampled uniformly from `spacegroup`, or with the frequencies of the data set `spacegroups_from`; by
+    default with those of the shipped model's training set.
     """
 
     run_dir: pathlib.Path = setting(dataclasses.MISSING, "folder")  # new folder for all results, or one to resume
-    weights: WeightsConfig = WeightsConfig()  # what to start from, which is the reference as well
+    weights: WeightsConfig = WeightsConfig()  # initial weights, which are the reference model as well
     reward: RewardConfig = RewardConfig()
-    spacegroup: tuple[int, ...] = ()  # numbers 1-230 to sample; by default as in the shipped training set
-    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared); its crystals of less than n_max sites
-    batch_size: int = setting(1000, "batchsize")  # crystals an epoch, over all processes
-    epochs: int = 100  # samplings, each followed by `ppo_epochs` and `sft_epochs` optimiser steps
+    spacegroup: tuple[int, ...] = ()  # numbers 1-230, sampled uniformly; by default as in the shipped training set
+    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared) whose frequencies are sampled
+    batch_size: int = setting(1000, "batchsize")  # samples per epoch, over all processes
+    epochs: int = 100  # rollouts, each followed by ppo_epochs and sft_epochs optimiser steps
     max_minutes: float | None = None  # of wall-clock time in this process
-    ppo_epochs: int = 5  # optimiser steps on each batch of samples
+    ppo_epochs: int = 5  # optimiser steps per epoch on the PPO objective
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
-    sft_epochs: int = 0  # steps towards the likelihood of good relaxed samples; needs a reward that relaxes
-    sft_min_reward: float = -0.1  # what counts as good
-    part_size: int = 16  # crystals that each device computes with at a time: bounds the memory; more on GPUs
-    validation: pathlib.Path | None = setting(None, "valid_path")  # data set whose loss is logged
+    sft_epochs: int = 0  # optimiser steps per epoch on the likelihood of good relaxed samples; needs relax_steps
+    sft_min_reward: float = -0.1  # smallest reward of a good relaxed sample
+    part_size: int = 16  # crystals per device that are computed at once; limits the memory, use more on GPUs
+    validation: pathlib.Path | None = setting(None, "valid_path")  # data set whose loss is logged every epoch
     save_every: int = 10  # epochs between tables of samples
     publish_every: int = 10  # epochs between published files; the last epoch is always published
     keep: int = 2  # checkpoints to resume from
-    seed: int = 42  # of all that is drawn
+    seed: int = 42  # of everything random
     wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
 
     def __post_init__(self) -> None:
@@ -150,17 +155,18 @@ class PpoConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairingConfig:
-    """How a scored table becomes pairs.
+    """How pairs are made from a scored table.
 
-    In each group the best crystal is paired with the worst, the second best with the second worst and so on, as long
-    as their scores differ by `score_margin`; none is used twice, and of equal scores the earlier row is the better.
+    In each group the best crystal is paired with the worst, the second best with the second worst and so on, as long as
+    their scores differ by at least `score_margin`. No crystal is used twice; of equal scores the earlier row is better.
     """
 
-    score: str | None = None  # the column of numbers, of which larger is better
-    lower_is_better: bool = False  # of energies above hull, say
-    group_by: Literal["formula", "spacegroup"] = "formula"  # the reduced formula, or the space group's number
-    score_margin: float = 0.0  # least difference of the scores of a pair, in their unit; equal ones are never paired
-    pairs_per_group: int | None = None  # at most; none: half of the group
+    score: str | None = None  # name of the column of scores; larger is better
+    lower_is_better: bool = False  # smaller scores are better, e.g. energies above the hull
+    group_by: Literal["formula", "spacegroup"] = "formula"  # pairs share a reduced formula or a space group
+    # Smallest difference of the scores of a pair, in their unit; equal scores are never paired.
+    score_margin: float = 0.0
+    pairs_per_group: int | None = None  # maximum; by default half of the group
 
     def __post_init__(self) -> None:
         if self.group_by not in ("formula", "spacegroup"):
@@ -173,17 +179,17 @@ class PairingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceConfig:
-    """The loss of a pair, with m = (log p - log p_reference)(chosen) - (log p - log p_reference)(rejected).
+    """Loss of a pair with the margin m = (log p - log p_reference)(chosen) - (log p - log p_reference)(rejected).
 
-    `dpo`: -(1 - label_smoothing) log sigmoid(beta m) - label_smoothing log sigmoid(-beta m) (Rafailov et al. 2023,
-    eq. 7; smoothed as by Mitchell 2023); `ipo`: (m - 1 / (2 beta))^2 (Azar et al. 2023, eq. 17); either one minus
-    gamma log p(chosen).
+    `dpo`: -(1 - label_smoothing) log sigmoid(beta m) - label_smoothing log sigmoid(-beta m) (Rafailov et al.,
+    arXiv:2305.18290, eq. 7; smoothing after Mitchell 2023). `ipo`: (m - 1 / (2 beta))^2 (Azar et al., arXiv:2310.12036,
+    eq. 17). gamma log p(chosen) is subtracted from either (docs/formulas/reinforcement.md, eq. 7 to 9).
     """
 
     loss: Literal["dpo", "ipo"] = "dpo"  # logistic (dpo) or squared (ipo) in the margin
-    beta: float = 0.1  # how closely the weights stay to the reference; larger is closer
-    label_smoothing: float = 0.0  # share of pairs that may be the wrong way round (dpo only)
-    gamma: float = 0.0  # weight of the chosen crystals' own likelihood
+    beta: float = 0.1  # strength of the tie to the reference model; larger stays closer
+    label_smoothing: float = 0.0  # assumed share of pairs with chosen and rejected swapped (dpo only)
+    gamma: float = 0.0  # weight of the log-likelihood of the chosen crystals
 
     def __post_init__(self) -> None:
         if self.loss not in ("dpo", "ipo"):
@@ -200,26 +206,23 @@ class PreferenceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DpoConfig:
-    """A whole run.
-
-    The pairs are `chosen` and `rejected`, row by row, or come from the table `scored` as `pairing` says. A share
-    `validation_fraction` of them is held out, drawn from `seed`.
-    """
+    """Settings of a DPO run; its pairs are the rows of `chosen` and `rejected`, or made from the table `scored`."""
 
     run_dir: pathlib.Path = setting(dataclasses.MISSING, "folder")  # new folder for all results, or one to resume
-    chosen: pathlib.Path | None = None  # CSV, prepared folder, CIFs, extxyz, ...; row i is preferred to ...
-    rejected: pathlib.Path | None = None  # ... row i of this one
-    scored: pathlib.Path | None = None  # or: a CSV of crystals with a column of scores
+    # CSV, prepared folder, CIFs, extxyz ...; row i is preferred to row i of rejected.
+    chosen: pathlib.Path | None = None
+    rejected: pathlib.Path | None = None  # file with as many crystals as chosen
+    scored: pathlib.Path | None = None  # instead of chosen and rejected: CSV of crystals with a column of scores
     pairing: PairingConfig = PairingConfig()
-    validation_fraction: float = setting(0.1, "val_split")  # share of the pairs held out
-    weights: WeightsConfig = WeightsConfig()  # the weights to start from, which are the reference as well
+    validation_fraction: float = setting(0.1, "val_split")  # share of the pairs that is held out, chosen by seed
+    weights: WeightsConfig = WeightsConfig()  # initial weights, which are the reference model as well
     preference: PreferenceConfig = PreferenceConfig()
-    dropout: bool = False  # in training; the reference never has any
+    dropout: bool = False  # dropout in training; the reference never uses it
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, clip_norm=1.0)
     loop: LoopConfig = LoopConfig(epochs=10)
-    batch_size: int = setting(64, "batchsize")  # pairs a step, over all devices and processes
-    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
-    seed: int = 42  # of all that is drawn
+    batch_size: int = setting(64, "batchsize")  # pairs per step, over all devices and processes
+    accumulate: int = 1  # parts of a step that are computed one after another, to save memory
+    seed: int = 42  # of everything random
     publish_every: int = 10  # epochs between published files; the last epoch and the best one are always published
     keep: int = 2  # checkpoints to resume from
     workers: int = 1  # processes that read a CSV of CIFs

@@ -14,7 +14,8 @@ from crystalformer.loss import log_prob
 from crystalformer.network.parameters import Params
 from crystalformer.rl.config import DpoConfig
 from crystalformer.rl.dpo.loss import PreferencePair
-from crystalformer.rl.dpo.pairs import PairData, Pairs, pairs_from_scores, read_pairs, take_crystals
+from crystalformer.rl.dpo.pairs import PairData, Pairs, pairs_from_scores, read_pairs
+from crystalformer.rl.dpo.rows import take_crystals
 from matterform.io.tables import read_rows, write_table
 from matterform.training.batches import BatchPlan, Take, make_batch_plan
 

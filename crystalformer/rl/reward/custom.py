@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from crystalformer.rl.config import RewardConfig
 from crystalformer.rl.reward.base import Reward, Scores, make_scores
 from matterform.errors import Explained
 from matterform.plugins import load_callable
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     import pymatgen.core
 
 logger = logging.getLogger(__name__)
-
-WORST = -10.0
 
 
 class Workers(NamedTuple):
@@ -41,7 +40,7 @@ def open_workers(size: int) -> Iterator[Workers | None]:
         yield Workers(pool, size)
 
 
-def custom_reward(target: str, worst: float = WORST, workers: Workers | None = None) -> Reward:
+def custom_reward(target: str, worst: float = RewardConfig.custom_worst, workers: Workers | None = None) -> Reward:
     """The reward computed by a function: list of pymatgen Structures -> one number per structure, larger is better.
 
     Args:

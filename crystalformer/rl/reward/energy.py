@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from crystalformer.rl.config import RewardConfig
 from crystalformer.rl.reward.base import KNOWN_SYSTEM, Reward, Scores, make_scores
 from matterform.potentials.base import Potential
 from matterform.stability.above_hull import above_hull, check_references
@@ -15,7 +16,6 @@ from matterform.stability.references import References
 if TYPE_CHECKING:
     import pymatgen.core
 
-CLIP_EV_PER_ATOM = 10.0  # bound on both sides of the energy above the hull
 MIN_COMPONENT, MAX_COMPONENT = 1e-2, 1e2  # bounds of the components of forces (eV/Å) and stress (eV/Å³)
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy of a 3 x 3 matrix
 
@@ -24,8 +24,8 @@ def ehull_reward(
     potential: Potential,
     hull: Hull,
     references: References | None = None,
-    relax_steps: int = 0,
-    clip: float = CLIP_EV_PER_ATOM,
+    relax_steps: int = RewardConfig.relax_steps,
+    clip: float = RewardConfig.reward_clip,
 ) -> Reward:
     """Minus the energy above the convex hull in eV/atom, clipped to [-clip, clip] (CrystalFormer-RL, arXiv:2504.02367).
 
@@ -56,7 +56,7 @@ def ehull_reward(
     return Reward("ehull", score, -clip)
 
 
-def force_reward(potential: Potential, stress_weight: float = 1.0) -> Reward:
+def force_reward(potential: Potential, stress_weight: float = RewardConfig.stress_weight) -> Reward:
     """-log(mean |F| + stress_weight * mean |stress|): large near a minimum of the energy.
 
     The means are over the Cartesian components of all forces (eV/Å) and over the six components of the stress (eV/Å³);

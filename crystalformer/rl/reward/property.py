@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
+from crystalformer.rl.config import RewardConfig
 from crystalformer.rl.reward.base import Reward, Scores, make_scores
 from matterform.potentials.base import Properties, PropertyModel
 
@@ -16,7 +17,10 @@ Form = Literal["absolute", "squared"]
 
 
 def property_reward(
-    model: PropertyModel, target: float, form: Form = "absolute", largest_error: float = 10.0
+    model: PropertyModel,
+    target: float,
+    form: Form = RewardConfig.property_form,
+    largest_error: float = RewardConfig.reward_clip,
 ) -> Reward:
     """-|y - target| or -(y - target)^2, in the unit of the model or its square.
 

@@ -18,7 +18,8 @@ from crystalformer.rl.dpo.examples import (
     write_pairs,
 )
 from crystalformer.rl.dpo.loss import PreferencePair
-from crystalformer.rl.dpo.pairs import PairData, Pairs, take_crystals
+from crystalformer.rl.dpo.pairs import PairData, Pairs
+from crystalformer.rl.dpo.rows import take_crystals
 
 
 @pytest.fixture

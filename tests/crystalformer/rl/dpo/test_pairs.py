@@ -15,14 +15,8 @@ from crystalformer.data.crystals import Crystals
 from crystalformer.data.dataset import prepare
 from crystalformer.loss import LogProb
 from crystalformer.rl.config import PairingConfig
-from crystalformer.rl.dpo.pairs import (
-    best_against_worst,
-    group_keys,
-    pairs_from_scores,
-    read_pairs,
-    read_rows,
-    take_crystals,
-)
+from crystalformer.rl.dpo.pairs import best_against_worst, group_keys, pairs_from_scores, read_pairs
+from crystalformer.rl.dpo.rows import read_crystal_rows, take_crystals
 from crystalformer.table import COLUMNS, TableWriter, table_rows
 from matterform.cli import main as matterform
 
@@ -83,7 +77,7 @@ def test_of_equal_scores_the_earlier_row_is_the_better():
 
 def test_groups_are_reduced_formulas_or_space_groups(tmp_path):
     rows = [{"cif": salt(*names)} for names in (("Na", "Cl"), ("Na", "Cl", CESIUM_CHLORIDE), ("Cl", "Na"), ("K", "Cl"))]
-    crystals = read_rows(write_csv(tmp_path / "salts.csv", rows), n_max=N_MAX).crystals
+    crystals = read_crystal_rows(write_csv(tmp_path / "salts.csv", rows), n_max=N_MAX).crystals
     assert crystals.G.tolist() == [225, 221, 225, 225]
     sodium_chloride, potassium_chloride = ((11, 1), (17, 1)), ((17, 1), (19, 1))
     assert group_keys(crystals, "formula") == [*[sodium_chloride] * 3, potassium_chloride]
@@ -268,7 +262,7 @@ def test_an_index_that_occurs_twice_is_refused(tmp_path, random_crystals):
 def test_a_prepared_folder_of_longer_crystals_is_refused(tmp_path, scored):
     prepare(scored, tmp_path / "prepared", n_max=4)
     with pytest.raises(ValueError, match="needs n_max of at least 3; the network has 2"):
-        read_rows(tmp_path / "prepared", n_max=2)
+        read_crystal_rows(tmp_path / "prepared", n_max=2)
 
 
 @pytest.mark.parametrize(

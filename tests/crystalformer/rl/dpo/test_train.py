@@ -21,7 +21,8 @@ from crystalformer.rl.config import DpoConfig, PreferenceConfig
 from crystalformer.rl.dpo import train as dpo
 from crystalformer.rl.dpo.examples import load_pairs, reference_log_prob, split_pairs
 from crystalformer.rl.dpo.loss import PreferencePair
-from crystalformer.rl.dpo.pairs import Pairs, take_crystals
+from crystalformer.rl.dpo.pairs import Pairs
+from crystalformer.rl.dpo.rows import take_crystals
 from crystalformer.rl.dpo.train import train_dpo
 from matterform.config import load_config
 from matterform.training.config import LoopConfig
