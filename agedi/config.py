@@ -125,10 +125,7 @@ class RegressorLoss:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionOptions:
-    """Settings of a new model, as `create_diffusion`, the command line and YAML files take them.
-
-    `DiffusionConfig` is the complete description that is made from them and the training data.
-    """
+    """Settings of a new model, from which, with the training data, its `DiffusionConfig` is made."""
 
     # what is diffused: Positions, CellPositions, ConfinedCellPositions, Types; repeated or joined by commas
     noisers: tuple[str, ...] = DiffusionConfig.noisers

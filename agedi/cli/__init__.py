@@ -10,6 +10,7 @@ from agedi.cli.inspect import InspectArguments, run_inspect
 from agedi.cli.published import understand
 from agedi.cli.relax import PredictArguments, RelaxArguments, run_predict, run_relax
 from agedi.cli.sample import SampleArguments, run_sample
+from agedi.cli.train import HELP as TRAIN_HELP
 from agedi.cli.train import load_settings, run_train
 from agedi.training.config import TrainConfig
 from agedi.training.published import RENAMED
@@ -27,7 +28,16 @@ TRAIN_ALIASES = {
 ALWAYS_COMPILED = {"--compile": "not needed: sampling is always compiled"}
 PERIODIC = {"--non-periodic": "--no-periodic"}
 COMMANDS = (
-    Command("train", TrainConfig, run_train, TRAIN_ALIASES, positional=("--train",), training=True, load=load_settings),
+    Command(
+        "train",
+        TrainConfig,
+        run_train,
+        TRAIN_ALIASES,
+        positional=("--train",),
+        training=True,
+        help=TRAIN_HELP,
+        load=load_settings,
+    ),
     Command("sample", SampleArguments, run_sample, PERIODIC, ALWAYS_COMPILED, positional=("--model",)),
     Command("inpaint", InpaintArguments, run_inpaint, {}, ALWAYS_COMPILED, positional=("--model", "--structures")),
     Command("relax", RelaxArguments, run_relax, positional=("--model", "--structures")),

@@ -25,9 +25,9 @@ class InpaintArguments:
     # trained model: a run folder, or checkpoints/best_model or checkpoints/last_model in it
     model: pathlib.Path = setting(dataclasses.MISSING, *MODEL_NAMES)
     structures: pathlib.Path = setting(dataclasses.MISSING, "structure")  # file of structures to inpaint
-    selection: Selection = Selection()
-    inpaint: InpaintConfig = InpaintConfig()
-    sampling: SamplingFlags = SamplingFlags()
+    selection: Selection = Selection()  # atoms to inpaint: all that any selector names, or a random fraction
+    inpaint: InpaintConfig = InpaintConfig()  # RePaint (Lugmayr et al. 2022)
+    sampling: SamplingFlags = SamplingFlags()  # number of samples, their seed, and what they are conditioned on
     out: Out = setting(pathlib.Path("."), *OUT_NAMES)  # folder for the results
     name: str = "inpainted"  # name of the result files, without suffix
 

@@ -29,7 +29,7 @@ class RelaxArguments:
     # trained model: a run folder, or checkpoints/best_model or checkpoints/last_model in it
     model: pathlib.Path = setting(dataclasses.MISSING, *MODEL_NAMES)
     structures: pathlib.Path = setting(dataclasses.MISSING, "input")  # file of structures to relax
-    minimizer: LbfgsConfig = LbfgsConfig()
+    minimizer: LbfgsConfig = LbfgsConfig()  # L-BFGS; the defaults are those of ASE
     batch_size: BatchSize = BATCH_SIZE  # structures relaxed at once; changes speed and memory, not the results
     save_trajectory: bool = False  # write all frames of each structure to a file of its own
     progress: bool = setting(False, "progress_bar")  # show a progress bar

@@ -18,7 +18,7 @@ MODEL_NAMES = ("checkpoint", "restore_path")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuidanceFlags:
-    """`ForcefieldGuidanceConfig` with flags that name the force field."""
+    """Guidance of samples by the force field of the model, and their relaxation."""
 
     ff_guidance: float = ForcefieldGuidanceConfig.guidance  # weight of the forces during sampling, 1/eV; 0: none
     ff_zeta: float = ForcefieldGuidanceConfig.zeta  # the weight of the forces grows as (1 - t)^zeta
@@ -38,7 +38,7 @@ class GuidanceFlags:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
-    """`SampleConfig` with short flags, and what samples are conditioned on."""
+    """Number of samples, their seed, and what they are conditioned on."""
 
     # number of structures to sample; for inpainting, per given structure
     num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = setting(SampleConfig.num_samples, "n_samples")
@@ -46,8 +46,8 @@ class SamplingFlags:
     seed: Annotated[int, tyro.conf.arg(aliases=["-s"])] = SampleConfig.seed
     # structures sampled at once; changes speed and memory, not the samples
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = SampleConfig.batch_size
-    sampler: SamplerConfig = SampleConfig.sampler
-    guidance: GuidanceFlags = GuidanceFlags()
+    sampler: SamplerConfig = SampleConfig.sampler  # solver of the reverse process
+    guidance: GuidanceFlags = GuidanceFlags()  # guidance of samples by the force field of the model
     property: Properties = ()  # NAME=VALUE of a conditional model, or NAME=VALUE,VALUE,... per atom; repeatable
     # z_min and z_max (Å) of a model that confines; none: those of the training data
     confinement: tuple[float, float] | None = None
@@ -94,7 +94,7 @@ class SampleArguments:
     # file with one structure, whose positions are taken if the model generates species only
     positions: pathlib.Path | None = setting(None, "positions_path")
     periodic: bool = True  # --no-periodic: no periodic directions; else those of the template or the training data
-    sampling: SamplingFlags = SamplingFlags()
+    sampling: SamplingFlags = SamplingFlags()  # number of samples, their seed, and what they are conditioned on
     out: Out = setting(pathlib.Path("."), *OUT_NAMES)  # folder for the results
     name: str = "sampled"  # name of the result file, without suffix
 

@@ -5,6 +5,18 @@ import pathlib
 from agedi.training.config import TrainConfig, load_train_config
 from matterform.commandline import TrainingRun, report_run, say
 
+HELP = """Trains a model on a file of structures, in a new run folder LOG_DIR/version_N.
+
+The run folder has hparams.yaml, metrics.csv, TensorBoard events, and checkpoints/best_model and last_model.
+Settings may also come from a YAML file, given by --config or in place of the structures, and as KEY=VALUE. Short
+flags: -b --batch-size, -e --epochs, -m --architecture, -r --cutoff, -s --seed.
+
+agedi train molecules.xyz --noisers Positions --epochs 200
+
+agedi train surfaces.traj --noisers ConfinedCellPositions --mask MaskFixed --confinement 8 14 --max-minutes 60
+
+agedi train --run-dir logs/version_0 --resume --max-minutes 60"""
+
 
 def run_train(run: TrainingRun) -> int:
     """`agedi train`."""

@@ -18,8 +18,9 @@ from matterform.training.config import LoopConfig, OptimizerConfig
 class FitConfig:
     """How a model is trained, and where the run is written."""
 
+    # optimizer, and schedule of the learning rate
     optimizer: OptimizerConfig = OptimizerConfig(optimizer="adamw", clip_norm=10.0, schedule="plateau")
-    # Writing a checkpoint takes longer than an epoch of a small data set.
+    # length of the training; checkpoints are written every 20 s at most, as writing can take longer than an epoch
     loop: LoopConfig = LoopConfig(max_minutes=24 * 60.0, log_every=10, checkpoint_seconds=20.0)
     batch_size: int = 64  # structures per step, over all devices and processes
     accumulate: int = 1  # parts of a batch that are computed one after another, to save memory
@@ -27,7 +28,7 @@ class FitConfig:
     validation_fraction: float = setting(0.1, "val_split")  # share of the structures held out for validation
     train_fraction: float | None = setting(None, "train_split")  # share to train on; none: all that are not held out
     seed: int = 42  # seed of weights, held-out structures, batches and noise
-    regressor_loss: RegressorLoss = RegressorLoss()
+    regressor_loss: RegressorLoss = RegressorLoss()  # loss of the force field
     # shares of diffusion and regressor loss, as "80:20" or the regressor's share; none: regressor_loss_weight counts
     loss_balance: str | float | None = None
     # energies of the elements for the force field: auto (fitted), none, or eV by element, as Cu:-3.72,O:-4.95
@@ -66,27 +67,16 @@ class DataConfig:
     train: pathlib.Path | None = setting(None, "data_path")  # file of structures to train on
     # file of structures that only the force field learns from
     regressor_data: pathlib.Path | None = setting(None, "regressor_data_path")
-    dataset: DatasetConfig = DatasetConfig()
+    dataset: DatasetConfig = DatasetConfig()  # preparation of the structures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Trains a model on a file of structures, in a new run folder LOG_DIR/version_N.
+    """A whole training run: its data, its model, and how it is trained."""
 
-    The run folder has hparams.yaml, metrics.csv, TensorBoard events, and checkpoints/best_model and last_model.
-    Settings may also come from a YAML file, given by --config or in place of the structures, and as KEY=VALUE. Short
-    flags: -b --batch-size, -e --epochs, -m --architecture, -r --cutoff, -s --seed.
-
-    agedi train molecules.xyz --noisers Positions --epochs 200
-
-    agedi train surfaces.traj --noisers ConfinedCellPositions --mask MaskFixed --confinement 8 14 --max-minutes 60
-
-    agedi train --run-dir logs/version_0 --resume --max-minutes 60
-    """
-
-    data: DataConfig = DataConfig()
-    diffusion: DiffusionOptions = DiffusionOptions()
-    fit: FitConfig = FitConfig()
+    data: DataConfig = DataConfig()  # structures to train on
+    diffusion: DiffusionOptions = DiffusionOptions()  # settings of a new model
+    fit: FitConfig = FitConfig()  # how the model is trained, and where the run is written
 
 
 def train_config(values: Mapping[str, Any], base: TrainConfig | None = None) -> TrainConfig:

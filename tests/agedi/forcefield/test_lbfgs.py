@@ -12,7 +12,8 @@ from ase.constraints import FixAtoms
 from ase.optimize import LBFGS
 
 from agedi.data.graph import AtomsGraph
-from agedi.forcefield.lbfgs import Evaluated, LbfgsConfig, bounded, largest_force, make_lbfgs, make_relax
+from agedi.forcefield.config import LbfgsConfig
+from agedi.forcefield.lbfgs import Evaluated, bounded, largest_force, make_lbfgs, make_relax
 
 N = 8
 
@@ -189,18 +190,3 @@ def test_a_step_is_bounded_by_the_atom_that_goes_furthest():
     np.testing.assert_allclose(bounded(move, 0.2), move * 0.4, rtol=1e-6)
     np.testing.assert_array_equal(bounded(move, 0.6), move)
     assert float(largest_force(move)) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"fmax": 0.0}, "fmax must be positive"),
-        ({"max_step_size": 2.0}, "at most 1.0 angstrom"),
-        ({"steps": -1}, "steps must be 0 or more"),
-        ({"memory": 0}, "memory must be at least 1"),
-        ({"fmax": float("nan")}, "fmax must be positive"),
-    ],
-)
-def test_wrong_settings_are_named(settings, words):
-    with pytest.raises(ValueError, match=words):
-        LbfgsConfig(**settings)
