@@ -12,7 +12,8 @@ from agedi.checks import check_known
 from agedi.data.buckets import BucketCapacity, counted, geometry_of, run_in_chunks
 from agedi.data.graph import AtomsGraph, from_atoms, pad_graph
 from agedi.diffusion import Diffusion
-from agedi.forcefield.lbfgs import Evaluated, ForceFunction, LbfgsConfig, Relaxed, make_relax
+from agedi.forcefield.config import BATCH_SIZE, LbfgsConfig
+from agedi.forcefield.lbfgs import Evaluated, ForceFunction, Relaxed, make_relax
 from agedi.network.groups import in_groups
 from agedi.network.score import require_force_field
 from agedi.network.search import make_search
@@ -34,10 +35,10 @@ class Point(NamedTuple):
 def relax(
     diffusion: Diffusion,
     structures: "ase.Atoms | Sequence[Any]",
-    fmax: float = 0.05,
-    steps: int = 200,
-    batch_size: int = 64,
-    max_step_size: float = 0.2,
+    fmax: float = LbfgsConfig.fmax,
+    steps: int = LbfgsConfig.steps,
+    batch_size: int = BATCH_SIZE,
+    max_step_size: float = LbfgsConfig.max_step_size,
     trajectory: bool = False,
     progress_bar: bool = False,
 ) -> Any:
@@ -72,7 +73,7 @@ def iterate_relaxed(
     structures: "Sequence[ase.Atoms]",
     settings: LbfgsConfig,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     trajectory: bool = False,
     progress: bool = False,
 ) -> "Iterator[list[ase.Atoms]]":
@@ -97,7 +98,10 @@ def iterate_relaxed(
 
 
 def predict(
-    diffusion: Diffusion, structures: "ase.Atoms | Sequence[Any]", batch_size: int = 64, progress_bar: bool = False
+    diffusion: Diffusion,
+    structures: "ase.Atoms | Sequence[Any]",
+    batch_size: int = BATCH_SIZE,
+    progress_bar: bool = False,
 ) -> Any:
     """Copies of the structures, in the same nesting, with the model's energy (eV) and forces (eV/Å) in a calculator.
 
@@ -109,7 +113,7 @@ def predict(
 
 
 def iterate_predicted(
-    diffusion: Diffusion, structures: "Sequence[ase.Atoms]", *, batch_size: int = 64, progress: bool = False
+    diffusion: Diffusion, structures: "Sequence[ase.Atoms]", *, batch_size: int = BATCH_SIZE, progress: bool = False
 ) -> "Iterator[ase.Atoms]":
     """`predict` for a flat list; yields results as they are ready.
 
@@ -148,7 +152,7 @@ def relax_graphs(
     graphs: Sequence[AtomsGraph],
     settings: LbfgsConfig,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     trajectory: bool = False,
 ) -> Iterator[tuple[list[Point], int]]:
     """Yields the points of each relaxation (all with `trajectory`, else the last one) and its number of steps.
@@ -182,7 +186,9 @@ class _Path(NamedTuple):
     overflow: Any
 
 
-def evaluate_graphs(diffusion: Diffusion, graphs: Sequence[AtomsGraph], *, batch_size: int = 64) -> Iterator[Point]:
+def evaluate_graphs(
+    diffusion: Diffusion, graphs: Sequence[AtomsGraph], *, batch_size: int = BATCH_SIZE
+) -> Iterator[Point]:
     """Yields energy (eV) and forces (eV/Å) of each structure.
 
     Raises:

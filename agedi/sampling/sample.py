@@ -12,7 +12,7 @@ from agedi.config import DiffusionConfig
 from agedi.data.buckets import BucketCapacity, counted, geometry_of, run_in_chunks
 from agedi.data.graph import AtomsGraph, pad_graph
 from agedi.diffusion import Diffusion
-from agedi.forcefield.lbfgs import LbfgsConfig
+from agedi.forcefield.config import LbfgsConfig
 from agedi.forcefield.relaxation import relax_graphs
 from agedi.network.score import ScoreModel, require_force_field
 from agedi.sampling.config import InpaintConfig, ReverseConfig, SampleConfig
