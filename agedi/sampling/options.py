@@ -4,13 +4,13 @@ A keyword is the name of a field of one of the config classes, of a config neste
 """
 
 import dataclasses
-import difflib
 import logging
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from agedi.sampling.config import ForcefieldGuidanceConfig, SamplerConfig, check_choices
+from matterform.config import ALIASES, nested
 
 # Published keywords without an effect here -> the line that is logged if they are used.
 NO_EFFECT = {
@@ -32,21 +32,9 @@ def configs_from_options(options: Mapping[str, Any], *classes: type[Any]) -> lis
     Raises:
         ValueError: an option is unknown (names the nearest one) or given twice, or its value is out of range.
     """
-    places = {name: (index, *path) for index, cls in enumerate(classes) for name, path in _places(cls).items()}
-    trees: list[dict[str, Any]] = [{} for _ in classes]
-    given: dict[tuple[Any, ...], str] = {}
-    for name, value in _flattened(options).items():
-        if name not in places:
-            raise ValueError(f"unknown option {name!r}; {_nearest(name, places)}")
-        place = places[name]
-        if place in given:
-            raise ValueError(f"{given[place]} and {name} are two names of one option; give one")
-        given[place] = name
-        node = trees[place[0]]
-        for part in place[1:-1]:
-            node = node.setdefault(part, {})
-        node[place[-1]] = value
-    return [_build(cls, tree) for cls, tree in zip(classes, trees, strict=True)]
+    call = dataclasses.make_dataclass("Call", [(cls.__name__, cls) for cls in classes])
+    values = nested(call, _flattened(options))
+    return [_build(cls, values.get(cls.__name__, {})) for cls in classes]
 
 
 def guidance_options(given: Any) -> dict[str, Any]:
@@ -82,22 +70,11 @@ def _flattened(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sampler_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    known = set(_places(SamplerConfig)) - set(OWN_KEYWORDS)
+    fields = dataclasses.fields(SamplerConfig)
+    known = {name for field in fields for name in (field.name, *field.metadata.get(ALIASES, ()))} - set(OWN_KEYWORDS)
     if unknown := [name for name in given if name not in known]:
         raise ValueError(f"sampler_kwargs must be among {', '.join(sorted(known))}; got {unknown[0]!r}")
     return dict(given)
-
-
-def _places(cls: type[Any]) -> dict[str, tuple[str, ...]]:
-    """The path of every field that is not a config itself, by its name and by its aliases."""
-    places: dict[str, tuple[str, ...]] = {}
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
-            nested = _places(typing.cast(type, field.type))
-            places |= {name: (field.name, *path) for name, path in nested.items()}
-        else:
-            places |= dict.fromkeys((field.name, *field.metadata.get("aliases", ())), (field.name,))
-    return places
 
 
 def _build(cls: type[Any], values: Mapping[str, Any]) -> Any:
@@ -109,8 +86,3 @@ def _build(cls: type[Any], values: Mapping[str, Any]) -> Any:
             for name, value in values.items()
         }
     )
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"the known ones are {', '.join(sorted(known))}"

@@ -35,7 +35,8 @@ class SampleRequest:
     positions: Any = None  # (n_atoms, 3) in Å, if the model does not generate positions
     cell: Any = None  # lattice vectors as rows in Å: three lengths, lengths and angles (degrees), or nine numbers
     pbc: Any = None  # periodic directions; none: those of the training data, or all (none for noiser Positions)
-    template: "ase.Atoms | AtomsGraph | None" = None  # fixed atoms, which come first in every sample, and their cell
+    # ASE's Atoms or an AtomsGraph: fixed atoms, which come first in every sample, and their cell
+    template: Any = None
     confinement: Any = None  # z_min and z_max in Å, if the model confines; none: those of the training data
     # values by name of a conditional model: a number, or one number per atom (template first)
     property: Mapping[str, Any] | None = None

@@ -1,8 +1,10 @@
 """Guidance: extrapolation between two networks' outputs, and the bounded shift along forces."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact_scores import graph_of
 
 from agedi.network.score import Outputs
 from agedi.sampling.config import ForcefieldGuidanceConfig
@@ -12,9 +14,9 @@ from agedi.sampling.guidance import LARGEST_GUIDED_SHIFT, guided_shift, make_gui
 @pytest.mark.parametrize(
     ("weight", "conditions", "expected", "evaluations"),
     [
-        (1.0, {"energy": 0.0}, 5.0, 1),
-        (0.0, {"energy": 0.0}, 2.0, 1),
-        (3.0, {"energy": 0.0}, 2.0 + 3.0 * (5.0 - 2.0), 2),
+        (1.0, {"energy": jnp.zeros(())}, 5.0, 1),
+        (0.0, {"energy": jnp.zeros(())}, 2.0, 1),
+        (3.0, {"energy": jnp.zeros(())}, 2.0 + 3.0 * (5.0 - 2.0), 2),
         (3.0, {}, 2.0, 1),
     ],
 )
@@ -26,7 +28,8 @@ def test_outputs_are_extrapolated(weight, conditions, expected, evaluations):
         calls.append(1)
         return Outputs(jnp.where(known, 5.0, 2.0) * jnp.ones((1, 3)), None)
 
-    outputs = make_guided_score(score, weight)({}, jnp.zeros(1), jnp.zeros(1), conditions)
+    graph = jax.tree.map(jnp.asarray, graph_of(jnp.eye(3), [False] * 3, count=1))
+    outputs = make_guided_score(score, weight)({}, graph, jnp.zeros(1), conditions)
     np.testing.assert_allclose(outputs.noise, expected)
     assert outputs.logits is None
     assert len(calls) == evaluations

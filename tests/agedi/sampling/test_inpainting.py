@@ -100,7 +100,7 @@ def test_relaxation_after_inpainting_moves_selected_atoms_only(tiny_diffusion):
         ({"confinement": (0.0, 5.0)}, "confinement contradicts the model"),
         ({"property": {"energy": 1.0}}, "property 'energy' is not one of this model"),
         ({"sampler": "ffpc"}, "sampler ffpc needs a force field"),
-        ({"simbols": "O"}, "unknown option 'simbols'; did you mean 'symbols'"),
+        ({"simbols": "O"}, "unknown key 'simbols'; did you mean 'symbols'"),
     ],
 )
 def test_wrong_arguments_are_named(crystals, arguments, words):

@@ -49,9 +49,9 @@ def test_options_are_shared_out_among_classes():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"stepps": 5}, "unknown option 'stepps'; did you mean 'steps'"),
-        ({"cutoff": 5}, "unknown option 'cutoff'; the known ones are batch_size, "),
-        ({"num_samples": 1, "n_samples": 1}, "num_samples and n_samples are two names of one option; give one"),
+        ({"stepps": 5}, "unknown key 'stepps'; did you mean 'steps'"),
+        ({"cutoff": 5}, "unknown key 'cutoff'; the known ones are num_samples, "),
+        ({"num_samples": 1, "n_samples": 1}, "num_samples is given twice; the last time as n_samples"),
         ({"eps": 0.1, "sampler_kwargs": {"eps": 0.1}}, "eps is given twice"),
         ({"sampler_kwargs": {"steps": 5}}, "sampler_kwargs must be among .*; got 'steps'"),
         ({"ff_guidance": {"weight": 5}}, "ff_guidance may have guidance, zeta, .*; got 'weight'"),

@@ -242,8 +242,8 @@ def test_force_fields_guide_and_finish(slabs):
         ({"ff_guidance": {"weight": 5}}, "ff_guidance may have guidance, zeta, .*; got 'weight'"),
         ({"guidance_weight": 2.0}, "guidance_weight is for a property"),
         ({"property": {"energy": -3.5}}, "property 'energy' is not one of this model"),
-        ({"fromula": "Cu"}, "unknown option 'fromula'; did you mean 'formula'"),
-        ({"num_samples": 2, "n_samples": 2}, "num_samples and n_samples are two names of one option"),
+        ({"fromula": "Cu"}, "unknown key 'fromula'; did you mean 'formula'"),
+        ({"num_samples": 2, "n_samples": 2}, "num_samples is given twice; the last time as n_samples"),
     ],
 )
 def test_wrong_arguments_are_named(crystals, arguments, words):
