@@ -1,4 +1,9 @@
-"""L-BFGS with the parameters of ASE, for many structures at once."""
+"""L-BFGS with the parameters of ASE, for many structures at once.
+
+A batch of 32 structures of 16 atoms relaxes in 1 / 3.6 of the time that ASE's LBFGS takes for one after another with
+the same compiled force field (one CPU device; benchmarks/cases/agedi_relaxation.py,
+benchmarks/results/agedi_relaxation.jsonl), with the same steps.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
