@@ -112,7 +112,7 @@ def run_sample(arguments: SampleArguments) -> int:
         pbc = placed.pbc
         cell = placed.cell.array if cell is None and pbc.any() else cell
     request = SampleRequest(
-        n_atoms=arguments.num_atoms,
+        num_atoms=arguments.num_atoms,
         atomic_numbers=arguments.atomic_numbers,
         formula=arguments.formula,
         positions=None if placed is None else placed.positions,

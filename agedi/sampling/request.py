@@ -14,6 +14,7 @@ from agedi.config import ConditionConfig, DiffusionConfig, diffuses_types, posit
 from agedi.data.graph import AtomsGraph, from_atoms, to_atoms
 from agedi.noise.noisers import choose_sigma_max
 from agedi.sampling.parsing import parse_cell, parse_confinement, parse_formula, parse_numbers, parse_pbc
+from matterform.config import setting
 
 if TYPE_CHECKING:
     import ase
@@ -28,11 +29,12 @@ class SampleRequest:
     A cell is needed unless nothing is periodic or all training structures share one.
     """
 
-    n_atoms: int | None = None  # number of atoms to sample, not counting the template's; none: from the species
+    # number of atoms to sample, not counting the template's; none: from the species
+    num_atoms: int | None = setting(None, "n_atoms")
     # atomic numbers of the sampled atoms; a composition only, if the model generates species
     atomic_numbers: Any = None
     formula: str | None = None  # chemical formula of the sampled atoms, e.g. Pd4O4; as atomic_numbers
-    positions: Any = None  # (n_atoms, 3) in Å, if the model does not generate positions
+    positions: Any = None  # (num_atoms, 3) in Å, if the model does not generate positions
     cell: Any = None  # lattice vectors as rows in Å: three lengths, lengths and angles (degrees), or nine numbers
     pbc: Any = None  # periodic directions; none: those of the training data, or all (none for noiser Positions)
     # ASE's Atoms or an AtomsGraph: fixed atoms, which come first in every sample, and their cell
@@ -131,20 +133,20 @@ def _species(config: DiffusionConfig, request: SampleRequest) -> tuple[Int[np.nd
         numbers = listed
     positions = None if request.positions is None else len(request.positions)
     counts = {
-        "n_atoms": request.n_atoms,
+        "num_atoms": request.num_atoms,
         "formula or atomic_numbers": None if numbers is None else len(numbers),
         "positions": positions,
     }
     given = {name: count for name, count in counts.items() if count is not None}
-    if request.n_atoms is not None:
-        check_counts(n_atoms=request.n_atoms)
+    if request.num_atoms is not None:
+        check_counts(num_atoms=request.num_atoms)
     if len(set(given.values())) > 1:
         found = " and ".join(f"{name} for {count} atoms" for name, count in given.items())
         raise ValueError(f"contradicting numbers of atoms: {found} (those of a template do not count)")
     if numbers is None and not diffuses_types(config):
         raise ValueError("this model does not draw species: give formula or atomic_numbers")
     if not given:
-        raise ValueError("how many atoms? give n_atoms, atomic_numbers or formula")
+        raise ValueError("how many atoms? give num_atoms, atomic_numbers or formula")
     if numbers is not None:
         check_known(config, numbers, "formula" if request.formula is not None else "atomic_numbers")
     return numbers, next(iter(given.values()))

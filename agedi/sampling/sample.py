@@ -44,7 +44,7 @@ def sample(diffusion: Diffusion, *, as_atoms: bool = True, **options: Any) -> li
 
     Args:
         as_atoms: otherwise `AtomsGraph`s.
-        options: fields of `SampleRequest` (what to sample: `formula`, `n_atoms`, `cell`, `template`, `property` ...)
+        options: fields of `SampleRequest` (what to sample: `formula`, `num_atoms`, `cell`, `template`, `property` ...)
             and of `SampleConfig` (`num_samples` or `n_samples`, `seed`, `batch_size`, `save_trajectory`, `progress`)
             with the settings in it (`sampler`, `steps`, `eps`, `guidance_weight` ...). `sampler_kwargs` is a mapping of
             settings of the sampler, `ff_guidance` a weight (1/eV), a mapping or a `ForcefieldGuidanceConfig`.

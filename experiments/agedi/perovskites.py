@@ -66,7 +66,7 @@ def main() -> None:
 
 def draw_with(diffusion: agedi.Diffusion, cells: list[np.ndarray], weight: float, request: float) -> list[ase.Atoms]:
     """Five atoms in each of the cells, species drawn too."""
-    requests = [SampleRequest(n_atoms=5, cell=cell, property={PROPERTY: request}) for cell in cells]
+    requests = [SampleRequest(num_atoms=5, cell=cell, property={PROPERTY: request}) for cell in cells]
     return sample_each(diffusion, requests, SamplerConfig(steps=100, grid="rho", guidance_weight=weight))
 
 

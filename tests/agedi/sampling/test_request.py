@@ -39,12 +39,12 @@ def start(config, **request):
     [
         # how many atoms, and which
         (CRYSTAL, {"cell": CELL}, "does not draw species: give formula or atomic_numbers"),
-        (CRYSTAL, {"cell": CELL, "n_atoms": 3}, "does not draw species: give formula or atomic_numbers"),
+        (CRYSTAL, {"cell": CELL, "num_atoms": 3}, "does not draw species: give formula or atomic_numbers"),
         (TYPED, {"cell": CELL}, "how many atoms"),
-        (TYPED, {"cell": CELL, "n_atoms": 0}, "n_atoms must be a whole number of at least 1; got 0"),
-        (TYPED, {"cell": CELL, "n_atoms": True}, "n_atoms must be a whole number"),
-        (CRYSTAL, {"cell": CELL, "formula": "Cu2O", "n_atoms": 4}, "n_atoms for 4 atoms and formula .* for 3"),
-        (CRYSTAL, {"cell": CELL, "atomic_numbers": [29], "n_atoms": 4}, "contradicting numbers of atoms"),
+        (TYPED, {"cell": CELL, "num_atoms": 0}, "num_atoms must be a whole number of at least 1; got 0"),
+        (TYPED, {"cell": CELL, "num_atoms": True}, "num_atoms must be a whole number"),
+        (CRYSTAL, {"cell": CELL, "formula": "Cu2O", "num_atoms": 4}, "num_atoms for 4 atoms and formula .* for 3"),
+        (CRYSTAL, {"cell": CELL, "atomic_numbers": [29], "num_atoms": 4}, "contradicting numbers of atoms"),
         (CRYSTAL, {"cell": CELL, "formula": "Cu2O", "atomic_numbers": [29, 29]}, "contradict each other"),
         (CRYSTAL, {"cell": CELL, "formula": "copper"}, "formula must be one such as Cu2O; got 'copper'"),
         (CRYSTAL, {"cell": CELL, "formula": ""}, "formula must name at least one atom"),
@@ -58,8 +58,8 @@ def start(config, **request):
         (CRYSTAL, {"cell": CELL, "atomic_numbers": [47]}, "atomic_numbers has Ag"),
         # positions
         (CRYSTAL, {"cell": CELL, "formula": "Cu2O", "positions": THREE}, "positions contradict the model"),
-        (ONLY_TYPES, {"cell": CELL, "n_atoms": 3}, "does not draw positions: give positions"),
-        (ONLY_TYPES, {"cell": CELL, "n_atoms": 2, "positions": THREE}, "n_atoms for 2 atoms and positions for 3"),
+        (ONLY_TYPES, {"cell": CELL, "num_atoms": 3}, "does not draw positions: give positions"),
+        (ONLY_TYPES, {"cell": CELL, "num_atoms": 2, "positions": THREE}, "num_atoms for 2 atoms and positions for 3"),
         (ONLY_TYPES, {"cell": CELL, "positions": [[0.0, 1.0]]}, "positions must be 1 times 3 finite numbers"),
         (ONLY_TYPES, {"cell": CELL, "positions": [[0.0, 1.0, np.nan]]}, "positions must be 1 times 3 finite numbers"),
         # cell and periodicity
@@ -140,13 +140,13 @@ def test_a_template_comes_first_and_is_fixed():
 
 
 def test_a_composition_is_prescribed_or_drawn():
-    """Where the model draws species, a formula counts them and n_atoms leaves them open."""
+    """Where the model draws species, a formula counts them and num_atoms leaves them open."""
     counted = start(TYPED, formula="Cu2O", cell=CELL)
     assert counted.remaining is not None
     assert counted.remaining.tolist() == [1, 2, 0]
     assert counted.graph.x.tolist() == [0, 0, 0]
-    assert start(TYPED, atomic_numbers=[29, 8, 29], cell=CELL, n_atoms=3).remaining.tolist() == [1, 2, 0]
-    free = start(TYPED, n_atoms=5, cell=CELL)
+    assert start(TYPED, atomic_numbers=[29, 8, 29], cell=CELL, num_atoms=3).remaining.tolist() == [1, 2, 0]
+    free = start(TYPED, num_atoms=5, cell=CELL)
     assert free.remaining is None
     assert len(free.graph.x) == 5
     on_oxygen = start(TYPED, formula="Au", template=ase.Atoms("O", cell=CELL, pbc=True))
