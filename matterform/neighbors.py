@@ -3,6 +3,9 @@
 Every pair is first brought to its nearest fractional image, so that few cells around it need a look: `image_counts`
 says how many. Which images of atom j lie near atom i is kept as bits in 32-bit words, and the slot of a pair is the
 number of bits before its own. Nothing is sorted and nothing scattered, both of which XLA does slowly on a CPU.
+
+With it, a step of AGeDi's sampler takes 40 ms for 64 structures; with neighbour lists made on the host it takes 4.1
+times as long by matscipy and 13.5 times by ASE (benchmarks/cases/agedi_speed.py, results/agedi_speed.jsonl).
 """
 
 import functools

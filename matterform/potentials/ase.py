@@ -11,7 +11,7 @@ from matterform.potentials.base import (
     Potential,
     Prediction,
     Predictions,
-    Wanted,
+    Quantity,
     bare_atoms,
     collect_predictions,
     run_in_batches,
@@ -55,11 +55,13 @@ def ase_potential(
     """
     name = name or type(calculator).__name__
 
-    def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+    def predict(structures: Sequence["pymatgen.core.Structure"], quantity: Quantity) -> Predictions:
         known = getattr(calculator, "implemented_properties", ())
-        if wanted not in known:
-            raise ValueError(f"{type(calculator).__name__} has no {wanted}, only {', '.join(known)}")
-        package = BatchModel(bare_atoms, lambda inputs: [_ask(calculator, atoms, wanted) for atoms in inputs], EXPECTED)
+        if quantity not in known:
+            raise ValueError(f"{type(calculator).__name__} has no {quantity}, only {', '.join(known)}")
+        package = BatchModel(
+            bare_atoms, lambda inputs: [_evaluate(calculator, atoms, quantity) for atoms in inputs], EXPECTED
+        )
         with Explained(f"the ASE calculator {name}"):
             results = run_in_batches(structures, package, batch_size=1)
         return collect_predictions(*results)
@@ -67,10 +69,10 @@ def ase_potential(
     return Potential(f"ase {name}", predict, corrected)
 
 
-def _ask(calculator: Any, atoms: Any, wanted: Wanted) -> Prediction:
+def _evaluate(calculator: Any, atoms: Any, quantity: Quantity) -> Prediction:
     atoms.calc = calculator
     energy = float(atoms.get_potential_energy())
-    if wanted == "energy":
+    if quantity == "energy":
         return Prediction(energy)
     forces = atoms.get_forces()
-    return Prediction(energy, forces, atoms.get_stress(voigt=False) if wanted == "stress" else None)
+    return Prediction(energy, forces, atoms.get_stress(voigt=False) if quantity == "stress" else None)

@@ -1,4 +1,4 @@
-"""What a potential and a property model are, and batches in which a bad structure harms no other."""
+"""The interface of potentials and property models, and batches in which a bad structure does not affect the others."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,53 +13,53 @@ if TYPE_CHECKING:
     import ase
     import pymatgen.core
 
-# Batches hold fewer than their number where crystals have more atoms than this on average: memory stays bounded, and
-# larger crystals gain nothing from company.
+# Batches hold fewer crystals where these have more atoms than this on average: memory stays bounded, and large crystals
+# are not faster in batches.
 ATOMS_PER_PLACE = 20
 
-Wanted = Literal["energy", "forces", "stress"]  # each includes those before it
+Quantity = Literal["energy", "forces", "stress"]  # each includes those before it
 
 
 class Predictions(NamedTuple):
-    """One entry per structure. Where `problems` says why there is none, the energy is NaN and forces are None."""
+    """One entry per structure. Where `problems` gives a reason, the energy is NaN and the forces are None."""
 
     energy: Float[np.ndarray, " b"]  # eV, of the whole structure as given
-    forces: "list[Float[np.ndarray, 'n 3'] | None]"  # eV/Å; None where not asked for
-    stress: Float[np.ndarray, "b 3 3"]  # eV/Å³, positive under tension (ASE's sign); NaN where not asked for
-    problems: list[str]  # empty where all is well
+    forces: "list[Float[np.ndarray, 'n 3'] | None]"  # eV/Å; None if not requested
+    stress: Float[np.ndarray, "b 3 3"]  # eV/Å³, positive under tension (ASE's sign); NaN if not requested
+    problems: list[str]  # empty if there are numbers
 
 
 class Properties(NamedTuple):
-    """One entry per structure; NaN where `problems` says why there is no value."""
+    """One entry per structure; NaN where `problems` gives a reason."""
 
     values: Float[np.ndarray, " b *k"]
     problems: list[str]
 
 
 class Potential(NamedTuple):
-    """A force field. `corrected` says whether its energies contain the MP2020 corrections already; None: not known."""
+    """A force field. `corrected`: whether its energies already contain the MP2020 corrections; None if not known."""
 
     name: str
-    predict: "Callable[[Sequence[pymatgen.core.Structure], Wanted], Predictions]"
+    predict: "Callable[[Sequence[pymatgen.core.Structure], Quantity], Predictions]"
     corrected: bool | None
 
 
 class PropertyModel(NamedTuple):
-    """A model of a property, in whatever unit it was trained on."""
+    """A model of a property, in the unit of its training data."""
 
     name: str
     predict: "Callable[[Sequence[pymatgen.core.Structure]], Properties]"
 
 
 class BatchModel(NamedTuple):
-    """What a package must offer to be run in batches.
+    """The functions of a package that `run_in_batches` needs.
 
     `prepare` turns one structure into the model's input, `run` gives one result for each of several inputs.
     """
 
     prepare: "Callable[[pymatgen.core.Structure], Any]"
     run: Callable[[list[Any]], list[Any]]
-    expected: tuple[type[Exception], ...]  # what the package raises for impossible crystals; anything else goes on up
+    expected: tuple[type[Exception], ...]  # exceptions of the package for impossible crystals; others are not caught
 
 
 class Prediction(NamedTuple):
@@ -76,24 +76,26 @@ def run_in_batches(
     batch_size: int,
     max_atoms: int | None = None,
 ) -> tuple[list[Any | None], list[str]]:
-    """Results in order, None where there is none, and the reasons.
+    """Results in order (None where there is none), and the reasons ("" where there is a result).
 
-    Impossible crystals (overlapping atoms, a flat cell, NaN, partial occupancy) are refused before the model sees them,
-    since many models return plausible numbers for them. A batch that fails is run again one by one. Inputs live
-    no longer than their batch, so memory does not grow with the number of structures.
+    Impossible crystals (overlapping atoms, a flat cell, NaN, partial occupancy) are not passed to the model, because
+    many models return plausible numbers for them. A batch that fails is run again one by one. Inputs are made batch by
+    batch, so memory does not grow with the number of structures.
 
     Args:
-        max_atoms: in a batch of several structures; default `ATOMS_PER_PLACE` times `batch_size`.
+        max_atoms: most atoms in a batch of several structures; default `ATOMS_PER_PLACE` times `batch_size`.
     """
     problems = [
-        reason or _refusal(structure)
+        reason or _problem(structure)
         for reason, structure in zip(structural_validity(structures).reason, structures, strict=True)
     ]
     results: list[Any | None] = [None] * len(structures)
     accepted = [index for index, problem in enumerate(problems) if not problem]
     for batch in batches_of_like_size([len(structures[index]) for index in accepted], batch_size, max_atoms):
         members = [accepted[place] for place in batch]
-        for index, result in zip(members, _answers(model, [structures[index] for index in members]), strict=True):
+        for index, result in zip(
+            members, _evaluate_batch(model, [structures[index] for index in members]), strict=True
+        ):
             if isinstance(result, Exception):
                 problems[index] = reason_of(result)[:200]
             else:
@@ -115,7 +117,7 @@ def batches_of_like_size(sizes: Sequence[int], batch_size: int, max_atoms: int |
 
 
 def bare_atoms(structure: "pymatgen.core.Structure") -> "ase.Atoms":
-    """Numbers, places and cell, which is all that a model reads; pymatgen's adaptor takes four times as long."""
+    """Atomic numbers, positions and cell, all that a model needs; pymatgen's adaptor takes four times as long."""
     import ase
 
     return ase.Atoms(structure.atomic_numbers, structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
@@ -130,7 +132,7 @@ def check_elements(structure: "pymatgen.core.Structure", known: Sequence[str] | 
 
 
 def check_neighbors(structure: "pymatgen.core.Structure", centers: np.ndarray, cutoff_ang: float) -> None:
-    """Raises ValueError if an atom is not among the `centers` of neighbor pairs: models say nothing sensible of it."""
+    """Raises ValueError if an atom is not among the `centers` of neighbor pairs: models are not made for such atoms."""
     lonely = np.setdiff1d(np.arange(len(structure)), centers)
     if len(lonely):
         raise ValueError(f"isolated atom: site {lonely[0]} has no neighbor within {cutoff_ang:g} Å")
@@ -170,8 +172,8 @@ def collect_properties(
     return Properties(values, problems)
 
 
-def _refusal(structure: "pymatgen.core.Structure") -> str:
-    """Why no model should see a structure whose atoms keep apart; empty where it may."""
+def _problem(structure: "pymatgen.core.Structure") -> str:
+    """Why a structure without overlapping atoms is not passed to a model; empty if it is."""
     from pymatgen.core import DummySpecies
 
     if not structure.is_ordered:
@@ -185,23 +187,23 @@ def _refusal(structure: "pymatgen.core.Structure") -> str:
     return "" if density <= limit else f"atom density too high: {density:.3g} atoms/Å³, above {limit:g} atoms/Å³"
 
 
-def _answers(model: BatchModel, structures: "Sequence[pymatgen.core.Structure]") -> list[Any]:
-    """Results of one batch; an exception in the place of each structure that has none."""
-    answers: list[Any] = []
+def _evaluate_batch(model: BatchModel, structures: "Sequence[pymatgen.core.Structure]") -> list[Any]:
+    """Results of one batch; an exception in the place of each structure without one."""
+    results: list[Any] = []
     for structure in structures:
         try:
-            answers.append(model.prepare(structure))
+            results.append(model.prepare(structure))
         except model.expected as error:
-            answers.append(error)
-    ready = [index for index, answer in enumerate(answers) if not isinstance(answer, Exception)]
+            results.append(error)
+    ready = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
     if ready:
-        for index, result in zip(ready, _run(model, [answers[index] for index in ready]), strict=True):
-            answers[index] = result
-    return answers
+        for index, result in zip(ready, _run(model, [results[index] for index in ready]), strict=True):
+            results[index] = result
+    return results
 
 
 def _run(model: BatchModel, inputs: list[Any]) -> list[Any]:
-    """Results of the inputs; an exception in the place of each one that fails alone as well."""
+    """Results of the inputs; an exception in the place of each one that also fails alone."""
     try:
         return model.run(inputs)
     except model.expected as error:

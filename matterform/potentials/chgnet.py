@@ -13,7 +13,7 @@ from matterform.potentials.base import (
     Potential,
     Prediction,
     Predictions,
-    Wanted,
+    Quantity,
     check_elements,
     collect_predictions,
     run_in_batches,
@@ -46,10 +46,10 @@ def load_chgnet(
     """
     model = _load_model(path, variant, device)
 
-    def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+    def predict(structures: Sequence["pymatgen.core.Structure"], quantity: Quantity) -> Predictions:
         package = BatchModel(
             lambda structure: _graph(model, structure),
-            lambda graphs: _run(model, graphs, wanted),
+            lambda graphs: _run(model, graphs, quantity),
             (ValueError, RuntimeError),
         )
         return collect_predictions(*run_in_batches(structures, package, batch_size))
@@ -89,24 +89,24 @@ def _graph(model: Any, structure: "pymatgen.core.Structure") -> Any:
     return model.graph_converter(structure, graph_id=structure.reduced_formula)
 
 
-def _run(model: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
+def _run(model: Any, graphs: list[Any], quantity: Quantity) -> list[Prediction]:
     """Energies, and their derivatives in one backward pass: half the price of CHGNet's own two differentiable ones."""
     import torch
 
     graphs = [graph.to(next(model.parameters()).device) for graph in graphs]
     counts = np.array([len(graph.atomic_number) for graph in graphs])
-    with torch.set_grad_enabled(wanted != "energy"), warnings.catch_warnings():
+    with torch.set_grad_enabled(quantity != "energy"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")
         values = model(graphs, task="e")["e"]
         energies = values.detach().cpu().numpy().astype(np.float64) * (counts if model.is_intensive else 1)
-        if wanted == "energy":
+        if quantity == "energy":
             return [Prediction(float(energy)) for energy in energies]
         totals = values * torch.as_tensor(counts, device=values.device) if model.is_intensive else values
         frac, cells = [graph.atom_frac_coord for graph in graphs], [graph.lattice for graph in graphs]
         gradients = torch.autograd.grad(totals.sum(), [*frac, *cells])
     half = len(graphs)
     rows = zip(energies, _arrays(gradients[:half]), _arrays(gradients[half:]), _arrays(cells), strict=True)
-    return [_prediction(float(energy), by_frac, by_cell, cell, wanted) for energy, by_frac, by_cell, cell in rows]
+    return [_prediction(float(energy), by_frac, by_cell, cell, quantity) for energy, by_frac, by_cell, cell in rows]
 
 
 def _arrays(tensors: Sequence[Any]) -> list[np.ndarray]:
@@ -114,11 +114,11 @@ def _arrays(tensors: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _prediction(
-    energy: float, by_frac: np.ndarray, by_cell: np.ndarray, cell: np.ndarray, wanted: Wanted
+    energy: float, by_frac: np.ndarray, by_cell: np.ndarray, cell: np.ndarray, quantity: Quantity
 ) -> Prediction:
     """Cartesian positions are frac @ cell, and a strain e makes the cell cell @ (1 + e) at fixed frac."""
     forces = -by_frac @ np.linalg.inv(cell).T
-    if wanted == "forces":
+    if quantity == "forces":
         return Prediction(energy, forces)
     virial = cell.T @ by_cell
     return Prediction(energy, forces, (virial + virial.T) / 2 / abs(np.linalg.det(cell)))

@@ -12,7 +12,7 @@ from matterform.potentials.base import (
     Potential,
     Prediction,
     Predictions,
-    Wanted,
+    Quantity,
     bare_atoms,
     check_elements,
     check_neighbors,
@@ -62,10 +62,10 @@ def mace_potential(model: Any, name: str = "mace", head: str | None = None, batc
     model = model.eval().requires_grad_(False)
     max_atoms = MAX_ATOMS_ON_CPU if batch_size is None and model.r_max.device.type == "cpu" else None
 
-    def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+    def predict(structures: Sequence["pymatgen.core.Structure"], quantity: Quantity) -> Predictions:
         package = BatchModel(
             lambda structure: _graph(model, structure, head, heads),
-            lambda graphs: _run(model, graphs, wanted),
+            lambda graphs: _run(model, graphs, quantity),
             (ValueError, RuntimeError),
         )
         return collect_predictions(*run_in_batches(structures, package, batch_size or BATCH_SIZE, max_atoms))
@@ -94,14 +94,14 @@ def _load_file(path: pathlib.Path) -> Any:
     return model
 
 
-def _choose_head(heads: list[str], wanted: str | None) -> str:
-    if wanted is None:
+def _choose_head(heads: list[str], requested: str | None) -> str:
+    if requested is None:
         default = heads if len(heads) == 1 else [head for head in heads if head.lower() == "default"]
         if default:
             return default[0]
-    if wanted not in heads:
-        raise ValueError(f"this MACE has the heads {', '.join(heads)}; choose one as variant, got {wanted!r}")
-    return wanted
+    if requested not in heads:
+        raise ValueError(f"this MACE has the heads {', '.join(heads)}; choose one as variant, got {requested!r}")
+    return requested
 
 
 def _graph(model: Any, structure: "pymatgen.core.Structure", head: str, heads: list[str]) -> Any:
@@ -122,20 +122,20 @@ def _graph(model: Any, structure: "pymatgen.core.Structure", head: str, heads: l
     return graph
 
 
-def _run(model: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
+def _run(model: Any, graphs: list[Any], quantity: Quantity) -> list[Prediction]:
     import torch
     from mace.tools import torch_tools
     from mace.tools.torch_geometric import Batch
 
     batch = Batch.from_data_list(graphs).to(model.r_max.device)
-    with torch_tools.default_dtype(_dtype(model)), torch.set_grad_enabled(wanted != "energy"):
-        output = model(batch.to_dict(), compute_force=wanted != "energy", compute_stress=wanted == "stress")
+    with torch_tools.default_dtype(_dtype(model)), torch.set_grad_enabled(quantity != "energy"):
+        output = model(batch.to_dict(), compute_force=quantity != "energy", compute_stress=quantity == "stress")
     energies = to_numpy(output["energy"])
-    if wanted == "energy":
+    if quantity == "energy":
         return [Prediction(float(energy)) for energy in energies]
     places = np.cumsum([graph.num_nodes for graph in graphs])[:-1]
     forces = np.split(to_numpy(output["forces"]), places)
-    stress = to_numpy(output["stress"]) if wanted == "stress" else [None] * len(graphs)
+    stress = to_numpy(output["stress"]) if quantity == "stress" else [None] * len(graphs)
     return [Prediction(float(energy), *parts) for energy, *parts in zip(energies, forces, stress, strict=True)]
 
 

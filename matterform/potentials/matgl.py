@@ -15,7 +15,7 @@ from matterform.potentials.base import (
     Predictions,
     Properties,
     PropertyModel,
-    Wanted,
+    Quantity,
     check_elements,
     check_neighbors,
     collect_predictions,
@@ -86,10 +86,10 @@ def matgl_potential(potential: Any, name: str = "matgl", batch_size: int = BATCH
     potential = copy.copy(potential.eval().requires_grad_(False))  # its switches are ours, its weights are shared
     converter = _converter(potential.model)
 
-    def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+    def predict(structures: Sequence["pymatgen.core.Structure"], quantity: Quantity) -> Predictions:
         package = BatchModel(
             lambda structure: _graph(converter, structure),
-            lambda graphs: _run_potential(potential, graphs, wanted),
+            lambda graphs: _run_potential(potential, graphs, quantity),
             (ValueError, RuntimeError),
         )
         return collect_predictions(*run_in_batches(structures, package, batch_size))
@@ -184,17 +184,17 @@ def _run_property(model: Any, graphs: list[Any], state: int | None) -> np.ndarra
         return to_numpy(model(g=batch, state_attr=_state_features(len(graphs), state, batch.pos.device)))
 
 
-def _run_potential(potential: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
+def _run_potential(potential: Any, graphs: list[Any], quantity: Quantity) -> list[Prediction]:
     batch, cells = _batch(graphs, potential.data_mean.device)
-    potential.calc_forces, potential.calc_stresses = wanted != "energy", wanted == "stress"
+    potential.calc_forces, potential.calc_stresses = quantity != "energy", quantity == "stress"
     potential.calc_hessian = False
     energies, forces, stress = potential(batch, cells, _state_features(len(graphs), None, cells.device))[:3]
     energies = to_numpy(energies).reshape(-1)
-    if wanted == "energy":
+    if quantity == "energy":
         return [Prediction(float(energy)) for energy in energies]
     places = np.cumsum([graph.num_nodes for graph, _ in graphs])[:-1]
     parts = np.split(to_numpy(forces), places)
-    stresses = to_numpy(stress).reshape(-1, 3, 3) / GPA_PER_EV_ANG3 if wanted == "stress" else [None] * len(graphs)
+    stresses = to_numpy(stress).reshape(-1, 3, 3) / GPA_PER_EV_ANG3 if quantity == "stress" else [None] * len(graphs)
     return [Prediction(float(energy), *rest) for energy, *rest in zip(energies, parts, stresses, strict=True)]
 
 

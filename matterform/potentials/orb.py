@@ -16,7 +16,7 @@ from matterform.potentials.base import (
     Potential,
     Prediction,
     Predictions,
-    Wanted,
+    Quantity,
     bare_atoms,
     check_elements,
     check_neighbors,
@@ -72,9 +72,9 @@ def load_orb(
     name = (variant or VARIANTS[0]).replace("-", "_")
     if name not in VARIANTS:
         raise ValueError(f"no architecture of Orb is called {variant!r}; there is {', '.join(VARIANTS)}")
-    wanted = f"a checkpoint of {name}, say orb-v2-20241011.ckpt, or `download` in its place to have it fetched"
+    expected = f"a checkpoint of {name}, say orb-v2-20241011.ckpt, or `download` in its place to have it fetched"
     download = path is not None and path == DOWNLOAD and not path.exists()
-    file = None if download else check_path("Orb", path, wanted)
+    file = None if download else check_path("Orb", path, expected)
     with unchanged_process():
         pretrained = _import_pretrained()
         check_device(device)
@@ -89,10 +89,10 @@ def orb_potential(model: Any, name: str = "orb", device: str = "cpu", batch_size
     """Potential of an Orb regressor that is on `device` already; it must have a `system_config`."""
     model = model.eval().requires_grad_(False)
 
-    def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+    def predict(structures: Sequence["pymatgen.core.Structure"], quantity: Quantity) -> Predictions:
         package = BatchModel(
             lambda structure: _graph(model, structure, device),
-            lambda graphs: _run(model, graphs, wanted),
+            lambda graphs: _run(model, graphs, quantity),
             (ValueError, RuntimeError),
         )
         return collect_predictions(*run_in_batches(structures, package, batch_size))
@@ -166,21 +166,21 @@ def _graph(model: Any, structure: "pymatgen.core.Structure", device: str) -> Any
     return graph
 
 
-def _run(model: Any, graphs: list[Any], wanted: Wanted) -> list[Prediction]:
+def _run(model: Any, graphs: list[Any], quantity: Quantity) -> list[Prediction]:
     from ase.stress import voigt_6_to_full_3x3_stress
     from orb_models.forcefield.base import batch_graphs
 
     counts = [int(graph.n_node.sum()) for graph in graphs]
     batch = batch_graphs(graphs)
-    if wanted == "energy":
+    if quantity == "energy":
         return [Prediction(float(energy)) for energy in _energies(model, batch)]
     gradient = "grad_" if hasattr(model, "grad_forces_name") else ""
-    if wanted == "stress" and not model.has_stress:
+    if quantity == "stress" and not model.has_stress:
         raise ValueError("this Orb model has no stress")
     output = model.predict(batch)
     energies, places = to_numpy(output["energy"]), np.cumsum(counts)[:-1]
     forces = np.split(to_numpy(output[f"{gradient}forces"]), places)
-    if wanted == "forces":
+    if quantity == "forces":
         return [Prediction(float(energy), part) for energy, part in zip(energies, forces, strict=True)]
     stress = [voigt_6_to_full_3x3_stress(part) for part in to_numpy(output[f"{gradient}stress"]).reshape(-1, 6)]
     return [Prediction(float(energy), *parts) for energy, *parts in zip(energies, forces, stress, strict=True)]

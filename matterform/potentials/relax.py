@@ -1,6 +1,7 @@
 """Relaxation of many crystals at once, atoms and cells together, by FIRE (Bitzek et al., PRL 97, 170201 (2006)).
 
-Good for a few steps as for many: what is returned is the lowest state seen, never above the start.
+Formulas: docs/formulas/potentials.md, section 2. The result is the lowest state seen, so its energy never exceeds that
+of the start, however few the steps.
 """
 
 import dataclasses
@@ -38,34 +39,35 @@ class RelaxConfig:
 
 
 class Relaxed(NamedTuple):
-    """One entry per structure: the lowest state seen, or the structure as given where even that has no energy."""
+    """One entry per structure: the lowest state seen, or the structure as given if it has no energy."""
 
     structures: "list[pymatgen.core.Structure]"
-    energy: Float[np.ndarray, " b"]  # eV, of the whole structure; NaN where even the start has none
-    problems: list[str]  # why a structure went no further, though not converged; empty where all is well
+    energy: Float[np.ndarray, " b"]  # eV, of the whole structure; NaN if the start has none
+    problems: list[str]  # why a relaxation stopped before it converged; empty otherwise
     steps: Int[np.ndarray, " b"]  # moves made
     max_force: Float[np.ndarray, " b"]  # eV/Å, of the state returned: the largest of its atoms and of its cell
     converged: Bool[np.ndarray, " b"]
 
 
-class Best(NamedTuple):
-    """The lowest state of one crystal so far."""
+class LowestState(NamedTuple):
+    """The state of lowest energy (eV) of one crystal so far, with its largest force (eV/Å)."""
 
     structure: "pymatgen.core.Structure"
     energy: float
     max_force: float
 
 
-class Path(NamedTuple):
-    """One crystal under way. Its coordinates are positions and √n times the strain, both in Å.
+class Relaxation(NamedTuple):
+    """A crystal that is being relaxed. Its coordinates are positions and √n times the strain, both in Å.
 
-    So scaled, the cell is about as stiff as an atom's place, however many atoms there are: V C / n is 10 to 20 eV/Å².
+    With this scaling a cell of any size is about as stiff as an atomic position: V C / n is 10 to 20 eV/Å², where C is
+    an elastic constant.
     """
 
     structure: "pymatgen.core.Structure"
     velocity: Float[np.ndarray, "m 3"]  # m = n + 3
     time_step: float
-    best: Best
+    lowest: LowestState
     mixing: float = MIXING
     downhill: int = 0  # steps since power was last negative
     moves: int = 0
@@ -80,66 +82,81 @@ def relax(
     steps: int,
     config: RelaxConfig = RelaxConfig(),
 ) -> Relaxed:
-    """At most `steps` moves of every structure; those still moving are evaluated together.
+    """Relaxes every structure by at most `steps` steps; the potential evaluates all unconverged ones together.
 
-    Steps are bounded. A structure that moves to where the potential has no energy stops and keeps its lowest state.
-    Space groups are kept as far as the forces have the crystal's symmetry, which is up to rounding.
+    Step lengths are limited. A structure that reaches a point where the potential has no energy stops and keeps its
+    lowest state. Space groups are conserved up to rounding, because forces have the symmetry of the crystal.
 
     Args:
-        steps: 0 only evaluates.
+        potential: gives energies (eV), forces (eV/Å) and, if the cell moves, stresses (eV/Å³).
+        steps: largest number of steps; 0 only evaluates the energy and forces.
+
+    Raises:
+        ValueError: `steps` is negative.
     """
     if steps < 0:
         raise ValueError(f"steps must not be negative; got {steps}")
-    paths = [_start(structure, config) for structure in structures]
+    relaxations = [_start(structure, config) for structure in structures]
     for step in range(steps + 1):
-        moving = [i for i, path in enumerate(paths) if not (path.problem or path.converged)]
+        moving = [i for i, relaxation in enumerate(relaxations) if not (relaxation.problem or relaxation.converged)]
         if not moving:
             break
-        predictions = potential.predict([paths[i].structure for i in moving], "stress" if config.cell else "forces")
+        predictions = potential.predict(
+            [relaxations[i].structure for i in moving], "stress" if config.cell else "forces"
+        )
         for i, energy, forces, stress, problem in zip(moving, *predictions, strict=True):
             if problem:
-                paths[i] = paths[i]._replace(problem=f"after {step} steps: {problem}" if step else problem)
+                relaxations[i] = relaxations[i]._replace(problem=f"after {step} steps: {problem}" if step else problem)
                 continue
             assert forces is not None
-            forces = _generalised_forces(paths[i].structure, forces, stress if config.cell else np.zeros((3, 3)))
-            paths[i] = _judged(paths[i], float(energy), float(np.linalg.norm(forces, axis=-1).max()), config)
-            if step < steps and not paths[i].converged:
-                paths[i] = _moved(paths[i], forces, config)
+            forces = _generalised_forces(relaxations[i].structure, forces, stress if config.cell else np.zeros((3, 3)))
+            relaxations[i] = _with_energy(
+                relaxations[i], float(energy), float(np.linalg.norm(forces, axis=-1).max()), config
+            )
+            if step < steps and not relaxations[i].converged:
+                relaxations[i] = _with_step(relaxations[i], forces, config)
     return Relaxed(
-        [path.best.structure for path in paths],
-        np.array([path.best.energy for path in paths], np.float64),
-        [path.problem for path in paths],
-        np.array([path.moves for path in paths], np.int64),
-        np.array([path.best.max_force for path in paths], np.float64),
-        np.array([path.converged for path in paths], bool),
+        [relaxation.lowest.structure for relaxation in relaxations],
+        np.array([relaxation.lowest.energy for relaxation in relaxations], np.float64),
+        [relaxation.problem for relaxation in relaxations],
+        np.array([relaxation.moves for relaxation in relaxations], np.int64),
+        np.array([relaxation.lowest.max_force for relaxation in relaxations], np.float64),
+        np.array([relaxation.converged for relaxation in relaxations], bool),
     )
 
 
-def _start(structure: "pymatgen.core.Structure", config: RelaxConfig) -> Path:
-    return Path(structure, np.zeros((len(structure) + 3, 3)), config.time_step, Best(structure, np.nan, np.nan))
+def _start(structure: "pymatgen.core.Structure", config: RelaxConfig) -> Relaxation:
+    return Relaxation(
+        structure, np.zeros((len(structure) + 3, 3)), config.time_step, LowestState(structure, np.nan, np.nan)
+    )
 
 
-def _judged(path: Path, energy: float, max_force: float, config: RelaxConfig) -> Path:
-    """The path with its present energy and largest force taken into account."""
-    start = energy if np.isnan(path.start_energy) else path.start_energy
+def _with_energy(relaxation: Relaxation, energy: float, max_force: float, config: RelaxConfig) -> Relaxation:
+    """The relaxation after its present energy (eV) and largest force (eV/Å) are known."""
+    start = energy if np.isnan(relaxation.start_energy) else relaxation.start_energy
     converged = max_force <= config.max_force
-    # A converged state is taken though rounding may place it above an earlier one.
-    if not energy >= path.best.energy or (converged and energy <= start):
-        path = path._replace(best=Best(path.structure, energy, max_force))
-    return path._replace(start_energy=start, converged=converged)
+    # A converged state replaces an earlier one that is lower only by rounding.
+    if not energy >= relaxation.lowest.energy or (converged and energy <= start):
+        relaxation = relaxation._replace(lowest=LowestState(relaxation.structure, energy, max_force))
+    return relaxation._replace(start_energy=start, converged=converged)
 
 
 def _generalised_forces(
     structure: "pymatgen.core.Structure", forces: Float[np.ndarray, "n 3"], stress: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "m 3"]:
-    """Minus the derivatives by positions and by √n times the strain (eV/Å), m = n + 3."""
+    """Minus the derivatives of the energy by positions and by √n times the strain (eV/Å), m = n + 3."""
     pull = -structure.volume * (stress + stress.T) / 2 / len(structure) ** 0.5
     return np.concatenate([np.asarray(forces, np.float64), pull])
 
 
-def _moved(path: Path, forces: Float[np.ndarray, "m 3"], config: RelaxConfig) -> Path:
+def _with_step(relaxation: Relaxation, forces: Float[np.ndarray, "m 3"], config: RelaxConfig) -> Relaxation:
     """One step of FIRE: velocities turn towards the forces, and are dropped when they point uphill."""
-    velocity, time_step, mixing, downhill = path.velocity, path.time_step, path.mixing, path.downhill + 1
+    velocity, time_step, mixing, downhill = (
+        relaxation.velocity,
+        relaxation.time_step,
+        relaxation.mixing,
+        relaxation.downhill + 1,
+    )
     if np.vdot(forces, velocity) < 0:
         velocity, time_step, mixing, downhill = np.zeros_like(velocity), time_step * SLOWER, MIXING, 0
     else:
@@ -148,18 +165,18 @@ def _moved(path: Path, forces: Float[np.ndarray, "m 3"], config: RelaxConfig) ->
         if downhill > DOWNHILL_BEFORE_FASTER:
             time_step, mixing = min(time_step * FASTER, config.max_time_step), mixing * MIXING_DECAY
     velocity = velocity + time_step * forces
-    return path._replace(
-        structure=_displaced(path.structure, _bounded(time_step * velocity, config)),
+    return relaxation._replace(
+        structure=_displaced(relaxation.structure, _limited(time_step * velocity, config)),
         velocity=velocity,
         time_step=time_step,
         mixing=mixing,
         downhill=downhill,
-        moves=path.moves + 1,
+        moves=relaxation.moves + 1,
     )
 
 
-def _bounded(step: Float[np.ndarray, "m 3"], config: RelaxConfig) -> Float[np.ndarray, "m 3"]:
-    """The step, shortened as a whole where an atom or the cell would go too far."""
+def _limited(step: Float[np.ndarray, "m 3"], config: RelaxConfig) -> Float[np.ndarray, "m 3"]:
+    """The step, scaled down as a whole where an atom or the cell would exceed its limit."""
     strain = step[-3:] / (len(step) - 3) ** 0.5
     excess = max(
         np.linalg.norm(step[:-3], axis=-1).max() / config.max_displacement_ang,

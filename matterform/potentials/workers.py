@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from matterform.potentials.base import Potential, Predictions, Wanted, batches_of_like_size
+from matterform.potentials.base import Potential, Predictions, Quantity, batches_of_like_size
 from matterform.potentials.config import PotentialConfig
 from matterform.potentials.load import load_potential
 from matterform.potentials.torch_state import torch_threads
@@ -41,10 +41,10 @@ def open_in_workers(config: PotentialConfig) -> Iterator[Potential]:
         with death_explained(DEATH):
             name, corrected = pool.submit(_describe, config).result()
 
-        def predict(structures: Sequence["pymatgen.core.Structure"], wanted: Wanted) -> Predictions:
+        def predict(structures: Sequence["pymatgen.core.Structure"], quantity: Quantity) -> Predictions:
             chunks = _chunks(structures, workers, config.mlff_batch_size or CHUNK)
             with death_explained(DEATH):
-                jobs = [pool.submit(_predict, config, [structures[i] for i in chunk], wanted) for chunk in chunks]
+                jobs = [pool.submit(_predict, config, [structures[i] for i in chunk], quantity) for chunk in chunks]
                 return _in_order(chunks, [job.result() for job in jobs])
 
         yield Potential(name, predict, corrected)
@@ -80,7 +80,7 @@ def _describe(config: PotentialConfig) -> tuple[str, bool | None]:
     return potential.name, potential.corrected
 
 
-def _predict(config: PotentialConfig, structures: list, wanted: Wanted) -> Predictions:
+def _predict(config: PotentialConfig, structures: list, quantity: Quantity) -> Predictions:
     potential = _load(config)
     with torch_threads(config.threads):
-        return potential.predict(structures, wanted)
+        return potential.predict(structures, quantity)

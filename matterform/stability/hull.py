@@ -2,6 +2,10 @@
 
 The hull is the largest of the planes through its lower facets, so every facet is kept as the chemical potentials of the
 elements there, and a batch of one system is a matrix product.
+
+With pymatgen, entries and a phase diagram built for each of 400 crystals take 29 times as long (20 times with the
+entries ready, 330 times once our hulls are cached), and the energies agree to 5e-15 eV/atom
+(benchmarks/cases/hull_speed.py, results/hull_speed.jsonl).
 """
 
 import functools

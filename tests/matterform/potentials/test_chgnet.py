@@ -41,7 +41,7 @@ def test_silicon_has_its_energy_and_a_compressed_crystal_pushes(potential):
 
 
 def test_asks_only_for_what_is_wanted(potential, crystals):
-    energies, forces = (potential.predict(crystals, wanted) for wanted in ("energy", "forces"))
+    energies, forces = (potential.predict(crystals, quantity) for quantity in ("energy", "forces"))
     assert energies.forces == [None] * len(crystals)
     assert np.isnan(energies.stress).all()
     assert forces.forces[0].shape == (len(crystals[0]), 3)

@@ -63,9 +63,9 @@ def test_a_few_steps_go_down_and_more_go_further(alloys):
 def test_only_what_moves_is_evaluated(alloys):
     seen = []
 
-    def predict(structures, wanted):
+    def predict(structures, quantity):
         seen.append(len(structures))
-        return emt.predict(structures, wanted)
+        return emt.predict(structures, quantity)
 
     emt = ase_potential(EMT())
     result = relax(Potential("counted", predict, False), alloys, 100, TIGHT)
@@ -89,8 +89,8 @@ def test_moves_are_bounded(alloys):
 def test_never_ends_above_the_start_though_forces_mislead(alloys):
     emt = ase_potential(EMT())
 
-    def predict(structures, wanted):
-        result = emt.predict(structures, wanted)
+    def predict(structures, quantity):
+        result = emt.predict(structures, quantity)
         return result._replace(forces=[-forces for forces in result.forces], stress=-result.stress)
 
     result = relax(Potential("uphill", predict, False), alloys, 5)
@@ -103,9 +103,9 @@ def test_never_ends_above_the_start_though_forces_mislead(alloys):
 def test_trouble_on_the_way_keeps_the_last_good_state(alloys, impossible):
     emt, calls = ase_potential(EMT()), []
 
-    def predict(structures, wanted):
+    def predict(structures, quantity):
         calls.append(len(structures))
-        result = emt.predict(structures, wanted)
+        result = emt.predict(structures, quantity)
         if len(calls) == 4:  # the fourth evaluation of the first alloy fails
             return Predictions(
                 np.array([np.nan, *result.energy[1:]]),
