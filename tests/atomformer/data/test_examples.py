@@ -18,6 +18,8 @@ from atomformer.network.transformer import make_apply
 from matterform.reduction import minkowski_cell
 from matterform.training.batches import bucket_lengths, load_batches, make_batch_plan
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 COUNTS = (4, 2, 7, 1)
 CELL = np.array([[3.0, 0.0, 0.0], [7.0, 3.2, 0.0], [0.0, 0.3, 4.0]])  # skewed: its reduced cell is another
 

@@ -24,6 +24,8 @@ from atomformer.network.transformer import make_apply
 from atomformer.prediction import batching
 from atomformer.prediction.predict import Prediction, annotate, embed, predict, predict_all
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 REFERENCES = EnergyScale(references=((1, -13.6), (6, -1029.5), (8, -2041.25), (14, -289.0)))
 # What crystals are predicted with: everything that depends on where atoms are.
 CRYSTAL_HEADS = ("formation_energy", "total_energy", "coords", "classification")
