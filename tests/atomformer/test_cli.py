@@ -387,3 +387,26 @@ def test_a_mistake_ends_in_one_line_and_status_2(arguments, words, place, monkey
     assert len(lines) == 1, error
     assert words in lines[0]
     assert not any((place / name).exists() for name in ("new", "new.png")), "it left something behind"
+
+
+def test_an_interrupt_says_what_is_safe(toy_file, model, tmp_path, monkeypatch, capsys):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("atomformer.data.sources.prepare_dataset", stop)
+    assert run("prepare", toy_file, tmp_path / "store") == 130
+    again = f"atomformer prepare {toy_file} {tmp_path / 'store'}"
+    expected = f"atomformer: stopped; nothing was written to {tmp_path / 'store'}; start again with: {again}\n"
+    assert capsys.readouterr().err == expected
+    monkeypatch.setattr("atomformer.prediction.predict.predict_all", stop)
+    assert run("predict", toy_file, model, "-o", tmp_path / "out.xyz") == 130
+    assert f"nothing was written to {tmp_path / 'out.xyz'}; start again with" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("atomformer.training.train", stop)
+    train = ["pretrain", "--train", toy_file, "--run-dir", tmp_path / "run", *SMALL]
+    assert run(*train) == 130
+    assert "training had not begun; start again with: atomformer pretrain --train" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    assert run(*train) == 130
+    assert f"go on with: atomformer pretrain --run-dir {tmp_path / 'run'} --resume" in capsys.readouterr().err

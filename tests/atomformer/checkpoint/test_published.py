@@ -318,3 +318,13 @@ def test_hub_ids_without_the_package_say_how_to_place_files(monkeypatch):
 def test_other_missing_paths_are_no_hub_ids():
     with pytest.raises(FileNotFoundError, match="no-such-folder does not exist"):
         from_pretrained("no-such-folder")
+
+
+def test_a_run_folder_stands_for_its_model(folder, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(ValueError, match=r"run is a run without a model yet: it appears in .*model when training ends"):
+        from_pretrained(run)
+    shutil.copytree(folder, run / "model")
+    assert from_pretrained(run).config == from_pretrained(folder).config
