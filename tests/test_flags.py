@@ -35,7 +35,7 @@ NAMES = {
 # Words that give a number its unit, or say that it has none.
 UNITS = (
     r"angstrom|Å|eV|radian|degree|hour|minute|second|\bfs\b|\brad\b|kelvin|\bK\b|GPa|share|fraction|probability|factor|"
-    r"weight|"
+    r"weight|reward|strength|"
     r"times|divide|multipl|ratio|norm|relative|per step|number|penalty|bonus|unit|temperature|exponent|\^|rate|decay|"
     r"quantile|nats|power|added|property"
 )
