@@ -29,7 +29,7 @@ ROUNDING = 1e-3  # allowed error of fractional coordinates in float32, also many
 
 
 class Neighbors(NamedTuple):
-    """Neighbours of each of n atoms in m slots; a pair i-j stands in the rows of both, an own image in its own row.
+    """Neighbours of each of n atoms in m slots; a pair i-j is in the rows of both, an own image in its own row.
 
     Slots with `mask` False are unused: their index is 0 and their shift 0.
     """
@@ -117,7 +117,7 @@ def gather(values: Float[AnyArray, "n ..."], neighbors: Neighbors) -> Float[Arra
 
 @jax.custom_vjp
 def collect(values: Float[AnyArray, "n m ..."], neighbors: Neighbors) -> Float[Array, "n ..."]:
-    """Adds up, for every atom, what stands in the slots where it is the neighbour."""
+    """Adds up, for every atom, the values of the slots where it is the neighbour."""
     flat = jnp.asarray(values).reshape(-1, *values.shape[2:])
     found = _rows(flat, neighbors.reverse)
     mask = jnp.asarray(neighbors.mask).reshape(*neighbors.mask.shape, *(1,) * (values.ndim - 2))

@@ -38,7 +38,7 @@ def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VO
 
 
 def is_comparable(structure: "pymatgen.core.Structure") -> bool:
-    """Whether symmetry and likeness can be asked for: no defect, and a reduced cell no needle, no sheet, not huge."""
+    """Whether symmetry and similarity can be computed: no defect, and no extreme reduced cell."""
     if defect(structure):
         return False
     edges = np.linalg.norm(fast_minkowski_cell(structure.lattice.matrix), axis=-1)

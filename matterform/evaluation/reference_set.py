@@ -70,7 +70,7 @@ def make_reference_set(crystals: Iterable[CifOrStructure | None]) -> ReferenceSe
 def _entries(path: str | os.PathLike[str]) -> Iterator[CifOrStructure | None]:
     try:
         texts = iterate_texts(path)
-    except ValueError:  # not a file of texts; if it is nothing else either, the next line says so
+    except ValueError:  # not a file of texts; the next line raises if it has no known format
         yield from (crystal.structure for crystal in iterate_crystals(path))
     else:
         yield from (record.text for record in texts)

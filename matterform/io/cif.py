@@ -38,7 +38,7 @@ class UnreadableStructure(ValueError):
 
 
 class TextRecord(NamedTuple):
-    """One crystal as it stands in its file, not parsed yet."""
+    """The text of one crystal, not parsed yet."""
 
     index: int  # row or data block, counted from 0
     text: str  # CIF, or JSON of a pymatgen Structure; empty where the table has nothing
@@ -46,7 +46,7 @@ class TextRecord(NamedTuple):
 
 
 def iterate_csv(path: str | os.PathLike[str], column: str | None = None) -> Iterator[TextRecord]:
-    """The rows of a CSV without parsing their crystals, which stand in `column` ("cif" or "structure" by default).
+    """The rows of a CSV, with the crystals in `column` not parsed ("cif" or "structure" by default).
 
     Only an empty cell counts as missing: "NaN" is sodium nitride.
 
@@ -89,7 +89,7 @@ def iterate_cifs(path: str | os.PathLike[str]) -> Iterator[TextRecord]:
 
 
 def _split_blocks(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Name and text of each data block. Plain splitting, so that a fault in one block spares the others."""
+    """Name and text of each data block. Plain splitting, so that a damaged block does not affect the others."""
     name, block, in_text_field = None, [], False
     for line in lines:
         if line.startswith(";"):

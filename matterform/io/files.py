@@ -58,7 +58,7 @@ def checksum(path: str | os.PathLike[str]) -> int:
 
 
 def is_compressed(path: pathlib.Path) -> bool:
-    """Whether the name says gzip."""
+    """Whether the suffix of the name is .gz."""
     return path.suffix.lower() == ".gz"
 
 
@@ -71,12 +71,12 @@ def open_text(path: pathlib.Path, mode: str = "r", newline: str | None = None) -
 
 @contextlib.contextmanager
 def damage_explained(path: pathlib.Path) -> Iterator[None]:
-    """Turns the errors of a broken gzip or bzip2 file into a ValueError that says so."""
+    """Turns the errors of a broken gzip or bzip2 file into a ValueError that names the file."""
     try:
         yield
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # not the content: no permission, say
+            raise  # of the file system, such as a missing permission
         raise ValueError(f"{path} is damaged or cut off ({error}); fetch or compress it again") from error
 
 

@@ -116,7 +116,7 @@ def iterate_crystals(path: str | os.PathLike[str]) -> Iterator[CrystalRecord]:
             continue
         try:
             yield CrystalRecord(record.index, to_structure(record.structure))
-        except ValueError as error:  # a molecule, say, which has no cell
+        except ValueError as error:  # for instance a molecule, which has no cell
             yield CrystalRecord(record.index, None, str(error))
 
 
@@ -197,8 +197,8 @@ def _read_texts(path: pathlib.Path) -> Iterator[Record]:
 
 
 def _read_xyz(path: pathlib.Path) -> Iterator[Record]:
-    # Frames are cut out here and parsed by ASE one by one: a bad frame spares the others, and a gzip file is read
-    # once from front to back, 20 times as fast as ASE's seeking in it.
+    # Frames are cut out here and parsed by ASE one by one: a bad frame does not affect the others, and a gzip
+    # file is read once from front to back, 20 times as fast as ASE's seeking in it.
     with damage_explained(path), open_text(path) as lines:
         index = 0
         for header in lines:

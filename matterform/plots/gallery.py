@@ -65,7 +65,7 @@ def write_picture(
     Args:
         table: what `evaluation.summary.evaluate` made of `structures`.
         reference: what `evaluation.summary.tabulate` made of the crystals to compare with, usually the training set.
-        note: what the heading says of the crystals, behind their number.
+        note: remark in the heading, after the number of crystals.
 
     Raises:
         ValueError: `path` has another suffix.

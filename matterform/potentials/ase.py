@@ -31,8 +31,8 @@ def load_ase(
 ) -> Potential:
     """The calculator `variant`, as module:Class with a constructor that needs no arguments; see `load_callable`.
 
-    A calculator chooses its device itself and is asked for one structure at a time, so the last two are not used.
-    Nobody knows whether its energies contain the MP2020 corrections.
+    A calculator chooses its own device and evaluates one structure at a time: `device` and `batch_size` are not used.
+    Whether its energies contain the MP2020 corrections is not known.
 
     Raises:
         ValueError: no such module or class, or it cannot be made without arguments.
@@ -49,7 +49,7 @@ def load_ase(
 def ase_potential(
     calculator: "ase.calculators.calculator.BaseCalculator", name: str = "", corrected: bool | None = None
 ) -> Potential:
-    """Potential that asks `calculator`; its energies are taken as they are, in eV for the whole structure.
+    """The potential of an ASE calculator; energies are used as returned, in eV for the whole structure.
 
     What it raises beyond `EXPECTED` is a fault of its own rather than of a structure: a ValueError that names it.
     """

@@ -45,7 +45,7 @@ def load_mace(
     Raises:
         ImportError: mace-torch is not installed.
         ValueError: no path, an unknown head or device, or the file holds no MACE.
-        FileNotFoundError: nothing lies at the path.
+        FileNotFoundError: there is nothing at the path.
     """
     path = check_path("MACE", path, "a .model file")
     with unchanged_process():

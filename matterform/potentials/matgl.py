@@ -46,10 +46,10 @@ def load_matgl(
     Raises:
         ImportError: matgl is not installed.
         ValueError: no path, a variant, an absent device, or the folder holds no potential.
-        FileNotFoundError: nothing lies at the path.
+        FileNotFoundError: there is nothing at the path.
     """
     if variant is not None:
-        raise ValueError(f"a folder of matgl knows its architecture and has no variants; got {variant!r}")
+        raise ValueError(f"a matgl folder contains its architecture and has no variants; got {variant!r}")
     path = check_path("matgl", path, FOLDER)
     model = _load_folder(path, device)
     if not hasattr(model, "calc_forces"):
@@ -72,7 +72,7 @@ def load_matgl_property(
     Raises:
         ImportError: matgl is not installed.
         ValueError: no path, an absent device, a folder without such a model, or a fidelity that it does not have.
-        FileNotFoundError: nothing lies at the path.
+        FileNotFoundError: there is nothing at the path.
     """
     path = check_path("matgl", path, FOLDER)
     model = _load_folder(path, device)
@@ -128,7 +128,7 @@ def _load_folder(path: pathlib.Path, device: str) -> Any:
         try:
             return matgl.load_model(path).to(device)
         except (ValueError, RuntimeError) as error:
-            reason = error.__cause__ or error  # matgl's own message says nothing
+            reason = error.__cause__ or error  # matgl's own message has no reason
             raise ValueError(f"{path} holds no model that matgl can load: {one_line(reason)}") from error
 
 
@@ -168,7 +168,7 @@ def _state(core: Any, fidelity: int | None) -> int | None:
 
 
 def _target_shape(model: Any, converter: Any, state: int | None) -> tuple[int, ...]:
-    """() for one target, else (k,), found with a crystal that every such model knows."""
+    """() for one target, else (k,), found with a crystal of elements that every such model has."""
     from pymatgen.core import Lattice, Structure
 
     pair = Structure(Lattice.cubic(3.0), [converter.element_types[0]] * 2, [[0, 0, 0], [0.5, 0.5, 0.5]])

@@ -66,13 +66,13 @@ def load_orb(
     Raises:
         ImportError: orb-models is not installed.
         ValueError: no path, an unknown variant or device, or the weights are of another architecture.
-        FileNotFoundError: nothing lies at the path.
-        OSError: the download fails; says what to fetch by other means.
+        FileNotFoundError: there is nothing at the path.
+        OSError: the download fails; names the file to get by other means.
     """
     name = (variant or VARIANTS[0]).replace("-", "_")
     if name not in VARIANTS:
         raise ValueError(f"no architecture of Orb is called {variant!r}; there is {', '.join(VARIANTS)}")
-    expected = f"a checkpoint of {name}, say orb-v2-20241011.ckpt, or `download` in its place to have it fetched"
+    expected = f"a checkpoint of {name}, for instance orb-v2-20241011.ckpt, or `download` to download it"
     download = path is not None and path == DOWNLOAD and not path.exists()
     file = None if download else check_path("Orb", path, expected)
     with unchanged_process():
@@ -126,7 +126,7 @@ def _load_file(load: Callable[..., Any], path: pathlib.Path, name: str) -> Any:
 
 
 def _check_heads(path: pathlib.Path, name: str) -> None:
-    """Refuses weights with other heads: the package would leave those that are missing random, and say nothing."""
+    """Raises for weights with other heads, whose missing parameters the package would leave random."""
     import torch
 
     if not zipfile.is_zipfile(path):  # torch would take it for a pickle, and fail in a way that depends on its bytes

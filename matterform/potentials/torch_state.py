@@ -1,4 +1,4 @@
-"""What PyTorch packages change in the process when a model is loaded, which devices there are, numbers of tensors."""
+"""State of PyTorch in this process: devices, threads, and the settings that loading a model changes."""
 
 import contextlib
 import importlib.util
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-# What unpickling raises, after whatever it makes of the bytes of another file.
+# Exceptions of unpickling, which depend on the bytes of the file.
 UNPICKLING_ERRORS = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -28,7 +28,7 @@ TRUST_ALL_FILES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError, saying what there is, for a device that this PyTorch does not have."""
+    """Raises ValueError, with a list of those available, for a device that this PyTorch does not have."""
     import torch
 
     available = ["cpu"]
@@ -42,11 +42,11 @@ def check_device(device: str) -> None:
 
 
 def check_path(package: str, path: pathlib.Path | None, what: str) -> pathlib.Path:
-    """`path`, if it is there; what else could be given, said at once, since packages may turn to the network first.
+    """`path`, checked before a package is imported, because packages may try to download weights.
 
     Raises:
         ValueError: no path.
-        FileNotFoundError: nothing lies there.
+        FileNotFoundError: there is nothing at the path.
     """
     if path is None:
         raise ValueError(f"{package} needs the path of {what}")
@@ -56,7 +56,7 @@ def check_path(package: str, path: pathlib.Path | None, what: str) -> pathlib.Pa
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """The tensor's numbers in float64, from whatever device and graph."""
+    """The numbers of a tensor in float64, on any device, with or without gradients."""
     return tensor.detach().cpu().numpy().astype(np.float64)
 
 
@@ -67,7 +67,7 @@ def unchanged_process() -> Iterator[None]:
     Orb sets the default dtype and the precision of products; MACE makes every later `torch.load` trust its file.
     """
     if importlib.util.find_spec("torch") is None:
-        yield  # the package will be missing too, and its loader says what to install
+        yield  # the package will be missing too, and its loader names what to install
         return
     import torch
 

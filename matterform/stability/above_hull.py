@@ -22,19 +22,19 @@ CHUNK = 256  # crystals between two reports of progress
 
 
 class Stability(NamedTuple):
-    """One entry per crystal; values are NaN where `problems` says why there are none."""
+    """One entry per crystal; values are NaN where `problems` gives a reason."""
 
     e_above_hull: Float[np.ndarray, " b"]  # eV/atom; negative below the hull of the references
     energy_per_atom: Float[np.ndarray, " b"]  # eV/atom, of the potential, with corrections
     formation_energy_per_atom: Float[np.ndarray, " b"]  # eV/atom; NaN without references
     problems: list[str]  # empty where all is well
-    relaxed: "Relaxed | None"  # where relaxation was asked for; what it says of crystals that did not converge
+    relaxed: "Relaxed | None"  # None without relaxation; includes crystals that did not converge
     # Whether the hull has a reference of all the crystal's elements. Where it has none, all that is bound seems stable.
     known_system: Bool[np.ndarray, " b"]
 
 
 class Shares(NamedTuple):
-    """Shares of all crystals that were generated, whatever became of them; NaN where not asked for."""
+    """Shares of all generated crystals, including those that cannot be evaluated; NaN where not requested."""
 
     stable: float  # on or below the hull
     metastable: float  # at most 0.1 eV/atom above it

@@ -1,6 +1,6 @@
 """The Materials Project's corrections of 2020 (Wang et al., Sci. Rep. 11, 15496), applied exactly once.
 
-They are for energies of PBE and PBE+U as `MPRelaxSet` asks for them: oxides and fluorides of some transition metals
+They are for energies of PBE and PBE+U with the settings of `MPRelaxSet`: oxides and fluorides of some transition metals
 with U. pymatgen does the arithmetic with its own tables, and no VASP input is written. A correction is a sum over atoms
 that depends on the composition and on how oxygen and sulfur are bound, so each case is worked out once.
 """
@@ -24,14 +24,14 @@ NEUTRAL = {"X": 0.0}  # oxidation states that pymatgen takes for known
 
 
 class Corrections(NamedTuple):
-    """One value per crystal; NaN where `problems` says why there is none."""
+    """One value per crystal; NaN where `problems` gives a reason."""
 
     values: Float[np.ndarray, " b"]  # eV per crystal, to be added to an uncorrected energy
     problems: list[str]  # empty where all is well
 
 
 class CorrectedEnergies(NamedTuple):
-    """One value per crystal; NaN where `problems` says why there is none."""
+    """One value per crystal; NaN where `problems` gives a reason."""
 
     values: Float[np.ndarray, " b"]  # eV per crystal
     problems: list[str]  # empty where all is well; an energy that was NaN already is none of them
@@ -40,10 +40,10 @@ class CorrectedEnergies(NamedTuple):
 def corrected_energies(
     corrected: bool | None, energies: Float[np.ndarray, " b"], structures: "Sequence[pymatgen.core.Structure]"
 ) -> CorrectedEnergies:
-    """Energies (eV per crystal) that contain the corrections once, where `corrected` says if they do already.
+    """Energies (eV per crystal) with the corrections added, unless `corrected` says that they contain them already.
 
     Raises:
-        ValueError: nobody knows; see `check_corrected`.
+        ValueError: it is not known (see `check_corrected`), or there is not one energy per crystal.
     """
     check_corrected(corrected)
     energies = np.asarray(energies, np.float64)
@@ -106,7 +106,7 @@ def _sulfide_type(structure: "pymatgen.core.Structure") -> str:
     from pymatgen.core.structure_analyzer import sulfide_type
 
     try:
-        # None says that sulfur is bound to something more electronegative, and gets no correction.
+        # None means that sulfur is bound to something more electronegative, and gets no correction.
         return sulfide_type(structure) or "sulfate"
     except IndexError as error:
         raise ValueError("a sulfur atom has no neighbour, so its corrections are not known") from error
@@ -129,7 +129,7 @@ def _correction_of(amounts: tuple[tuple[str, float], ...], oxide: str, sulfide: 
         parameters = {"run_type": "GGA+U" if hubbards else "GGA", "hubbards": hubbards}
         data: dict[str, Any] = {"oxide_type": oxide, "sulfide_type": sulfide}
         if not any(symbol in scheme.comp_correction for symbol, _ in amounts):
-            data["oxidation_states"] = NEUTRAL  # guessing them takes long, and no anion here would ask for them
+            data["oxidation_states"] = NEUTRAL  # guessing them takes long, and no anion here needs them
         entry = ComputedEntry(composition, 0.0, parameters=parameters, data=data)
         return float(sum(adjustment.value for adjustment in scheme.get_adjustments(entry)))
 

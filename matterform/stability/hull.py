@@ -1,7 +1,7 @@
 """Energies above the convex hull of reference entries, whole batches at once; a system's hull is built only once.
 
 The hull is the largest of the planes through its lower facets, so every facet is kept as the chemical potentials of the
-elements there, and a batch of one system is a matrix product.
+elements there, and a batch of one system is a matrix product. Formulas: docs/formulas/stability.md, section 1.
 
 With pymatgen, entries and a phase diagram built for each of 400 crystals take 29 times as long (20 times with the
 entries ready, 330 times once our hulls are cached), and the energies agree to 5e-15 eV/atom
@@ -32,7 +32,7 @@ ALLOWED_ERROR_EV = 1e-8  # of a facet against the entries it was made from
 
 
 class AboveHull(NamedTuple):
-    """One value per crystal; NaN where `problems` says why there is none."""
+    """One value per crystal; NaN where `problems` gives a reason."""
 
     values: Float[np.ndarray, " b"]  # eV/atom; negative where a crystal lies below the hull of the references
     problems: list[str]  # empty where all is well
@@ -53,7 +53,7 @@ def open_hull(path: str | os.PathLike[str]) -> Hull:
     """The hull of a folder made by `index_hull`, instantly; or of a file of entries, which is read first.
 
     Files: Alexandria's or the Materials Project's entries as JSON (.bz2, .gz or plain), or a CSV of formation energies.
-    Energies are total ones with MP2020 corrections, or of formation with elements at zero, as `kind` says.
+    Energies are total with MP2020 corrections, or of formation with elements at zero; see `Hull.kind`.
 
     Raises:
         FileNotFoundError: there is nothing of this name.
@@ -97,7 +97,7 @@ def make_hull(entries: Entries) -> Hull:
 
 
 class SystemHull(NamedTuple):
-    """The hull of one chemical system. Where `problem` says why there is none, energies are NaN."""
+    """The hull of one chemical system. Where `problem` gives a reason why there is none, energies are NaN."""
 
     energy: Callable[[Float[np.ndarray, "b k"]], Float[np.ndarray, " b"]]  # fractions -> eV/atom
     problem: str
@@ -154,7 +154,7 @@ def chemical_potentials(
 
 
 def _fits(potentials: np.ndarray, points: np.ndarray, heights: np.ndarray, facets: Int[np.ndarray, "f k"]) -> bool:
-    """Whether no entry lies below the hull, and the corners of its facets lie on it."""
+    """Whether no entry is below the hull, and the corners of its facets are on it."""
     if not len(potentials):
         return False
     above = heights - (points @ potentials.T).max(1)

@@ -79,7 +79,7 @@ def fractions_of(composition: "pymatgen.core.Composition") -> Fractions:
 def pack_entries(kind: Kind, entries: Iterable[Entry]) -> Entries:
     """Groups entries; for energies of formation, every element that occurs is there at zero.
 
-    Memory grows by some 10 numbers an entry, whatever the entries came from.
+    Memory grows by about 10 numbers per entry, independent of the size of its record in the file.
     """
     groups: dict[bytes, tuple[array.array[float], array.array[float]]] = {}
     count = 0

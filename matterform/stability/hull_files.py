@@ -166,7 +166,10 @@ def iterate_computed_entries(path: pathlib.Path) -> Iterator[Entry]:
 def computed_entry(record: Any) -> Entry:
     """The composition and corrected energy of the dictionary of a ComputedEntry or ComputedStructureEntry.
 
-    As in pymatgen, a list of adjustments stands before the single number `correction` of older files.
+    As in pymatgen, a list of adjustments takes precedence over the single number `correction` of older files.
+
+    Raises:
+        KeyError, TypeError, ValueError: an entry without energy or composition, or with an unknown kind of adjustment.
     """
     _check_dictionary(record, "entry")
     composition = _composition(record)

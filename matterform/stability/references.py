@@ -46,7 +46,7 @@ class References(NamedTuple):
 
 
 class FormationEnergies(NamedTuple):
-    """One value per crystal; NaN where `problems` says why there is none."""
+    """One value per crystal; NaN where `problems` gives a reason."""
 
     values: Float[np.ndarray, " b"]  # eV per crystal
     problems: list[str]
@@ -100,7 +100,7 @@ def _residual(compositions: "Sequence[pymatgen.core.Composition]", values: np.nd
 
 
 def save_references(references: References, path: str | os.PathLike[str], notes: Mapping[str, object] = {}) -> None:
-    """Writes JSON; `notes` (table, residual, ...) stand beside the energies and are not read back."""
+    """Writes JSON; `notes` (table, residual, ...) are written beside the energies and not read back."""
     known = {"potential": references.potential, "energies_contain_corrections": references.corrected}
     values = {**known, **notes, "energies_ev_per_atom": references.energies}
     with write_atomically(path) as temporary:
