@@ -1,12 +1,12 @@
 """The command `agedi inspect`."""
 
-import csv
 import dataclasses
 import pathlib
 
 from agedi.cli.sample import MODEL_NAMES
 from matterform.commandline import say
 from matterform.config import setting
+from matterform.io.tables import read_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,7 @@ def metrics_at(path: pathlib.Path, step: int) -> dict[str, float]:
     """The last value of every metric up to a step, from a run's metrics.csv; {} if there is no such file."""
     found: dict[str, float] = {}
     if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if int(row["step"]) <= step:
-                    found |= {name: float(value) for name, value in row.items() if name != "step" and value}
+        for row in read_rows(path, ["step"]):
+            if int(row["step"]) <= step:
+                found |= {name: float(value) for name, value in row.items() if name != "step" and value}
     return found

@@ -3,7 +3,6 @@
 The raw values are in assets/element_features.csv, written by assets/make_element_features.py, which names the sources.
 """
 
-import csv
 import functools
 import pathlib
 
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from atomformer.data.vocabulary import VOCAB_SIZE
+from matterform.io.tables import read_rows
 
 FEATURES_CSV = pathlib.Path(__file__).parents[1] / "assets" / "element_features.csv"
 UNKNOWN = -1.0
@@ -25,9 +25,7 @@ def element_features() -> Float[np.ndarray, "123 17"]:
     Published weights contain their own table, made from other sources, which is used with them. The array is read-only
     because it is shared.
     """
-    with FEATURES_CSV.open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    raw = np.array(rows, np.float64)
+    raw = np.array([list(row.values()) for row in read_rows(FEATURES_CSV)], np.float64)
     low, high = np.nanmin(raw, axis=0), np.nanmax(raw, axis=0)
     features = np.full((VOCAB_SIZE, raw.shape[1]), UNKNOWN, np.float32)
     features[1 : len(raw) + 1] = np.nan_to_num((raw - low[None]) / (high - low)[None], nan=UNKNOWN)
