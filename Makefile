@@ -15,7 +15,7 @@ demo: install ## samples crystals from the shipped weights; writes CIFs, a table
 	$(BIN)/python experiments/crystalformer/demo.py --out demo
 
 test: install ## the fast tests, on two processes
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -n 2 --dist worksteal -m "not slow"
 
 test-slow: install ## the long ones
 	$(PYTEST) -m slow

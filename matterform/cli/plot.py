@@ -2,10 +2,11 @@
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
 import tyro
 
-from matterform.commandline import OUT_NAMES, Out, say
+from matterform.commandline import OUT_NAMES, say
 from matterform.config import setting
 
 
@@ -19,7 +20,8 @@ class Plot:
     """
 
     path: tyro.conf.Positional[pathlib.Path]  # a run folder, a table of metrics, or crystals of any format
-    out: Out | None = setting(None, *OUT_NAMES)  # picture to write (.png, .pdf, .svg); by default beside the input
+    # Picture to write (.png, .pdf or .svg); by default beside the input.
+    out: Annotated[pathlib.Path | None, tyro.conf.arg(aliases=["-o"])] = setting(None, *OUT_NAMES)
 
 
 def run_plot(arguments: Plot) -> int:
