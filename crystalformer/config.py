@@ -76,7 +76,7 @@ class WeightsConfig:
     # Weights: a .pkl, a folder of them, a run folder, or the name of a published model on this disk; by default the
     # small model that ships.
     model: pathlib.Path | None = setting(None, "checkpoint", "restore_path")
-    num_heads: int | None = None  # of a published file: the tree tells only num_heads x key_size
+    num_heads: int | None = None  # of a published file, whose arrays show only num_heads x key_size
     key_size: int | None = None  # of a published file, as num_heads
     Kx: int | None = None  # components of the coordinate mixtures
     n_max: int | None = None  # slots for sites (rotary weights take any number)

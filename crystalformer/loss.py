@@ -64,7 +64,7 @@ def _coordinate_log_prob(h, G, XYZ: Float[Array, "n 3"], W, config: TransformerC
 
 
 def lattice_log_prob(row: Float[Array, " c"], G, L: Float[Array, "6"], config: TransformerConfig) -> Float[Array, ""]:
-    """Sum over the group's free parameters of each one's own mixture (they share weights, but not the component)."""
+    """Sum over the group's free parameters of each one's own mixture, with shared weights (eq. 11)."""
     mixture = read_lattice(row, config)
     log_prob = distributions.normal_log_prob(jnp.broadcast_to(L, mixture.mean.shape), mixture.mean, mixture.width)
     log_weight = jnp.broadcast_to(mixture.log_weight, (6, config.Kl))
@@ -73,7 +73,7 @@ def lattice_log_prob(row: Float[Array, " c"], G, L: Float[Array, "6"], config: T
 
 
 def make_example_loss(config: TransformerConfig, loss: LossConfig):
-    """The training loss of one crystal and its parts, as `matterform.training` takes it."""
+    """The training loss of one crystal (eq. 12) and its parts, as a function for `matterform.training`."""
 
     def example_loss(params: Params, key: PRNGKeyArray | None, crystal: Crystals):
         log_prob = crystal_log_prob(as_network(params, config), key, crystal, config)

@@ -112,7 +112,7 @@ def load_pretrained(**hyperparameters: Any) -> Checkpoint:
 
 
 def model_card() -> dict[str, Any]:
-    """What the shipped weights were trained on, how, and how good they are."""
+    """Training data, settings and quality of the shipped weights."""
     return json.loads(pathlib.Path(f"{SHIPPED}.json").read_text(encoding="utf-8"))
 
 

@@ -24,7 +24,7 @@ from crystalformer.network.parameters import (
 from matterform.config import from_dict, to_dict
 from matterform.io.files import write_atomically
 
-# What weights mean nothing without, although no shape tells it; a file that keeps its config decides.
+# Hyper-parameters that no array shape shows, but that change the outputs; a config kept in the file goes first.
 TRAINED_WITH = ("num_heads", "key_size", "Kx", "Kl", "Nf", "sigmamin")
 EPOCH_PATTERN = re.compile(r"epoch_(\d+)")
 PUBLISHED = "published"  # folder of published files inside a run folder
@@ -32,7 +32,7 @@ BEST = "best.pkl"  # published file with the lowest validation loss of a run
 
 
 class Checkpoint(NamedTuple):
-    """What a published file holds; `opt_state` is None where the file has none."""
+    """Contents of a published file; `opt_state` is None where the file has none."""
 
     params: Params
     config: TransformerConfig
@@ -43,7 +43,7 @@ class Checkpoint(NamedTuple):
 def load_checkpoint(path: str | pathlib.Path, **hyperparameters: Any) -> Checkpoint:
     """Reads a published `.pkl` of any rotary or absolute generation.
 
-    Sizes and generation are read off the tree. What no shape tells (how 1024 splits into heads, dropout, ...) is taken
+    Sizes and generation are read off the arrays. What no shape shows (how 1024 splits into heads, dropout, ...) comes
     from `hyperparameters`, by default the published value; the rest of `hyperparameters` is checked against the shapes.
 
     Raises:
@@ -217,5 +217,5 @@ def save_checkpoint(
     if config is not None:
         content["config"] = dataclasses.asdict(config)
     with write_atomically(path) as temporary:
-        temporary.write_bytes(pickle.dumps(content, protocol=4))  # later ones need a NumPy that knows them
+        temporary.write_bytes(pickle.dumps(content, protocol=4))  # readable by every Python 3
     return path

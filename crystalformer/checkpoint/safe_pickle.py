@@ -1,7 +1,7 @@
 """Pickles of arrays and optimiser states, read without executing code.
 
-A pickle is a program. Ours is run by an unpickler that knows the few constructors that checkpoints contain, and has
-its own inert stand-in for each: arrays become NumPy arrays, whatever wrote them, and optax's states stay the named
+A pickle is a program. Ours is run by an unpickler that contains the few constructors of checkpoints, with an inert
+stand-in for each: arrays become NumPy arrays, whatever wrote them, and optax's states stay the named
 tuples they are. Anything else is refused by name.
 """
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import optax
 
-# What unpickling damaged bytes raises: a length or a type is read wrongly, and the next step trips over it.
+# Errors that damaged bytes cause: a length or a type is read wrongly, and the next step fails.
 _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, AttributeError, KeyError, IndexError, TypeError, ValueError),
     *(OverflowError, MemoryError, RecursionError, struct.error),

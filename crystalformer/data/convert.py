@@ -36,7 +36,7 @@ Progress = Callable[[int], None]  # is given the number of rows done
 
 
 class Chunk(NamedTuple):
-    """What became of some rows."""
+    """The accepted crystals of some rows, and {row: reason} for the refused."""
 
     rows: list[int]  # of the accepted crystals
     crystals: Crystals
@@ -76,7 +76,7 @@ def from_structures(
     return _merged([_convert(list(enumerate(structures)), n_max, crystal_from_structure)], n_max)
 
 
-class Readable(NamedTuple):
+class FileCrystals(NamedTuple):
     """Crystals of a file, the place of each in it, and {place: reason} for the rest."""
 
     crystals: Crystals
@@ -84,7 +84,7 @@ class Readable(NamedTuple):
     refused: dict[int, str]
 
 
-def read_any(path: str | os.PathLike[str], *, n_max: int = TransformerConfig.n_max, workers: int = 1) -> Readable:
+def read_any(path: str | os.PathLike[str], *, n_max: int = TransformerConfig.n_max, workers: int = 1) -> FileCrystals:
     """Crystals of a CSV with CIFs, or of a file or folder in any format of `matterform.io.formats`.
 
     Raises:
@@ -94,7 +94,7 @@ def read_any(path: str | os.PathLike[str], *, n_max: int = TransformerConfig.n_m
     if ".csv" in path.suffixes:
         crystals, refused = read_csv(path, n_max=n_max, workers=workers)
         rows = range(len(crystals.G) + len(refused))
-        return Readable(crystals, [row for row in rows if row not in refused], refused)
+        return FileCrystals(crystals, [row for row in rows if row not in refused], refused)
     structures, refused = {}, {}
     for record in iterate_crystals(path):
         if record.structure is None:
@@ -104,7 +104,7 @@ def read_any(path: str | os.PathLike[str], *, n_max: int = TransformerConfig.n_m
     places = list(structures)
     crystals, unsuitable = from_structures(structures.values(), n_max=n_max)
     refused |= {places[i]: reason for i, reason in unsuitable.items()}
-    return Readable(crystals, [place for i, place in enumerate(places) if i not in unsuitable], refused)
+    return FileCrystals(crystals, [place for i, place in enumerate(places) if i not in unsuitable], refused)
 
 
 def convert_texts(rows: Sequence[tuple[int, str]], n_max: int) -> Chunk:

@@ -60,7 +60,7 @@ def num_atoms(crystals: Crystals) -> Int[Any, "*b"]:
 
 
 def truncate(crystals: Crystals, n: int) -> Crystals:
-    """The batch with `n` slots a crystal.
+    """The batch with `n` slots per crystal.
 
     Raises:
         ValueError: a crystal needs more.
@@ -97,7 +97,7 @@ def check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
     for name, field, lowest, end in limits:
         if wrong := np.argwhere((field < lowest) | (field >= end)).tolist():
             found = field[tuple(wrong[0])]
-            raise ValueError(f"crystal {wrong[0][0]} has {name} = {found}; this network knows {lowest} to {end - 1}")
+            raise ValueError(f"crystal {wrong[0][0]} has {name} = {found}; this network takes {lowest} to {end - 1}")
 
 
 def cell_parameters(crystal: Crystals) -> Float[np.ndarray, "6"]:

@@ -28,7 +28,7 @@ ID_COLUMN = "material_id"
 
 
 class Summary(NamedTuple):
-    """What `prepare` wrote."""
+    """Contents of a prepared data set: the number of accepted crystals, and {row: reason} for the refused."""
 
     accepted: int
     refused: dict[int, str]
@@ -104,7 +104,7 @@ def load_crystals(path: pathlib.Path, config: TransformerConfig, workers: int = 
             row, reason = next(iter(refused.items()))
             logger.warning("%s: refused %d of its rows; the first is row %d: %s", path, len(refused), row, reason)
     if not len(crystals.G):
-        raise ValueError(f"{path} holds no crystal; see what `crystalformer prepare` says of its rows")
+        raise ValueError(f"{path} holds no crystal; `crystalformer prepare` lists the reason for every row")
     longest = int(num_slots(crystals).max())
     for name, found, limit in (
         ("n_max", longest, config.n_max),

@@ -30,7 +30,7 @@ PRIMITIVE_VECTORS = {
     "R": ((2 / 3, 1 / 3, 1 / 3), (-1 / 3, 1 / 3, 1 / 3), (-1 / 3, -2 / 3, 1 / 3)),
 }
 
-# What the identity is combined with, in multiples of 1/24 and without 0.
+# Pure translations of each centring except 0, in multiples of 1/24 of the cell vectors.
 TRANSLATIONS = {
     "P": frozenset(),
     "A": frozenset({(0, 12, 12)}),
@@ -58,7 +58,7 @@ def build_structures(crystals: Crystals) -> "tuple[list[Structure | None], list[
 
 @functools.cache
 def centring(G: int) -> str:
-    """P, A, C, I, F or R: what the translations of a space group in its standard setting are called."""
+    """Letter of a space group's centring in its standard setting: P, A, C, I, F or R."""
     rotation, translation = _in_grid(general_operations(G))
     pure = (rotation == np.eye(3, dtype=int)).all((1, 2))
     found = frozenset(tuple(vector) for vector in translation[pure].tolist()) - {(0, 0, 0)}
@@ -67,7 +67,7 @@ def centring(G: int) -> str:
 
 @functools.cache
 def first_of_translates(G: int, W: int) -> Int[np.ndarray, " p"]:
-    """Which operations of a Wyckoff position give an atom each in the primitive cell.
+    """Indices of the operations of a Wyckoff position that give the atoms of a primitive cell.
 
     Two that differ by a translation of the centring do so for every point, so one of them is enough.
     """

@@ -84,7 +84,11 @@ def symmetrize(cell: Cell) -> Crystals:
 
 
 def search_symmetry(cell: Cell) -> Crystals:
-    """As `symmetrize`, without its shortcut."""
+    """As `symmetrize`, without its shortcut.
+
+    Raises:
+        UnreadableStructure: no tolerance gives a space group whose sites make up the cell.
+    """
     reason = ""
     for tolerance in TOLERANCES:
         try:

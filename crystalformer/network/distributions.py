@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 def von_mises_log_prob(
     angle: Float[Array, "*s"], location: Float[Array, "*s"], concentration: Float[Array, "*s"]
 ) -> Float[Array, "*s"]:
-    """Log-density of an angle (rad): kappa cos(angle - location) - log(2 pi I0(kappa)).
+    """Log-density (1/rad) of an angle (rad): kappa cos(angle - location) - log(2 pi I0(kappa)).
 
     I0 enters scaled by exp(-kappa), so that large concentrations neither overflow nor cancel.
     """
@@ -30,7 +30,7 @@ def mixture_log_prob(log_weight: Float[Array, "*s k"], log_prob: Float[Array, "*
 def sample_von_mises(
     key: PRNGKeyArray, location: Float[Array, ""], concentration: Float[Array, ""], attempts: int = 8
 ) -> Float[Array, ""]:
-    """An exact draw (rad, in [-pi, pi) about 0) by rejection: Wood (1994), the case of the circle.
+    """An exact draw (rad, in [-pi, pi)) by rejection: Wood, Commun. Stat. Simul. 23, 157 (1994), on the circle.
 
     Written in b = 1/(2 kappa + sqrt(4 kappa^2 + 1)) and delta = 1 - cos(angle), none of which cancels in float32.
     Each round draws `attempts` proposals, of which two thirds or more are accepted.

@@ -1,6 +1,7 @@
 """The published parameter tree: names, shapes, initial values, and its form with stacked layers.
 
-A tree is what Haiku made of the original network: module name -> {leaf name -> array}, one module a layer's part.
+A tree is what Haiku made of the original network: module name -> {leaf name -> array}, one module per part of a layer
+(docs/formulas/crystalformer.md, section 6).
 Inside our functions the layers are stacked along a leading axis, so that one compiled block is scanned over them.
 """
 

@@ -1,4 +1,4 @@
-"""What a user may demand of sampled crystals: letters, elements of sites, and sites that share their element."""
+"""Constraints on sampled crystals: letters, elements of sites, and sites that share their element."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def make_constraints(
     no_radioactive: bool = False,
     no_noble_gas: bool = False,
 ) -> Constraints:
-    """Arrays for the sampler from what a user writes.
+    """Constraints as arrays from letters and symbols.
 
     Args:
         letters: exactly these sites, in this order ("a", "b", ...); empty for any.
@@ -49,10 +49,10 @@ def make_constraints(
     for name, given in (("letters", letters), ("site_elements", site_elements)):
         if len(given) >= n:
             raise ValueError(f"{name}: a crystal has at most {n - 1} sites here; got {len(given)}")
-    wanted = np.full(n, FREE, np.int32)
+    forced = np.full(n, FREE, np.int32)
     if letters:
-        wanted[:] = 0
-        wanted[: len(letters)] = [_known_letter(letter, config) for letter in letters]
+        forced[:] = 0
+        forced[: len(letters)] = [_known_letter(letter, config) for letter in letters]
     table = element_table()
     allowed = np.tile(_symbols_mask(elements, config), (n, 1)) if elements else np.ones((n, config.atom_types), bool)
     for site, symbols in enumerate(site_elements):
@@ -67,7 +67,7 @@ def make_constraints(
         raise ValueError(
             f"no element is left for site {site}: its list, `elements` and the exclusions have none in common"
         )
-    return Constraints(wanted, allowed, _tie_array(ties, allowed, n))
+    return Constraints(forced, allowed, _tie_array(ties, allowed, n))
 
 
 def read_constraints(path: str | pathlib.Path) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def check_constraints(constraints: Constraints, spacegroups: Int[np.ndarray, " b
 def _known_letter(letter: str, config: TransformerConfig) -> int:
     index = letter_index(letter)
     if index >= config.wyck_types:
-        raise ValueError(f"letters: this network knows a to {LETTERS[config.wyck_types - 1]}, not {letter}")
+        raise ValueError(f"letters: this network has a to {LETTERS[config.wyck_types - 1]}, not {letter}")
     return index
 
 
@@ -130,7 +130,7 @@ def _symbols_mask(symbols: Sequence[str], config: TransformerConfig) -> Bool[np.
     numbers = [atomic_number(symbol) for symbol in symbols]
     unknown = [symbol for symbol, number in zip(symbols, numbers, strict=True) if number >= config.atom_types]
     if unknown:
-        raise ValueError(f"elements: this network knows atomic numbers below {config.atom_types}, not {unknown[0]}")
+        raise ValueError(f"elements: this network has atomic numbers below {config.atom_types}, not {unknown[0]}")
     return np.isin(np.arange(config.atom_types), numbers)
 
 

@@ -2,8 +2,8 @@
 
 Values are not cached: the weights of a softmax sum to one, so W_v and b_v may follow the mixture of inputs, where they
 are one matrix with the output. With absolute positions the keys need no cache either, because W_k may move to the
-query. Lanes (crystals drawn side by side) are computed in groups, so that a caller who keeps unfinished lanes in front
-pays for those only.
+query. Lanes (rows of the batch) are computed in groups: if unfinished lanes are in front, only their groups
+are computed.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from crystalformer.network.transformer import FORBIDDEN, layer_norm, linear, mlp
 
 
 class Cache(NamedTuple):
-    """What attention needs of earlier tokens: per layer and lane."""
+    """Inputs and keys of earlier tokens that attention reads, per layer and lane."""
 
     inputs: Float[Array, "l b t d"]  # normalised inputs of the attention
     keys: Float[Array, "l b h t k"] | None  # rotated keys; None with absolute positions

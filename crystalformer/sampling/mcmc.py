@@ -1,4 +1,4 @@
-"""Refinement of sampled crystals in their template by Markov chain Monte Carlo (docs/formulas/crystalformer.md, 5).
+"""Refinement of sampled crystals by Markov chain Monte Carlo (docs/formulas/crystalformer.md, section 5).
 
 Space group and letters stay. A move takes one site, or the sites tied to it, proposes an allowed element and shifted
 coordinates, and is accepted by the Metropolis rule for logp_w + logp_xyz + logp_a. Lattices are redrawn at the end.
@@ -6,12 +6,13 @@ coordinates, and is accepted by the Metropolis rule for logp_w + logp_xyz + logp
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from crystalformer.config import TransformerConfig
 from crystalformer.data.batches import bucket_lengths
@@ -81,18 +82,31 @@ def refine(
     constraints = make_constraints(config) if constraints is None else constraints
     longest = num_slots(crystals).max()
     templates = truncate(crystals, min(n for n in bucket_lengths(config.n_max) if n >= longest))
-    settings = np.int32(mcmc.mcmc_sweeps), np.float32(mcmc.mcmc_width), np.float32(temperature)
+    settings = constraints, np.int32(mcmc.mcmc_sweeps), np.float32(mcmc.mcmc_width), np.float32(temperature)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first_index + np.arange(len(crystals.G)))
+    refine_batch = functools.partial(_compiled(config), params)
+    refined, moves = _refine_batches(refine_batch, keys, templates, settings, batch_size)
+    return Refined(_with_first_slots(crystals, refined), *map(int, moves))
+
+
+def _refine_batches(
+    refine_batch: Callable[..., tuple[Crystals, Any]],
+    keys: Key[Array, " b"],
+    templates: Crystals,
+    settings: tuple[Any, ...],
+    batch_size: int,
+) -> tuple[Crystals, Float[np.ndarray, "2"]]:
+    """Crystals refined in batches of one size, and their numbers of accepted and proposed moves."""
     batches, moves = [], np.zeros(2)
-    for start in range(0, len(crystals.G), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(crystals.G)))
+    for start in range(0, len(templates.G), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(templates.G)))
         filled = np.resize(rows, batch_size)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first_index + filled)
-        batch = jax.tree.map(lambda x, filled=filled: x[filled], templates)
-        refined, counts = _compiled(config)(params, keys, batch, constraints, *settings)
+        refined, counts = refine_batch(
+            keys[filled], jax.tree.map(lambda x, filled=filled: x[filled], templates), *settings
+        )
         batches.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[: len(rows)], refined))
         moves += np.asarray(counts)[: len(rows)].sum(0)
-    whole = Crystals(*(np.concatenate(fields) for fields in zip(*batches, strict=True)))
-    return Refined(_with_first_slots(crystals, whole), *map(int, moves))
+    return Crystals(*(np.concatenate(fields) for fields in zip(*batches, strict=True))), moves
 
 
 def _check_templates(crystals: Crystals, config: TransformerConfig) -> None:
@@ -167,7 +181,7 @@ def propose(
     width: Float[Array, ""],
     config: TransformerConfig,
 ) -> Crystals:
-    """Moves `site` and the sites tied to it: one element for all, uniform among the allowed; each its own shift.
+    """Moves `site` and the sites tied to it (eq. 18): one element for all, uniform among the allowed; a shift for each.
 
     The proposal is symmetric: a shift and its opposite are equally likely, and projecting onto the Wyckoff position,
     an affine map that leaves its points in place, keeps that.

@@ -1,7 +1,7 @@
 """Wyckoff positions of the 230 space groups in the standard setting (origin choice 2, hexagonal axes).
 
-Letters are integers: a=1 ... z=26, A=27; 0 is padding. The tables are data/spacegroups.npz, built by
-data/make_spacegroups.py from pyxtal, whose order of operations fixes the representative of a site.
+Letters are integers: a=1 ... z=26, A=27; 0 is padding. The tables are assets/spacegroups.npz, built by
+assets/make_spacegroups.py from pyxtal, whose order of operations fixes the representative of a site.
 """
 
 import functools
@@ -76,7 +76,7 @@ def apply_operations(operations: Float[np.ndarray, "m 3 4"], point: Float[np.nda
 
 @functools.cache
 def origin_shifts() -> Float[np.ndarray, "230 3"]:
-    """What to add to coordinates in spglib's default settings (row G - 1): 0, or from origin choice 1 to 2."""
+    """Shift of fractional coordinates from spglib's default settings to ours (row G - 1): from origin choice 1 to 2."""
     with np.load(SPACEGROUPS_NPZ) as file:
         shifts = file["origin_shift"] / 24.0
     shifts.setflags(write=False)
@@ -91,7 +91,7 @@ def count_spacegroups(groups: Int[Any, " b"]) -> Int[np.ndarray, "230"]:
 def draw_spacegroups(
     frequencies: Float[np.ndarray, "230"] | Int[np.ndarray, "230"], number: int, seed: int | Sequence[int]
 ) -> Int[np.ndarray, " b"]:
-    """Space groups drawn as often as `frequencies`, which need not sum to 1, say; entry 0 is group 1."""
+    """Draws space group numbers with probabilities proportional to `frequencies`, whose entry 0 is group 1."""
     rng = np.random.default_rng(seed)
     return rng.choice(np.arange(1, 231), size=number, p=frequencies / frequencies.sum())
 

@@ -114,10 +114,10 @@ def test_cif_lists_wyckoff_sites_only(golden):
     [
         ("W", np.s_[2], 1, "crystal 2 fills all 7 slots"),
         ("W", np.s_[2], [0, 0, 0, 0, 0, 1, 0], "crystal 2 has a site after padding"),
-        ("W", np.s_[2, 0], 28, "crystal 2 has W = 28; this network knows 0 to 27"),
-        ("A", np.s_[3, 0], 119, "crystal 3 has A = 119; this network knows 0 to 118"),
+        ("W", np.s_[2, 0], 28, "crystal 2 has W = 28; this network takes 0 to 27"),
+        ("A", np.s_[3, 0], 119, "crystal 3 has A = 119; this network takes 0 to 118"),
         ("A", np.s_[3, 0], -1, "crystal 3 has A = -1"),
-        ("G", np.s_[4], 0, "crystal 4 has G = 0; this network knows 1 to 230"),
+        ("G", np.s_[4], 0, "crystal 4 has G = 0; this network takes 1 to 230"),
         ("G", np.s_[4], 231, "crystal 4 has G = 231"),
     ],
 )

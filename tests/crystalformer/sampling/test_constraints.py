@@ -84,7 +84,7 @@ def test_demands_beyond_the_vocabulary_are_refused(tiny_config):
     assert make_constraints(small, letters=["i"], elements=["Cu"]).elements.shape == (7, 30)
     with pytest.raises(ValueError, match="knows atomic numbers below 30, not Zn"):
         make_constraints(small, elements=["Cu", "Zn"])
-    with pytest.raises(ValueError, match="letters: this network knows a to i, not j"):
+    with pytest.raises(ValueError, match="letters: this network has a to i, not j"):
         make_constraints(small, letters=["j"])
 
 

@@ -107,5 +107,5 @@ def test_held_out_pairs_are_disjoint_complete_and_decided_by_the_seed(base, pair
 
 
 def test_crystals_beyond_the_vocabulary_are_refused(base, network, pairs):
-    with pytest.raises(ValueError, match=r"the rejected crystals of .*: crystal \d+ has A = \d+; this network knows"):
+    with pytest.raises(ValueError, match=r"the rejected crystals of .*: crystal \d+ has A = \d+; this network takes"):
         load_pairs(base, dataclasses.replace(network, atom_types=20))
