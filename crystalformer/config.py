@@ -19,25 +19,25 @@ class TransformerConfig:
     turns queries and keys, `absolute` adds a learned table to the tokens (MP-20, code version 0.3).
     """
 
-    Nf: int = 5  # Fourier frequencies of a coordinate
-    Kx: int = 16  # components of the mixture of a coordinate
-    Kl: int = 4  # components of the mixture of the lattice
+    Nf: int = 5  # number of Fourier frequencies of a coordinate
+    Kx: int = 16  # number of components in the mixture of a coordinate
+    Kl: int = 4  # number of components in the mixture of the lattice
     n_max: int = 21  # slots for sites; a crystal has at most n_max - 1
     h0_size: int = 256  # width of the first letter's MLP; 0 makes it a table
-    num_layers: int = setting(16, "transformer_layers")  # blocks of attention and MLP
-    num_heads: int = 16  # attention heads
+    num_layers: int = setting(16, "transformer_layers")  # number of layers (attention and MLP)
+    num_heads: int = 16  # number of attention heads
     key_size: int = 64  # width of an attention head
     model_size: int = 64  # width of the layers
     embed_size: int = 32  # width of the embeddings of space groups, elements and letters
-    atom_types: int = 119  # padding and the elements
-    wyck_types: int = 28  # padding and the Wyckoff letters a-z, A
-    dropout_rate: float = 0.1  # on the outputs of attention and MLP
-    attn_rate: float = setting(0.1, "attn_dropout")  # on the weights of attention
-    widening_factor: int = 4  # width of the MLP over model_size
-    sigmamin: float = 1e-3  # least width of the lattice's normal distributions
-    generation: Generation = "rotary"  # how positions enter; absolute for weights of MP-20, code version 0.3
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the layers; parameters stay float32
-    remat: bool = False  # compute layers again in the backward pass, to save memory
+    atom_types: int = 119  # number of atom types: padding and the elements
+    wyck_types: int = 28  # number of Wyckoff letters: padding, a-z, A
+    dropout_rate: float = 0.1  # probability of dropout on the outputs of attention and MLP
+    attn_rate: float = setting(0.1, "attn_dropout")  # probability of dropout on the weights of attention
+    widening_factor: int = 4  # width of the MLP, in units of model_size
+    sigmamin: float = 1e-3  # smallest width of the lattice's normal distributions
+    generation: Generation = "rotary"  # form of positions; absolute for weights of MP-20, code version 0.3
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # number format of layers
+    remat: bool = False  # recompute layers in the backward pass, to save memory
 
     def __post_init__(self) -> None:
         positive = ("Nf", "Kx", "Kl", "num_layers", "num_heads", "key_size", "model_size", "embed_size")
@@ -76,11 +76,11 @@ class WeightsConfig:
     # Weights: a .pkl, a folder of them, a run folder, or the name of a published model on this disk; by default the
     # small model that ships.
     model: pathlib.Path | None = setting(None, "checkpoint", "restore_path")
-    num_heads: int | None = None  # of a published file, whose arrays show only num_heads x key_size
-    key_size: int | None = None  # of a published file, as num_heads
-    Kx: int | None = None  # components of the coordinate mixtures
-    n_max: int | None = None  # slots for sites (rotary weights take any number)
-    compute_dtype: str | None = None  # float32 or bfloat16
+    num_heads: int | None = None  # number of attention heads, where a published file has other than 16
+    key_size: int | None = None  # width of an attention head, where a published file has other than 64
+    Kx: int | None = None  # components of the coordinate mixtures, where a published file has other than 16
+    n_max: int | None = None  # largest number of sites plus one (rotary weights take any); by default 21
+    compute_dtype: str | None = None  # number format inside the network, float32 (default) or bfloat16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,9 +113,11 @@ class TrainConfig:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig(epochs=100)
-    batch_size: int = setting(100, "batchsize")  # crystals a step, over all devices and processes
-    accumulate: int = 1  # parts that a step is computed in, one after another, to save memory
-    ema_decay: float | None = None  # a step of the moving average of the weights, 0.999 say; published instead of them
+    batch_size: int = setting(100, "batchsize")  # crystals per step, over all devices and processes
+    accumulate: int = 1  # parts in which a step is computed, one after the other, to save memory
+    ema_decay: float | None = (
+        None  # decay per step of a moving average of the weights (e.g. 0.999), which is then published
+    )
     seed: int = 42  # of weights, held-out crystals, batches and dropout
     # Weights that training starts from: a .pkl, a folder of them, a run folder, or the name of a published model on
     # this disk; by default random ones.

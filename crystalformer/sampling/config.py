@@ -12,9 +12,9 @@ SMALLEST_WIDTH = 1e-6  # rad; a smaller shift is lost in float32
 class SamplingConfig:
     """How crystals are sampled (docs/formulas/crystalformer.md, eqs. 13 and 14)."""
 
-    temperature: float = 1.0  # below 1 sharpens all distributions, above 1 flattens them
+    temperature: float = 1.0  # temperature of all distributions; below 1 sharpens them, above 1 flattens them
     T1: float | None = None  # temperature of the first site's element; by default as the rest
-    top_p: float = 1.0  # keep the likeliest letters, elements and mixture components up to this probability
+    top_p: float = 1.0  # probability up to which the likeliest letters, elements and mixture components are kept
     # Number of crystals sampled at a time; by default what fits in 1 GiB of cache per device.
     batch_size: int | None = setting(None, "chunk_size", "batchsize")
 
@@ -32,8 +32,10 @@ class SamplingConfig:
 class McmcConfig:
     """How sampled crystals are refined (docs/formulas/crystalformer.md, eqs. 18 and 19)."""
 
-    mcmc_sweeps: int = setting(0, "mcmc", "nsweeps", "sweeps")  # moves of every site by MCMC, 0 for no refinement
-    mcmc_width: float = setting(0.1, "mc_width", "width")  # width of a coordinate shift, as an angle 2 pi x (rad)
+    # Sweeps of Markov chain Monte Carlo over all sites after sampling; 0 for none.
+    mcmc_sweeps: int = setting(0, "mcmc", "nsweeps", "sweeps")
+    # Width of the coordinate shifts of MCMC, as an angle 2 pi x (rad).
+    mcmc_width: float = setting(0.1, "mc_width", "width")
 
     def __post_init__(self) -> None:
         if self.mcmc_sweeps < 0:

@@ -82,7 +82,7 @@ def test_demands_that_cannot_be_met_are_refused(tiny_config, asked, message):
 def test_demands_beyond_the_vocabulary_are_refused(tiny_config):
     small = dataclasses.replace(tiny_config, atom_types=30, wyck_types=10)
     assert make_constraints(small, letters=["i"], elements=["Cu"]).elements.shape == (7, 30)
-    with pytest.raises(ValueError, match="knows atomic numbers below 30, not Zn"):
+    with pytest.raises(ValueError, match="this network has atomic numbers below 30, not Zn"):
         make_constraints(small, elements=["Cu", "Zn"])
     with pytest.raises(ValueError, match="letters: this network has a to i, not j"):
         make_constraints(small, letters=["j"])
