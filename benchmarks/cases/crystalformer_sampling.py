@@ -127,7 +127,7 @@ def measure(options: Options) -> dict[str, Any]:
     key = jax.random.key(1)
 
     def sample() -> crystalformer.Crystals:
-        return crystalformer.sample(params, config, key, groups, chunk_size=batch)
+        return crystalformer.sample(params, config, key, groups, batch_size=batch)
 
     ours = rates(time_call(sample, repeats=options.repeats), batch)
     sites = (sample().W > 0).sum(1)

@@ -19,6 +19,7 @@ from crystalformer.sampling.constraints import Constraints, check_constraints, m
 from crystalformer.sampling.decoding import cache_bytes
 from crystalformer.sampling.draws import Temperature
 from crystalformer.sampling.sampler import Sampler, make_sampler
+from matterform.config import named
 from matterform.training.mesh import DATA_AXIS, make_local_mesh
 
 # Lanes computed together on CPUs, where less work takes less time; elsewhere all lanes of a device are one group.
@@ -76,7 +77,7 @@ def sample_chunks(
     **options: Any,
 ) -> Iterator[Crystals]:
     """The crystals of `sample`, chunk by chunk as they are sampled; the same arguments and errors."""
-    sampling = dataclasses.replace(sampling or SamplingConfig(), **options)
+    sampling = dataclasses.replace(sampling or SamplingConfig(), **named(SamplingConfig, options))
     spacegroups = np.asarray(spacegroups)
     check_spacegroups(spacegroups)
     constraints = make_constraints(config) if constraints is None else constraints

@@ -67,7 +67,7 @@ def draw(params, config):
     """Samples with the shared kernel."""
 
     def draw(spacegroups, seed=0, **settings) -> Crystals:
-        return sample(params, config, jax.random.key(seed), spacegroups, **{"chunk_size": CHUNK} | settings)
+        return sample(params, config, jax.random.key(seed), spacegroups, **{"batch_size": CHUNK} | settings)
 
     return draw
 
@@ -378,7 +378,7 @@ def test_the_key_decides(draw):
 
 
 def test_a_raw_key_is_accepted(draw, params, config):
-    raw = sample(params, config, jax.random.PRNGKey(5), ALL_GROUPS[:CHUNK], chunk_size=CHUNK)
+    raw = sample(params, config, jax.random.PRNGKey(5), ALL_GROUPS[:CHUNK], chunk_size=CHUNK)  # its other name
     jax.tree.map(np.testing.assert_array_equal, raw, draw(ALL_GROUPS[:CHUNK], seed=5))
 
 
@@ -392,7 +392,7 @@ def test_other_crystals_do_not_matter(draw):
 def test_chunks_do_not_matter(draw, params, config):
     spacegroups = ALL_GROUPS[:40]
     expected = some(draw(ALL_GROUPS[:CHUNK], seed=5), slice(40))
-    chunks = list(sample_chunks(params, config, jax.random.key(5), spacegroups, chunk_size=16))
+    chunks = list(sample_chunks(params, config, jax.random.key(5), spacegroups, batch_size=16))
     assert [len(chunk.G) for chunk in chunks] == [16, 16, 8]
     assert_same(Crystals(*map(np.concatenate, zip(*chunks, strict=True))), expected)
     assert_same(draw(spacegroups[:1], seed=5), some(expected, slice(1)))
@@ -421,7 +421,7 @@ for name, leaf in leaves.items():
     module, _, leaf_name = name.rpartition(":")
     params.setdefault(module, {})[leaf_name] = leaf
 config = TransformerConfig(**json.loads(sys.argv[2]))
-crystals = sample(params, config, jax.random.key(5), np.arange(50) % 230 + 1, chunk_size=40)
+crystals = sample(params, config, jax.random.key(5), np.arange(50) % 230 + 1, batch_size=40)
 np.savez(sys.argv[3], **crystals._asdict())
 """
 
@@ -479,7 +479,7 @@ def test_kernel_compiles_once_and_computes_unfinished_lanes_only(params, config,
         ([1], {"T1": -1.0}, r"T1 must .*got -1\.0"),
         ([1], {"top_p": 1.5}, r"top_p must lie in \[0, 1\]; got 1\.5"),
         ([1], {"top_p": -0.1}, r"top_p must lie in \[0, 1\]; got -0\.1"),
-        ([1], {"chunk_size": 0}, "chunk_size must be at least 1; got 0"),
+        ([1], {"batch_size": 0}, "batch_size must be at least 1; got 0"),
     ],
 )
 def test_wrong_requests_are_refused(draw, spacegroups, settings, message):
