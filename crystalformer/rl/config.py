@@ -22,8 +22,8 @@ PATHS = ("convex_path", "references", "property_path", "dielectric_path", "novel
 class RewardConfig:
     """The reward, larger is better, and its models. Several rewards are added with their weights."""
 
-    reward: tuple[str, ...] = ("ehull",)  # ehull, force, property, dielectric, pair, or your own module:function
-    weights: tuple[float, ...] = ()  # one per reward; by default 1 each
+    reward: tuple[str, ...] = ("ehull",)  # names: ehull, force, property, dielectric, pair, or your own module:function
+    weights: tuple[float, ...] = ()  # weight of each reward in the sum; by default 1
     # ehull: the reference hull, a file of entries or the folder that `matterform hull` makes from it
     convex_path: pathlib.Path | None = None
     # ehull: energies of the elements (JSON, eV/atom), for a hull of formation energies
@@ -32,10 +32,10 @@ class RewardConfig:
     stress_weight: float = 1.0  # force: weight of the stress (eV/angstrom^3) relative to the forces (eV/angstrom)
     # property: folder of its model; dielectric: folder of the model of the band gap
     property_path: pathlib.Path | None = None
-    fidelity: int | None = None  # of a multi-fidelity property model: 0 PBE, 1 GLLB-SC, 2 HSE, 3 SCAN
+    fidelity: int | None = None  # fidelity of a multi-fidelity property model: 0 PBE, 1 GLLB-SC, 2 HSE, 3 SCAN
     property_batch_size: int = 64  # structures that a property model evaluates together
     target: float | None = None  # property: target value, in the unit of the model
-    property_form: Literal["absolute", "squared"] = "absolute"  # property: penalizes the absolute or the squared error
+    property_form: Literal["absolute", "squared"] = "absolute"  # property: form of the error that is penalised
     dielectric_path: pathlib.Path | None = None  # dielectric: folder of the model of the dielectric tensor
     # ehull: bound on both sides, eV/atom; property: largest error that is counted, in the unit of the model
     reward_clip: float = 10.0
@@ -91,8 +91,9 @@ class ObjectiveConfig:
 
     clip_ratio: float = 0.2  # the ratio of new to old probability is clipped to 1 +- clip_ratio
     beta: float = 0.1  # weight of the KL penalty, in units of the reward per nat
-    baseline: Literal["running", "group"] = "running"  # running mean of the rewards, or mean over the space group
-    baseline_decay: float = 0.95  # weight of the old running mean, per epoch
+    # Baseline of the rewards: running mean, or mean of the space group.
+    baseline: Literal["running", "group"] = "running"
+    baseline_decay: float = 0.95  # decay of the running mean of the rewards, per epoch
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_ratio < 1:
@@ -118,7 +119,7 @@ class PpoConfig:
     spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared) whose frequencies are sampled
     batch_size: int = setting(1000, "batchsize")  # samples per epoch, over all processes
     epochs: int = 100  # rollouts, each followed by ppo_epochs and sft_epochs optimiser steps
-    max_minutes: float | None = None  # of wall-clock time in this process
+    max_minutes: float | None = None  # wall-clock time limit of this process, minutes; by default none
     ppo_epochs: int = 5  # optimiser steps per epoch on the PPO objective
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
@@ -128,8 +129,8 @@ class PpoConfig:
     validation: pathlib.Path | None = setting(None, "valid_path")  # data set whose loss is logged every epoch
     save_every: int = 10  # epochs between tables of samples
     publish_every: int = 10  # epochs between published files; the last epoch is always published
-    keep: int = 2  # checkpoints to resume from
-    seed: int = 42  # of everything random
+    keep: int = 2  # number of checkpoints that are kept to resume from
+    seed: int = 42  # random seed of all sampling and shuffling
     wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
 
     def __post_init__(self) -> None:
@@ -162,11 +163,11 @@ class PairingConfig:
     """
 
     score: str | None = None  # name of the column of scores; larger is better
-    lower_is_better: bool = False  # smaller scores are better, e.g. energies above the hull
-    group_by: Literal["formula", "spacegroup"] = "formula"  # pairs share a reduced formula or a space group
+    lower_is_better: bool = False  # whether smaller scores are better, e.g. energies above the hull
+    group_by: Literal["formula", "spacegroup"] = "formula"  # what the two crystals of a pair have in common
     # Smallest difference of the scores of a pair, in their unit; equal scores are never paired.
     score_margin: float = 0.0
-    pairs_per_group: int | None = None  # maximum; by default half of the group
+    pairs_per_group: int | None = None  # largest number of pairs per group; by default half of its crystals
 
     def __post_init__(self) -> None:
         if self.group_by not in ("formula", "spacegroup"):
@@ -222,9 +223,9 @@ class DpoConfig:
     loop: LoopConfig = LoopConfig(epochs=10)
     batch_size: int = setting(64, "batchsize")  # pairs per step, over all devices and processes
     accumulate: int = 1  # parts of a step that are computed one after another, to save memory
-    seed: int = 42  # of everything random
+    seed: int = 42  # random seed of all sampling and shuffling
     publish_every: int = 10  # epochs between published files; the last epoch and the best one are always published
-    keep: int = 2  # checkpoints to resume from
+    keep: int = 2  # number of checkpoints that are kept to resume from
     workers: int = 1  # processes that read a CSV of CIFs
     wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
 
