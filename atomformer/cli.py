@@ -11,8 +11,9 @@ import tyro
 
 from atomformer.aliases import PREDICTION_ANSWERS, TRAINING_ALIASES, TRAINING_ANSWERS
 from atomformer.config import FinetuneConfig, PretrainConfig, Task, TrainConfig
-from matterform.commandline import OUT_NAMES, Command, Out, TrainingRun, on_interrupt, report_run, say, this_command
+from matterform.arguments import OUT_NAMES, Command, Out, TrainingRun
 from matterform.commandline import main as run_command
+from matterform.commandline import on_interrupt, report_run, say, this_command
 from matterform.config import setting
 from matterform.progress import progress_bar
 

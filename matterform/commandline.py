@@ -1,14 +1,7 @@
-"""Command lines of all families: sub-commands, aliases, settings from files, one-line errors, interrupts.
-
-A command is a frozen dataclass, whose fields are its flags (tyro reads types, defaults and help off it), and a function
-that runs it. Published names of flags are aliases: those in a field's metadata (`matterform.config.setting`) and those
-that a command lists.
-"""
+"""Runs the commands of a program: help, one-line errors, what is safe after Ctrl-C, exit statuses."""
 
 import contextlib
 import contextvars
-import dataclasses
-import difflib
 import importlib.metadata
 import logging
 import os
@@ -18,82 +11,22 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import tyro
-from tyro import _errors as parse_errors  # the only way to a structured parse error; documented there for applications
 
-from matterform.config import load_config
+from matterform.arguments import PARSING, Command, UsageError, nearest, parse, usage_errors, with_common_flags
 from matterform.errors import one_line
 
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # the user can act on these
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 COMPLETION = "--print-completion"
 
-# Where results go: the flag --out of every command.
-Out = Annotated[pathlib.Path, tyro.conf.arg(aliases=["-o"])]
-OUT_NAMES = ("output", "save_path")
-
 _command_line: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("command_line", default=())
-
-
-class UsageError(ValueError):
-    """A flag or a value that a command does not understand."""
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C in a block that knows what is safe and how to go on."""
-
-
-class Command(NamedTuple):
-    """A sub-command."""
-
-    name: str
-    arguments: type[Any]  # a frozen dataclass; its docstring is the help
-    run: Callable[..., int]  # takes an instance of `arguments`, or for training commands a `TrainingRun`
-    aliases: Mapping[str, str] = types.MappingProxyType({})  # published flag -> our flag, besides the fields' own
-    answers: Mapping[str, str] = types.MappingProxyType(
-        {}
-    )  # published flag without a counterpart -> what to do instead
-    positional: tuple[str, ...] = ()  # flags that words right after the command stand for; "" leaves the word alone
-    training: bool = False  # has --resume and the flags of `Processes`
-    help: str = ""  # instead of the docstring
-    load: Callable[[pathlib.Path], Any] | None = None  # reads --config; by default a YAML file of `arguments`
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Processes:
-    """Training by several processes, each with its own devices."""
-
-    distributed: bool = False  # one of several processes that JAX finds by itself (SLURM, GKE and similar)
-    coordinator: str | None = None  # address of the first process as host:port, where JAX does not find it by itself
-    num_processes: int | None = None  # number of processes; goes with --coordinator
-    process_id: int | None = None  # index of this process, from 0; goes with --coordinator
-
-    def initialize(self) -> None:
-        """Connects the processes, if there are to be several."""
-        if self.distributed or self.coordinator is not None:
-            from matterform.training.mesh import initialize_distributed
-
-            initialize_distributed(self.coordinator, self.num_processes, self.process_id)
-
-
-class TrainingRun(NamedTuple):
-    """Arguments of a training command."""
-
-    config: Any
-    resume: bool
-    processes: Processes
-
-
-class Flag(NamedTuple):
-    """A flag of a command as its dataclass declares it."""
-
-    name: str  # such as --learning-rate
-    shown: tuple[str, ...]  # aliases in the help, such as -n
-    silent: tuple[str, ...]  # published names that are understood
-    owner: type[Any]
-    field: dataclasses.Field[Any]
 
 
 def main(
@@ -164,66 +97,6 @@ def report_run(program: str, command: str, run_dir: pathlib.Path, result: Any, p
     return 0
 
 
-def parse(command: Command, program: str, argv: Sequence[str], recipe: Any = None) -> Any:
-    """Arguments of one command from the words after its name.
-
-    Flags override a file given by --config, which overrides the `recipe`, which overrides the dataclass's defaults. A
-    training command with --resume and without --config takes the settings of the run folder.
-
-    Returns:
-        An instance of `command.arguments`, or for training commands a `TrainingRun`.
-
-    Raises:
-        UsageError: with one line on the first mistake.
-    """
-    return _parse(f"{program} {command.name}", _wrapped(command), command, translate(command, argv), recipe)
-
-
-def translate(command: Command, argv: Sequence[str]) -> list[str]:
-    """The words of a command line with published names of flags replaced by ours.
-
-    Raises:
-        UsageError: a published flag that has no counterpart here, with what to do instead.
-    """
-    known = {flag.name for flag in flags_of(command.arguments)}
-    names: dict[str, str] = {}
-    for flag in flags_of(command.arguments):
-        for alias in flag.silent:
-            names[alias] = flag.name
-            names[f"--no-{alias.removeprefix('--')}"] = f"--no-{flag.name.removeprefix('--')}"
-    names |= {_dashed(alias): flag for alias, flag in command.aliases.items()}
-    answers = {_dashed(flag): answer for flag, answer in command.answers.items()}
-    words, leading = [], list(command.positional)
-    for place, word in enumerate(argv):
-        if leading and not word.startswith("-") and place == len(command.positional) - len(leading):
-            flag = leading.pop(0)
-            words += [flag, word] if flag else [word]
-            continue
-        name, equals, value = word.partition("=")
-        name = _dashed(name)
-        if name in answers and name not in known:
-            raise UsageError(f"{name}: {answers[name]}")
-        words.append(names[name] + equals + value if name in names and name not in known else word)
-    return words
-
-
-def flags_of(arguments: type[Any]) -> list[Flag]:
-    """The flags that a dataclass and the dataclasses nested in it declare."""
-    found = []
-    hints = typing.get_type_hints(arguments, include_extras=True)
-    for field in dataclasses.fields(arguments):
-        annotation = hints[field.name]
-        extras = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is Annotated else ()
-        bare = typing.get_args(annotation)[0] if extras else annotation
-        if dataclasses.is_dataclass(bare):
-            found += flags_of(typing.cast(type, bare))
-        elif tyro.conf.Positional[int].__metadata__[0] not in extras and field.init:  # pyright: ignore
-            shown = tuple(alias for extra in extras for alias in getattr(extra, "aliases", None) or ())
-            silent = tuple(_dashed(f"--{alias}") for alias in field.metadata.get("aliases", ()))
-            found.append(Flag(_dashed(f"--{field.name}"), shown, silent, arguments, field))
-    return found
-
-
 def _run(
     program: str, description: str, commands: Sequence[Command], argv: Sequence[str], recipes: Mapping[str, Any]
 ) -> int:
@@ -249,137 +122,20 @@ def _parse_program(
     """Help, completion, and complaints about what is no command."""
     names = [command.name for command in commands]
     if not argv[0].startswith("-"):
-        suggestion = _nearest(argv[0], names, f"the commands are {', '.join(names)}")
+        suggestion = nearest(argv[0], names, f"the commands are {', '.join(names)}")
         raise UsageError(f"unknown command {argv[0]!r}; {suggestion}")
     members = tuple(
-        Annotated[_wrapped(command), tyro.conf.subcommand(name=command.name, description=_summary(command))]  # pyright: ignore
+        Annotated[with_common_flags(command), tyro.conf.subcommand(name=command.name, description=_summary(command))]  # pyright: ignore
         for command in commands
     )
-    with _usage_errors():
+    with usage_errors():
         try:
-            tyro.cli(typing.Union[members], prog=program, description=description, args=argv, config=_CONFIG)  # noqa: UP007
+            tyro.cli(typing.Union[members], prog=program, description=description, args=argv, config=PARSING)  # noqa: UP007
         except SystemExit as stop:
             if stop.code:
                 raise
             return status
     raise UsageError(f"a command must come first: {', '.join(names)}")
-
-
-def _summary(command: Command) -> str:
-    """The first sentence of a command's help."""
-    return " ".join((command.help or command.arguments.__doc__ or "").strip().split("\n\n")[0].split())
-
-
-_CONFIG = (tyro.conf.OmitArgPrefixes,)
-
-
-def _wrapped(command: Command) -> type[Any]:
-    """The command's dataclass, with the flags that every command has and those of training."""
-    config = tyro.conf.arg(help="YAML file with settings of this command; flags override it.")
-    fields: list[Any] = [("config", Annotated[pathlib.Path | None, config], dataclasses.field(default=None))]
-    if command.training:
-        help_text = "Go on with the run in --run-dir, to the same result as without the interruption."
-        fields.append(("resume", Annotated[bool, tyro.conf.arg(help=help_text)], dataclasses.field(default=False)))
-        fields.append(("processes", Processes, dataclasses.field(default=Processes())))
-    # Its docstring stands above all flags and need not be repeated as the heading of its own.
-    fields.append(("settings", Annotated[command.arguments, tyro.conf.arg(name="", help="")]))
-    wrapped = dataclasses.make_dataclass(command.arguments.__name__, fields, frozen=True, kw_only=True)
-    wrapped.__doc__ = command.help or command.arguments.__doc__
-    return wrapped
-
-
-def _parse(prog: str, wrapped: type[Any], command: Command, argv: Sequence[str], recipe: Any) -> Any:
-    settings = _saved_settings(command, argv, recipe)
-    given = {} if settings is None else {"default": wrapped(settings=settings)}
-    with _usage_errors(flags_of(wrapped)):
-        try:
-            arguments = tyro.cli(wrapped, prog=prog, args=argv, config=_CONFIG, **given)
-        except SystemExit as stop:
-            if stop.code:
-                raise
-            return None
-    if command.training:
-        return TrainingRun(arguments.settings, arguments.resume, arguments.processes)
-    return arguments.settings
-
-
-def _saved_settings(command: Command, argv: Sequence[str], recipe: Any) -> Any:
-    """Settings from --config, or from the folder of a run that is resumed; else the recipe."""
-    path = _value_of("--config", argv)
-    if path is None and command.training and "--resume" in argv:
-        run_dir = _value_of("--run-dir", argv) or (None if recipe is None else recipe.run_dir)
-        if run_dir is not None and pathlib.Path(run_dir).is_dir():
-            path = pathlib.Path(run_dir) / "config.yaml"
-    if path is None:
-        return recipe
-    return command.load(pathlib.Path(path)) if command.load else load_config(command.arguments, path)
-
-
-def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """The last value of a flag, as in `--flag value` or `--flag=value`."""
-    value = None
-    for word, after in zip(argv, [*argv[1:], ""], strict=False):
-        name, equals, joined = word.partition("=")
-        if _dashed(name) == flag:
-            value = joined if equals else after
-    return value or None
-
-
-@contextlib.contextmanager
-def _usage_errors(flags: Sequence[Flag] = ()) -> Iterator[None]:
-    """Turns tyro's complaints into a `UsageError` of one line."""
-
-    def complain(event: Any) -> None:
-        raise UsageError(_explained(event, flags))
-
-    with parse_errors.on_parse_error(complain):
-        yield
-
-
-def _explained(event: Any, flags: Sequence[Flag]) -> str:
-    """One line on a parse error of tyro."""
-    unknown = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
-    if unknown:
-        name = next((token for token in unknown if token.startswith("-")), None)
-        if name is None:
-            return f"unexpected {unknown[0]!r}; `{event.prog} --help` lists the flags"
-        flag = _dashed(name.partition("=")[0])
-        names = [name for known in flags for name in (known.name, *known.shown, *known.silent)]
-        return f"unknown flag {flag}; {_nearest(flag, names, f'`{event.prog} --help` lists the flags')}"
-    if isinstance(event, parse_errors.MissingArgs):
-        missing = [_name_of(context.arg) for context in event.missing_arguments]
-        return f"{' and '.join(missing)} must be given; see `{event.prog} --help`"
-    if isinstance(event, parse_errors.MissingSubcommand):
-        return f"a command must come first: {', '.join(event.subcommand_spec.parser_from_name)}"
-    if isinstance(event, parse_errors.InvalidChoice):
-        choices = [choice for choice in event.choices]
-        found = f"{_name_of(event.argument)} must be one of {', '.join(choices)}; got {event.value!r}"
-        close = difflib.get_close_matches(event.value, choices, n=1)
-        return f"{found}; did you mean {close[0]}?" if close else found
-    if isinstance(event, parse_errors.BadValue):
-        return f"{_name_of(event.argument)} needs a value; see `{event.prog} --help`"
-    if isinstance(event, parse_errors.InstantiationFailure):
-        where = "" if event.argument is None else f"{_name_of(event.argument)}: "
-        return one_line(ValueError(f"{where}{event.message}"))
-    title, _ = parse_errors._render(event)
-    return f"{title}; see `{event.prog} --help`"
-
-
-def _name_of(argument: Any) -> str:
-    if argument.is_positional() or not argument.lowered.name_or_flags:
-        return str(argument.lowered.metavar)
-    return argument.lowered.name_or_flags[-1]
-
-
-def _nearest(name: str, known: Sequence[str], otherwise: str) -> str:
-    bare = {candidate.lstrip("-"): candidate for candidate in known}  # common dashes are no similarity
-    close = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
-    return f"did you mean {bare[close[0]]}?" if close else otherwise
-
-
-def _dashed(flag: str) -> str:
-    """A flag with dashes for underscores."""
-    return flag.replace("_", "-") if flag.startswith("--") else flag
 
 
 def _fail(program: str, message: str) -> int:
@@ -399,3 +155,8 @@ def _configure_logging(program: str) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     for name in (program, "matterform"):
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _summary(command: Command) -> str:
+    """The first sentence of a command's help."""
+    return " ".join((command.help or command.arguments.__doc__ or "").strip().split("\n\n")[0].split())

@@ -12,7 +12,7 @@ import typing
 import pytest
 import tyro
 
-from matterform.commandline import _CONFIG, Command, _wrapped, flags_of
+from matterform.arguments import PARSING, Command, flags_of, with_common_flags
 
 PROGRAMS = ("matterform", "crystalformer", "atomformer", "agedi")
 
@@ -49,7 +49,7 @@ def commands() -> list[tuple[str, Command]]:
 
 def help_texts(command: Command) -> dict[str, str]:
     """What `--help` prints for each flag or positional argument, its default included."""
-    parser = tyro.extras.get_parser(_wrapped(command), config=_CONFIG)
+    parser = tyro.extras.get_parser(with_common_flags(command), config=PARSING)
     return {
         (max(action.option_strings, key=len) if action.option_strings else action.dest): action.help or ""
         for action in parser._actions

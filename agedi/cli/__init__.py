@@ -14,7 +14,7 @@ from agedi.cli.train import HELP as TRAIN_HELP
 from agedi.cli.train import load_settings, run_train
 from agedi.training.config import TrainConfig
 from agedi.training.published import RENAMED
-from matterform.commandline import Command, UsageError
+from matterform.arguments import Command, UsageError
 from matterform.commandline import main as run_command
 
 DESCRIPTION = """Score-based diffusion of molecules, crystals and surfaces: positions, species and conditions.

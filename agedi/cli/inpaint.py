@@ -6,7 +6,7 @@ import pathlib
 from agedi.cli.sample import MODEL_NAMES, SamplingFlags, parse_properties
 from agedi.cli.structures import read_all, timed, write_by_structure
 from agedi.sampling.config import InpaintConfig, Selection
-from matterform.commandline import OUT_NAMES, Out
+from matterform.arguments import OUT_NAMES, Out
 from matterform.config import setting
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from agedi.config import NOISERS
 from agedi.training.published import translate_settings
-from matterform.commandline import Command, Flag, UsageError, flags_of
+from matterform.arguments import Command, Flag, UsageError, flags_of
 
 # Short flags of the published `train` that mean something else in `sample`, where they keep their meaning.
 TRAIN_SHORT = {"-n": "--noisers", "-f": "--feature-size", "-c": "--conditioning", "-t": "--max-minutes"}

@@ -10,7 +10,8 @@ import tyro
 from agedi.cli.sample import MODEL_NAMES
 from agedi.cli.structures import read_all, write_results
 from agedi.forcefield.config import BATCH_SIZE, LbfgsConfig
-from matterform.commandline import OUT_NAMES, Out, say
+from matterform.arguments import OUT_NAMES, Out
+from matterform.commandline import say
 from matterform.config import setting
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import tyro
 
 from agedi.cli.structures import read_one, timed, write_results
 from agedi.sampling.config import ForcefieldGuidanceConfig, SampleConfig, SamplerConfig
-from matterform.commandline import OUT_NAMES, Out
+from matterform.arguments import OUT_NAMES, Out
 from matterform.config import setting
 
 Properties = tyro.conf.UseAppendAction[tuple[str, ...]]

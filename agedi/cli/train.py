@@ -3,7 +3,8 @@
 import pathlib
 
 from agedi.training.config import TrainConfig, load_train_config
-from matterform.commandline import TrainingRun, report_run, say
+from matterform.arguments import TrainingRun
+from matterform.commandline import report_run, say
 
 HELP = """Trains a model on a file of structures, in a new run folder LOG_DIR/version_N.
 

@@ -7,7 +7,8 @@ import sys
 import tyro
 
 from crystalformer.config import WeightsConfig
-from matterform.commandline import OUT_NAMES, Command, Out, on_interrupt, say, this_command
+from matterform.arguments import OUT_NAMES, Command, Out
+from matterform.commandline import on_interrupt, say, this_command
 from matterform.config import setting
 from matterform.progress import progress_bar
 

@@ -11,7 +11,8 @@ import tyro
 from crystalformer.cli.train import FROM_WEIGHTS
 from crystalformer.config import WeightsConfig
 from crystalformer.sampling.config import McmcConfig, SamplingConfig
-from matterform.commandline import OUT_NAMES, Command, Out, on_interrupt, say, this_command
+from matterform.arguments import OUT_NAMES, Command, Out
+from matterform.commandline import on_interrupt, say, this_command
 from matterform.config import setting
 from matterform.progress import progress_bar
 

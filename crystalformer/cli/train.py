@@ -2,7 +2,8 @@
 
 from crystalformer.config import TrainConfig
 from crystalformer.rl.config import DpoConfig, PpoConfig
-from matterform.commandline import Command, Interrupted, TrainingRun, report_run, say
+from matterform.arguments import Command, TrainingRun
+from matterform.commandline import Interrupted, report_run, say
 
 TRAIN = """Trains a model; the run folder holds config.yaml, metrics.csv, checkpoints/ to resume and published/ to use.
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from matterform import commandline
+from matterform.arguments import Command
 from matterform.cli.evaluate import Evaluate, run_evaluate
 from matterform.cli.hull import AboveHull, Hull, References, run_above_hull, run_hull, run_references
 from matterform.cli.plot import Plot, run_plot
-from matterform.commandline import Command
 
 DESCRIPTION = """Evaluates crystals of any model: CSV with CIFs, CIF files or folders of them, extxyz, traj, LMDB.
 Energies are in eV or eV/atom, lengths in angstrom."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from matterform.arguments import OUT_NAMES, Out
 from matterform.cli.crystals import number_column, read_crystals
-from matterform.commandline import OUT_NAMES, Out, on_interrupt, say, this_command
+from matterform.commandline import on_interrupt, say, this_command
 from matterform.config import setting
 from matterform.potentials.config import PotentialConfig
 from matterform.potentials.open import open_potential

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from matterform.commandline import OUT_NAMES, say
+from matterform.arguments import OUT_NAMES
+from matterform.commandline import say
 from matterform.config import setting
 
 

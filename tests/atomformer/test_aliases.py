@@ -3,7 +3,7 @@
 import pytest
 
 from atomformer.cli import COMMANDS
-from matterform.commandline import UsageError, flags_of, parse
+from matterform.arguments import UsageError, flags_of, parse
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])

@@ -22,7 +22,7 @@ from atomformer.config import AtomformerConfig, EnergyScale
 from atomformer.data.sources import iterate_rows
 from atomformer.network.parameters import init_params
 from atomformer.network.transformer import make_apply
-from matterform.commandline import parse
+from matterform.arguments import parse
 from matterform.io.formats import read_structures, write_structures
 
 pytestmark = pytest.mark.usefixtures("quick")

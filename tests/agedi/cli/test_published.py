@@ -7,7 +7,7 @@ import pytest
 
 from agedi.cli import COMMANDS, main
 from agedi.cli.published import understand
-from matterform.commandline import UsageError, parse
+from matterform.arguments import UsageError, parse
 
 BY_NAME = {command.name: command for command in COMMANDS}
 

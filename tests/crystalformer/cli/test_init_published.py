@@ -9,7 +9,7 @@ from crystalformer.cli import COMMANDS
 from crystalformer.cli.sample import Sample
 from crystalformer.config import TrainConfig
 from crystalformer.rl.config import PpoConfig
-from matterform.commandline import UsageError, parse
+from matterform.arguments import UsageError, parse
 
 BY_NAME = {command.name: command for command in COMMANDS}
 

@@ -10,7 +10,7 @@ from pymatgen.core import Lattice, Structure
 
 from crystalformer.rl.config import RewardConfig
 from crystalformer.rl.reward.load import check_reward, open_reward
-from matterform.commandline import parse
+from matterform.arguments import parse
 from matterform.config import from_dict, to_dict
 from matterform.potentials.base import Properties, PropertyModel
 from matterform.potentials.config import PotentialConfig
