@@ -60,7 +60,7 @@ def chains(params, config):
     def chains(letter: int, elements: list[str], seed: int, temperature: float = 1.0, width: float = 2.0) -> Crystals:
         start = one_site(letter, np.full(CHAINS, 8), 0.1)
         constraints = make_constraints(config, elements=elements)
-        settings = {"sweeps": 60, "width": width, "temperature": temperature, "batch_size": CHAINS}
+        settings = {"sweeps": 30, "width": width, "temperature": temperature, "batch_size": CHAINS}
         return refine(params, config, jax.random.key(seed), start, constraints=constraints, **settings).crystals
 
     return chains
