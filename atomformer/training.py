@@ -25,13 +25,14 @@ from atomformer.loss import average_counts, make_example_loss, metric_names, req
 from atomformer.network.parameters import Params, init_params
 from atomformer.network.transformer import make_apply
 from atomformer.prediction.metrics import ATOM3D
+from matterform.training import trainer
 from matterform.training.batches import BatchPlan, bucket_lengths, make_batch_plan
-from matterform.training.loop import FitResult, Validation, fit, last_step, metric_columns
-from matterform.training.mesh import make_mesh
+from matterform.training.loop import FitResult
 from matterform.training.optimizers import make_optimizer
-from matterform.training.run import check_data, check_run, claim_run, open_run
-from matterform.training.state import TrainState, inference_params, init_state
-from matterform.training.step import make_eval_step, make_train_step
+from matterform.training.run import check_data
+from matterform.training.state import inference_params
+from matterform.training.step import ExampleLoss
+from matterform.training.trainer import HeldOut, Task, check_start
 
 logger = logging.getLogger(__name__)
 
@@ -44,64 +45,58 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     """Trains until the loop ends, is interrupted or stops early; returns its result.
 
     Raises:
-        ValueError: the run folder holds another run, nothing to resume, or the data do not fit the network.
+        ValueError: the run folder holds another run, there is nothing to resume, or the data do not fit the network.
         FloatingPointError: the loss is not finite.
     """
-    check_run(config, resume, FREE)
+    check_start(config, resume, FREE)
     split = load_split(config)
-    data = {"train": fingerprint(split.train), "rows": len(split.rows)}
-    data["validation"] = None if split.validation is None else fingerprint(split.validation)
-    check_data(config, data, resume)
+    check_data(config.run_dir, fingerprints(split), resume, str(config.train))
     start = None if config.model is None else from_pretrained(config.model)
     model = resolve_model(config, split.train, None if start is None else start.config)
+    trained = trainer.train(config, make_task(config, split, model, start), resume)
+    if trained.fit.outcome != "interrupted":
+        publish(config.run_dir / "model", Pretrained(inference_params(trained.best), model, make_apply(model)))
+    return trained.fit
+
+
+def make_task(config: TrainConfig, split: Split, model: AtomformerConfig, start: Pretrained | None) -> Task:
+    """What the run trains: the losses, first weights and batches of a network on a data set.
+
+    Raises:
+        ValueError: the data set lacks what the loss needs.
+    """
     columns = label_columns(config)
     required = requirements(config.loss, columns)
-    # Before anything costly, because this refuses unusable data.
-    take_stored = make_take(split.train, model, required)
-    take_held_out = None if split.validation is None else make_take(split.validation, model, required)
-    mesh = make_mesh()
-    plan = _plan(atom_counts(split.train)[split.rows], config)
-    optimizer = make_model_optimizer(config, last_step(config.loop, plan))
+    take_stored = make_take(split.train, model, required)  # first, because it refuses unusable data
+
+    def example_loss(dataset: Dataset) -> ExampleLoss:
+        return make_example_loss(model, config.loss, average_counts(dataset, config.loss, columns))
+
+    held_out, number_held_out = None, 0
+    if split.validation is not None:
+        counts, number_held_out = atom_counts(split.validation), len(atom_counts(split.validation))
+        take = make_take(split.validation, model, required)
+        held_out = HeldOut(example_loss(split.validation), _plan(counts, config), take)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params = first_params(init_key, model, start)
-    state = init_state(params, optimizer, mesh, ema=config.ema_decay is not None)
-    step = make_train_step(
-        make_example_loss(model, config.loss, average_counts(split.train, config.loss, columns)),
-        optimizer,
-        step_key,
-        mesh,
-        accumulate=config.accumulate,
-        ema_decay=config.ema_decay,
+    return Task(
+        example_loss=example_loss(split.train),
+        params=first_params(init_key, model, start),
+        key=step_key,
+        plan=_plan(atom_counts(split.train)[split.rows], config),
+        take=lambda indices, length: take_stored(split.rows[indices], length),
+        held_out=held_out,
+        metrics=metric_names(model, config.loss),
+        fingerprints=fingerprints(split),
+        sources=str(config.train),
+        sizes=f"{len(split.rows)} structures to train on, {number_held_out} held out",
+        make_optimizer=lambda _, run_steps: make_model_optimizer(config, run_steps),
     )
-    validation = None
-    if split.validation is not None and take_held_out is not None:
-        held_out = split.validation
-        loss = make_example_loss(model, config.loss, average_counts(held_out, config.loss, columns))
-        evaluate = make_eval_step(loss, mesh)
-        validation = Validation(evaluate, _plan(atom_counts(held_out), config), take_held_out)
-    claim_run(config, data, resume)
-    metrics = metric_columns(metric_names(model, config.loss), validation is not None)
-    with open_run(config, metrics, state, resume) as run:
-        _log_sizes(split, run.state, mesh.size)
-        result = fit(
-            config.loop,
-            step,
-            run.state,
-            mesh,
-            plan,
-            lambda indices, length: take_stored(split.rows[indices], length),
-            validation=validation,
-            checkpoints=run.checkpoints,
-            best=run.best,
-            writer=run.writer,
-            resumed=run.resumed,
-        )
-        if result.outcome != "interrupted":
-            chosen = result.state
-            if run.best.latest_step() is not None:
-                chosen, _ = run.best.restore(chosen)
-            publish(config.run_dir / "model", Pretrained(inference_params(chosen), model, make_apply(model)))
-    return result
+
+
+def fingerprints(split: Split) -> dict[str, Any]:
+    """What a resumed run must find again."""
+    validation = None if split.validation is None else fingerprint(split.validation)
+    return {"train": fingerprint(split.train), "rows": len(split.rows), "validation": validation}
 
 
 def publish(folder: pathlib.Path, model: Pretrained) -> None:
@@ -239,12 +234,3 @@ def make_model_optimizer(config: TrainConfig, run_steps: int | None) -> optax.Gr
 
 def _plan(counts: Int64[np.ndarray, " m"], config: TrainConfig) -> BatchPlan:
     return make_batch_plan(counts, config.batch_size, bucket_lengths(counts), config.seed)
-
-
-def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
-    held_out = 0 if split.validation is None else len(atom_counts(split.validation))
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    logger.info(
-        "%d structures to train on, %d held out, %d parameters, %d devices",
-        *(len(split.rows), held_out, num_parameters, num_devices),
-    )

@@ -4,9 +4,10 @@ A run folder holds config.yaml, metrics.csv, TensorBoard events, checkpoints/<st
 published/epoch_NNNNNN.pkl (to use).
 """
 
-import logging
+import dataclasses
+import pathlib
 import zlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,26 +16,24 @@ from jaxtyping import PRNGKeyArray
 
 from crystalformer.checkpoint.pretrained import load_model
 from crystalformer.checkpoint.publish import make_publisher, publish_results
-from crystalformer.config import TrainConfig
+from crystalformer.config import TrainConfig, TransformerConfig
 from crystalformer.data.batches import make_take, plan_batches
 from crystalformer.data.crystals import Crystals
 from crystalformer.data.dataset import load_crystals
 from crystalformer.loss import make_example_loss
 from crystalformer.network.parameters import init_params
 from matterform.config import to_dict
-from matterform.training.loop import FitResult, Validation, fit, last_step, metric_columns
-from matterform.training.mesh import make_mesh
-from matterform.training.optimizers import make_optimizer
-from matterform.training.run import check_run, claim_run, open_run
-from matterform.training.state import TrainState, init_state
-from matterform.training.step import ExampleLoss, make_eval_step, make_train_step
-
-logger = logging.getLogger(__name__)
+from matterform.training import trainer
+from matterform.training.batches import BatchPlan, Take
+from matterform.training.loop import FitResult
+from matterform.training.split import split_rows
+from matterform.training.step import ExampleLoss, make_eval_step
+from matterform.training.trainer import HeldOut, RunConfig, Task, check_start
+from matterform.training.validation import Validation
 
 PARTS = ("loss_w", "loss_xyz", "loss_a", "loss_l")
 # A resumed run may train longer, report elsewhere, read faster, find its data elsewhere; the rest must stay.
 FREE = ("run_dir", "loop", "workers", "keep", "publish_every", "wandb_project", "train", "validation")
-VALIDATION_KEY = 1  # folded into the seed where a validation set is split off
 
 
 class Split(NamedTuple):
@@ -48,48 +47,47 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
     """Trains until the loop ends, is interrupted or stops early; returns its result.
 
     Raises:
-        ValueError: if the run folder holds another run, nothing to resume, or the data do not fit the network.
-        FloatingPointError: if the loss is not finite.
+        ValueError: the run folder holds another run, there is nothing to resume, or the data do not fit the network.
+        FloatingPointError: the loss is not finite.
     """
-    check_run(config, resume, FREE)
+    check_start(config, resume, FREE)
     split = load_split(config)
-    mesh = make_mesh()
-    example_loss = make_example_loss(config.transformer, config.loss)
-    plan = plan_batches(split.train, config.batch_size, config.seed)
-    optimizer = make_optimizer(config.optimizer, last_step(config.loop, plan))
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params = _first_params(config, init_key, resume)
-    state = init_state(params, optimizer, mesh, ema=config.ema_decay is not None)
-    step = make_train_step(
-        example_loss, optimizer, step_key, mesh, accumulate=config.accumulate, ema_decay=config.ema_decay
+    example_loss = make_example_loss(config.transformer, config.loss)
+    plan, take = _batches(split.train, config)
+    held_out = None if split.validation is None else HeldOut(example_loss, *_batches(split.validation, config))
+    task = Task(
+        example_loss=example_loss,
+        params=_first_params(config, init_key, resume),
+        key=step_key,
+        plan=plan,
+        take=take,
+        held_out=held_out,
+        metrics=PARTS,
+        fingerprints=fingerprints(split),
+        sources=str(config.train),
+        sizes=f"{len(split.train.G)} crystals to train on, {_count(split.validation)} held out",
     )
-    validation = None
-    if split.validation is not None:
-        evaluate = make_eval_step(example_loss, mesh)
-        validation = Validation(
-            evaluate, plan_batches(split.validation, config.batch_size, config.seed), make_take(split.validation)
-        )
-    claim_run(config, fingerprints(split), resume)
-    columns = metric_columns(PARTS, validation is not None)
-    with open_run(config, columns, state, resume) as run:
-        _log_sizes(split, run.state, mesh.size)
-        result = fit(
-            config.loop,
-            step,
-            run.state,
-            mesh,
-            plan,
-            make_take(split.train),
-            validation=validation,
-            checkpoints=run.checkpoints,
-            best=run.best,
-            writer=run.writer,
-            resumed=run.resumed,
-            on_epoch_end=make_publisher(config.run_dir, config.transformer, config.publish_every),
-        )
-        if result.outcome != "interrupted":
-            publish_results(config.run_dir, config.transformer, result, run.best, plan.batches_per_epoch)
-    return result
+    return train_and_publish(config, config.transformer, task, resume)
+
+
+@runtime_checkable
+class PublishingConfig(RunConfig, Protocol):
+    """Settings of a run that publishes weights in its folder."""
+
+    @property
+    def run_dir(self) -> pathlib.Path: ...
+    @property
+    def publish_every(self) -> int: ...
+
+
+def train_and_publish(config: PublishingConfig, network: TransformerConfig, task: Task, resume: bool) -> FitResult:
+    """Trains, and publishes weights every `config.publish_every` epochs and, unless interrupted, at the end."""
+    publisher = make_publisher(config.run_dir, network, config.publish_every)
+    trained = trainer.train(config, dataclasses.replace(task, on_epoch_end=publisher), resume)
+    if trained.fit.outcome != "interrupted":
+        publish_results(config.run_dir, network, trained.fit.state, trained.best, task.plan.batches_per_epoch)
+    return trained.fit
 
 
 def load_split(config: TrainConfig) -> Split:
@@ -97,17 +95,10 @@ def load_split(config: TrainConfig) -> Split:
     crystals = load_crystals(config.train, config.transformer, config.workers)
     if config.validation is not None:
         return Split(crystals, load_crystals(config.validation, config.transformer, config.workers))
-    held_out = round(config.validation_fraction * len(crystals.G))
-    if held_out == 0:
+    rows = split_rows(len(crystals.G), config.validation_fraction, config.seed, "crystals")
+    if not len(rows.held_out):
         return Split(crystals, None)
-    if held_out == len(crystals.G):
-        raise ValueError(
-            f"validation_fraction {config.validation_fraction} leaves none of {held_out} crystals to train on"
-        )
-    order = np.random.default_rng([config.seed, VALIDATION_KEY]).permutation(len(crystals.G))
-    return Split(
-        *(jax.tree.map(lambda x, rows=rows: x[rows], crystals) for rows in (order[held_out:], order[:held_out]))
-    )
+    return Split(*(jax.tree.map(lambda x, part=part: x[part], crystals) for part in rows))
 
 
 def fingerprints(split: Split) -> dict[str, dict[str, int] | None]:
@@ -123,13 +114,12 @@ def fingerprint(crystals: Crystals) -> dict[str, int]:
     return {"crystals": len(crystals.G), "crc32": checksum}
 
 
-def _log_sizes(split: Split, state: TrainState, num_devices: int) -> None:
-    held_out = 0 if split.validation is None else len(split.validation.G)
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    logger.info(
-        "%d crystals to train on, %d held out, %d parameters, %d devices",
-        *(len(split.train.G), held_out, num_parameters, num_devices),
-    )
+def _batches(crystals: Crystals, config: TrainConfig) -> tuple[BatchPlan, Take]:
+    return plan_batches(crystals, config.batch_size, config.seed), make_take(crystals)
+
+
+def _count(crystals: Crystals | None) -> int:
+    return 0 if crystals is None else len(crystals.G)
 
 
 def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:

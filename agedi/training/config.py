@@ -37,6 +37,7 @@ class FitConfig:
     log_dir: pathlib.Path = pathlib.Path("logs")  # folder of runs version_0, version_1, ...
     name: str | None = None  # folder inside log_dir for the runs; none: log_dir itself
     tensorboard: bool = True  # write TensorBoard events beside metrics.csv
+    keep: int = 1  # number of checkpoints to resume from, besides the best one
     wandb_project: str | None = None  # report to this project of Weights & Biases; none: do not
     progress: bool = setting(True, "progress_bar")  # show a progress bar if standard error is a terminal
 
@@ -48,7 +49,7 @@ class FitConfig:
                 "train_fraction must lie in (0, 1 - validation_fraction]; "
                 f"got {self.train_fraction}, {self.validation_fraction}"
             )
-        for field in ("batch_size", "accumulate"):
+        for field in ("batch_size", "accumulate", "keep"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1; got {getattr(self, field)}")
         parse_loss_balance(self.loss_balance)

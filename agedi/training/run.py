@@ -26,21 +26,6 @@ class Run:
     n_validation_data: int
     n_parameters: int
 
-    @property
-    def train(self) -> str:
-        """Where the data come from, for messages."""
-        return "what was given" if self.data.train is None else str(self.data.train)
-
-    @property
-    def keep(self) -> int:
-        """Number of checkpoints to resume from."""
-        return 1
-
-    @property
-    def wandb_project(self) -> str | None:
-        """Project of Weights & Biases that the run reports to."""
-        return self.training.wandb_project
-
 
 def load_run(run_dir: pathlib.Path) -> Run:
     """Reads the hparams.yaml of a run.

@@ -5,10 +5,9 @@ checkpoints/last_model, from either of which a model can be loaded and training 
 """
 
 import dataclasses
-import logging
 import pathlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -36,20 +35,14 @@ from agedi.training.loss_shares import parse_loss_balance
 from agedi.training.neighbor_capacity import measure_capacity
 from agedi.training.run import FILES, Run, claim_version, load_run, next_version
 from agedi.training.sources import read_dataset
+from matterform.training import trainer
 from matterform.training.batches import BatchPlan, make_batch_plan, switch_plans, with_rows
-from matterform.training.loop import FitResult, Validation, fit, metric_columns
-from matterform.training.mesh import make_mesh
-from matterform.training.optimizers import make_optimizer
-from matterform.training.run import check_data, check_run, claim_run, open_run
-from matterform.training.state import inference_params, init_state
-from matterform.training.step import make_eval_step, make_train_step
+from matterform.training.loop import FitResult
+from matterform.training.run import check_data
+from matterform.training.split import split_rows as split_numbers
+from matterform.training.state import inference_params
+from matterform.training.trainer import HeldOut, Task, check_start
 
-if TYPE_CHECKING:
-    pass
-
-logger = logging.getLogger(__name__)
-
-SPLIT_KEY = 1  # folded into the seed where a validation set is split off
 # A resumed run may train longer and report elsewhere; the rest must stay.
 FREE_TRAINING = (
     *("loop.epochs", "loop.max_steps", "loop.max_minutes", "run_dir", "log_dir", "name"),
@@ -105,7 +98,7 @@ def train(
         n_validation_data=len(split.validation),
         n_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
     )
-    check_run(run, False, (), FILES)
+    check_start(run, False, (), settings=training, files=FILES)
     return _train(run, dataset, split, params, False)
 
 
@@ -128,7 +121,7 @@ def resume(
     folder, named = split_checkpoint(run_dir)
     before = load_run(folder)
     run = dataclasses.replace(before, run_dir=folder, training=fit_config(options, config or before.training))
-    check_run(run, True, FREE, FILES)
+    check_start(run, True, FREE, settings=run.training, files=FILES)
     kind = choose_checkpoint(folder, LAST if named is None else named).name
     if dataset is None:
         dataset = read_dataset(run.data, run.diffusion)
@@ -142,16 +135,12 @@ def split_rows(dataset: Dataset, training: FitConfig) -> Split:
     What only the force field learns from is never held out.
     """
     diffused, others = np.flatnonzero(dataset.diffuse), np.flatnonzero(~dataset.diffuse)
-    total = len(diffused)
-    held_out = round(training.validation_fraction * total)
-    kept = total - held_out if training.train_fraction is None else round(training.train_fraction * total)
-    if kept == 0:
-        raise ValueError(
-            f"validation_fraction {training.validation_fraction} leaves none of {total} structures to train on"
-        )
-    order = diffused[np.random.default_rng([training.seed, SPLIT_KEY]).permutation(total)]
-    chosen = order[held_out : held_out + kept]
-    return Split(np.sort(np.concatenate([chosen, others])), np.sort(order[:held_out]))
+    numbers = split_numbers(len(diffused), training.validation_fraction, training.seed, "structures")
+    kept = None if training.train_fraction is None else round(training.train_fraction * len(diffused))
+    chosen = diffused[numbers.train[:kept]]
+    if not len(chosen):
+        raise ValueError(f"train_fraction {training.train_fraction} of {len(diffused)} structures is none")
+    return Split(np.sort(np.concatenate([chosen, others])), np.sort(diffused[numbers.held_out]))
 
 
 def first_params(diffusion: Diffusion, config: DiffusionConfig, seed: int) -> Params:
@@ -167,53 +156,52 @@ def first_params(diffusion: Diffusion, config: DiffusionConfig, seed: int) -> Pa
 def _train(
     run: Run, dataset: Dataset, split: Split, params: Params, resume_from: Literal["best"] | bool
 ) -> TrainResult:
-    training, config = run.training, run.diffusion
-    data = {"data": fingerprint(dataset), "train": len(split.train), "validation": len(split.validation)}
-    check_data(run, data, bool(resume_from))
-    mesh, optimizer = make_mesh(), make_optimizer(training.optimizer)
-    plan, take = training_plan(dataset, split.train, training), make_take(dataset)
-    loss_of = make_losses(config, dataset, training)
-    example_loss = loss_of(split.train)
-    balance = parse_loss_balance(training.loss_balance)
-    memory = None if balance is None else start_means()
-    state = init_state(params, optimizer, mesh, ema=training.ema_decay is not None, memory=memory)
-    step = make_train_step(
-        example_loss if balance is None else make_balanced_loss(example_loss, balance),
-        optimizer,
-        jax.random.key(training.seed),
-        mesh,
-        accumulate=training.accumulate,
-        ema_decay=training.ema_decay,
-        remember=None if balance is None else update_means,
-    )
-    validation = None
-    if len(split.validation):
-        evaluate = make_eval_step(loss_of(split.validation), mesh)
-        validation = Validation(evaluate, batches_of(split.validation, padded_lengths(dataset), training), take)
+    check_data(run.run_dir, _fingerprints(dataset, split), bool(resume_from), _sources(run))
+    task = make_task(run, dataset, split, params)
     if not resume_from:
         run = claim_version(run)
-    claim_run(run, data, bool(resume_from), FILES)
-    columns = metric_columns(metric_names(config), validation is not None, plateau=True)
-    with open_run(run, columns, state, resume_from, FILES, tensorboard=training.tensorboard) as opened:
-        _log_sizes(run, mesh.size)
-        result = fit(
-            loop_config(training, plan.batches_per_epoch),
-            step,
-            opened.state,
-            mesh,
-            plan,
-            take,
-            validation=validation,
-            checkpoints=opened.checkpoints,
-            best=opened.best,
-            writer=opened.writer,
-            resumed=opened.resumed,
-            optimizer=training.optimizer,
-            show_progress=training.progress,
-        )
-        best = result.state if opened.best.latest_step() is None else opened.best.restore(result.state)[0]
-    model = network(config)._replace(params=inference_params(best))
-    return TrainResult(Diffusion(config, model), run.run_dir, result)
+    trained = trainer.train(
+        *(run, task, resume_from),
+        settings=dataclasses.replace(run.training, loop=loop_config(run.training, task.plan.batches_per_epoch)),
+        files=FILES,
+        tensorboard=run.training.tensorboard,
+        show_progress=run.training.progress,
+    )
+    model = network(run.diffusion)._replace(params=inference_params(trained.best))
+    return TrainResult(Diffusion(run.diffusion, model), run.run_dir, trained.fit)
+
+
+def make_task(run: Run, dataset: Dataset, split: Split, params: Params) -> Task:
+    """What the run trains: the losses, first weights and batches."""
+    training, take = run.training, make_take(dataset)
+    loss_of = make_losses(run.diffusion, dataset, training)
+    example_loss, balance = loss_of(split.train), parse_loss_balance(training.loss_balance)
+    held_out = None
+    if len(split.validation):
+        plan = batches_of(split.validation, padded_lengths(dataset), training)
+        held_out = HeldOut(loss_of(split.validation), plan, take)
+    return Task(
+        example_loss=example_loss if balance is None else make_balanced_loss(example_loss, balance),
+        params=params,
+        key=jax.random.key(training.seed),
+        plan=training_plan(dataset, split.train, training),
+        take=take,
+        held_out=held_out,
+        metrics=metric_names(run.diffusion),
+        fingerprints=_fingerprints(dataset, split),
+        sources=_sources(run),
+        sizes=f"{run.n_training_data} structures to train on, {run.n_validation_data} held out",
+        remember=None if balance is None else update_means,
+        memory=None if balance is None else start_means(),
+    )
+
+
+def _fingerprints(dataset: Dataset, split: Split) -> dict[str, Any]:
+    return {"data": fingerprint(dataset), "train": len(split.train), "validation": len(split.validation)}
+
+
+def _sources(run: Run) -> str:
+    return "what was given" if run.data.train is None else str(run.data.train)
 
 
 def training_plan(dataset: Dataset, originals: Int64[np.ndarray, " n"], training: FitConfig) -> BatchPlan:
@@ -249,10 +237,3 @@ def make_losses(
         return make_example_loss(config, network(config), search, sums, training.regressor_loss, diffused)
 
     return loss_of
-
-
-def _log_sizes(run: Run, num_devices: int) -> None:
-    logger.info(
-        "%s: %d structures to train on, %d held out, %d parameters, %d devices",
-        *(run.run_dir, run.n_training_data, run.n_validation_data, run.n_parameters, num_devices),
-    )

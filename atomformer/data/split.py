@@ -10,10 +10,9 @@ from jaxtyping import Int64
 from atomformer.config import TrainConfig
 from atomformer.data.dataset import Dataset, atom_counts, select
 from atomformer.data.sources import load_dataset
+from matterform.training.split import split_rows
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_KEY = 1  # folded into the seed to draw the validation set
 
 
 class Split(NamedTuple):
@@ -36,18 +35,13 @@ def load_split(config: TrainConfig) -> Split:
     total = len(atom_counts(dataset))
     if config.validation is not None or config.validation_split is not None:
         return Split(dataset, np.arange(total), _load(config.validation or config.train, config.validation_split))
-    held_out = round(config.validation_fraction * total)
-    if held_out == 0:
+    rows = split_rows(total, config.validation_fraction, config.seed, "structures")
+    if not len(rows.held_out):
         return Split(dataset, np.arange(total), None)
-    if held_out == total:
-        raise ValueError(
-            f"validation_fraction {config.validation_fraction} leaves none of {total} structures to train on"
-        )
-    order = np.random.default_rng([config.seed, VALIDATION_KEY]).permutation(total)
-    kept, others = np.sort(order[held_out:]), np.sort(order[:held_out])
+    kept, others = np.sort(rows.train), np.sort(rows.held_out)
     if isinstance(dataset.offsets, np.memmap):
         return Split(dataset, kept, select(dataset, others))
-    return Split(select(dataset, kept), np.arange(total - held_out), select(dataset, others))
+    return Split(select(dataset, kept), np.arange(len(kept)), select(dataset, others))
 
 
 def _load(path: pathlib.Path, split: str | None) -> Dataset:

@@ -5,10 +5,8 @@ from collections.abc import Callable
 
 import jax
 
-from crystalformer.checkpoint.published import BEST, PUBLISHED, save_checkpoint
+from crystalformer.checkpoint.published import PUBLISHED, save_checkpoint
 from crystalformer.config import TransformerConfig
-from matterform.training.checkpoint import Checkpoints
-from matterform.training.loop import FitResult
 from matterform.training.state import TrainState, inference_params
 
 
@@ -37,11 +35,8 @@ def make_publisher(run_dir: pathlib.Path, config: TransformerConfig, every: int)
 
 
 def publish_results(
-    run_dir: pathlib.Path, config: TransformerConfig, result: FitResult, best: Checkpoints, batches_per_epoch: int
+    run_dir: pathlib.Path, config: TransformerConfig, last: TrainState, best: TrainState, batches_per_epoch: int
 ) -> None:
-    """Publishes the last state under its epoch, and as best.pkl that of the lowest validation loss (else the last)."""
-    state = result.state
-    publish(run_dir, config, state, int(state.step) // batches_per_epoch)
-    if best.latest_step() is not None:
-        state, _ = best.restore(state)
-    publish(run_dir, config, state, int(state.step) // batches_per_epoch, name=BEST)
+    """Publishes the last state under its epoch, and as best.pkl that of the lowest validation loss."""
+    publish(run_dir, config, last, int(last.step) // batches_per_epoch)
+    publish(run_dir, config, best, int(best.step) // batches_per_epoch, name="best.pkl")

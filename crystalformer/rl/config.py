@@ -146,13 +146,6 @@ class PpoConfig:
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"max_minutes must be positive, or none; got {self.max_minutes}")
 
-    @property
-    def train(self) -> str:
-        """Where its data come from, for messages."""
-        files = (getattr(self.reward, name) for name in PATHS)
-        paths = (self.spacegroups_from, *files, self.reward.potential.mlff_path)
-        return ", ".join(str(path) for path in paths if path is not None) or str(self.run_dir / "reference.pkl")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairingConfig:
@@ -223,6 +216,8 @@ class DpoConfig:
     loop: LoopConfig = LoopConfig(epochs=10)
     batch_size: int = setting(64, "batchsize")  # pairs per step, over all devices and processes
     accumulate: int = 1  # parts of a step that are computed one after another, to save memory
+    # decay per step of a moving average of the weights, published instead of them; none: no average
+    ema_decay: float | None = None
     seed: int = 42  # random seed of all sampling and shuffling
     publish_every: int = 10  # epochs between published files; the last epoch and the best one are always published
     keep: int = 2  # number of checkpoints that are kept to resume from
@@ -235,8 +230,3 @@ class DpoConfig:
         for name in ("batch_size", "accumulate", "publish_every", "keep", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-
-    @property
-    def train(self) -> str:
-        """Where the pairs come from, for messages."""
-        return str(self.scored) if self.scored is not None else f"{self.chosen} with {self.rejected}"

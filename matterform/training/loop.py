@@ -4,44 +4,63 @@ import contextlib
 import dataclasses
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from matterform.progress import progress_bar
-from matterform.training.batches import BatchPlan, Take, load_batches, place_of, steps_before
+from matterform.training.batches import BatchPlan, Place, Take, load_batches, place_of, steps_before
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.config import LoopConfig, OptimizerConfig
 from matterform.training.mesh import replicate, to_global
 from matterform.training.metrics import MetricsWriter, StepMetrics
 from matterform.training.optimizers import with_rate_scale
 from matterform.training.state import TrainState, inference_params
-from matterform.training.step import Evaluate, TrainStep, mean_metrics
+from matterform.training.step import Batch, TrainStep
+from matterform.training.stopping import Outcome, stop_agreed, stop_on_signals
+from matterform.training.validation import Validation, run_validation
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["finished", "early_stop", "time_limit", "interrupted"]
-STOPS: tuple[Outcome | None, ...] = (None, "time_limit", "interrupted")  # what can come between two steps
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitSetup:
+    """Everything that the loop works with."""
 
-class Validation(NamedTuple):
-    """A data set to validate on, with the compiled evaluation."""
-
-    evaluate: Evaluate
+    config: LoopConfig
+    step: TrainStep
+    mesh: Mesh
     plan: BatchPlan
     take: Take
+    validation: Validation | None = None
+    checkpoints: Checkpoints | None = None
+    best: Checkpoints | None = None  # gets the state of the lowest validation loss
+    writer: MetricsWriter | None = None
+    # Called in every process with the state and the number of finished epochs. The next step consumes the state, so
+    # what is to be kept must be copied.
+    on_epoch_end: Callable[[TrainState, int], None] | None = None
+    # Needed for the schedule `plateau`, which follows the validation loss, or without a validation set the mean
+    # training loss of each epoch.
+    optimizer: OptimizerConfig | None = None
+    show_progress: bool = True
+
+
+class FitResult(NamedTuple):
+    """The state after the last step, why the loop ended, and the best validation."""
+
+    state: TrainState
+    outcome: Outcome
+    best_loss: float | None
+    best_step: int | None
 
 
 @dataclasses.dataclass
 class Progress:
-    """What the loop knows beyond the training state; every checkpoint carries it as its extra object."""
+    """Progress of a run beyond the training state; every checkpoint contains it as its extra object."""
 
     best_loss: float | None = None
     best_step: int | None = None
@@ -50,7 +69,7 @@ class Progress:
     count: int = 0
     epoch_loss: float = 0.0  # sum over the steps of an epoch, up to the last row
     epoch_count: int = 0
-    plateau_loss: float | None = None  # the lowest that the learning rate's schedule has seen
+    plateau_loss: float | None = None  # lowest loss seen by the schedule `plateau`
     plateau_stale: int = 0  # losses since then, or since the rate was last lowered
     rate_scale: float = 1.0
 
@@ -63,7 +82,11 @@ class Progress:
         return improved
 
     def lower_rate(self, loss: float, config: OptimizerConfig) -> bool:
-        """Counts a loss for the schedule `plateau`; returns whether the learning rate is to change."""
+        """Counts a loss for the schedule `plateau`; returns whether the learning rate is to change.
+
+        Not `optax.contrib.reduce_on_plateau`: that takes a loss at every step, in float32, and averages a fixed number
+        of them, while ours comes from validations or from epochs, which may differ in length.
+        """
         if math.isfinite(loss) and (self.plateau_loss is None or loss < self.plateau_loss):
             self.plateau_loss, self.plateau_stale = loss, 0
             return False
@@ -85,32 +108,7 @@ class Progress:
         return mean
 
 
-class FitResult(NamedTuple):
-    """The state after the last step, why the loop ended, and the best validation."""
-
-    state: TrainState
-    outcome: Outcome
-    best_loss: float | None
-    best_step: int | None
-
-
-def fit(
-    config: LoopConfig,
-    step: TrainStep,
-    state: TrainState,
-    mesh: Mesh,
-    plan: BatchPlan,
-    take: Take,
-    *,
-    validation: Validation | None = None,
-    checkpoints: Checkpoints | None = None,
-    best: Checkpoints | None = None,
-    writer: MetricsWriter | None = None,
-    resumed: Mapping[str, Any] | None = None,
-    on_epoch_end: Callable[[TrainState, int], None] | None = None,
-    optimizer: OptimizerConfig | None = None,
-    show_progress: bool = True,
-) -> FitResult:
+def fit(setup: FitSetup, state: TrainState, resumed: Mapping[str, Any] | None = None) -> FitResult:
     """Trains from `state.step` on; constructs nothing, and consumes `state`.
 
     To resume, give what `Checkpoints.restore` returned: the state, and the extra object as `resumed`. The batches,
@@ -118,84 +116,129 @@ def fit(
     (with several processes: where a row of metrics is due) with a checkpoint; a second signal acts as usual. So does
     the time limit, from where the run can go on as after a signal.
 
-    Args:
-        best: gets the state of the lowest validation loss.
-        on_epoch_end: called with the state and the number of finished epochs in every process; the state is
-            consumed by the next step, so copy what is to be kept.
-        optimizer: needed for the schedule `plateau`, which follows the validation loss, or without a validation set the
-            mean training loss of each epoch.
-
     Raises:
         FloatingPointError: a loss or gradient is not finite; no checkpoint has been written since.
     """
-    progress = Progress(**(resumed or {}))
-    recent = StepMetrics(progress.totals, progress.count)
-    first, last = int(state.step), last_step(config, plan)
-    deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
-    plateau = optimizer if optimizer is not None and optimizer.schedule == "plateau" else None
-
-    def extra() -> dict[str, Any]:
-        return dataclasses.asdict(dataclasses.replace(progress, totals=recent.totals, count=recent.count))
-
-    outcome = _outcome(config, progress, first, last)
+    loop = _Loop(setup, state, resumed)
+    first, last = int(state.step), last_step(setup.config, setup.plan)
+    outcome = _outcome(setup.config, loop.progress, first, last)
     if outcome is not None:
-        return FitResult(state, outcome, progress.best_loss, progress.best_step)
-    batches = load_batches(plan, take, first, last, process=jax.process_index(), num_processes=jax.process_count())
-    bar = _progress(first, last, show_progress)
-    saved_at, held = -math.inf, None  # the best state where it is not written yet
+        return FitResult(state, outcome, loop.progress.best_loss, loop.progress.best_step)
+    shares = {"process": jax.process_index(), "num_processes": jax.process_count()}
+    batches = load_batches(setup.plan, setup.take, first, last, **shares)
+    bar = _progress(first, last, setup.show_progress)
     with stop_on_signals() as stop_asked, bar as show, contextlib.closing(batches):
         for number, batch in enumerate(batches, first + 1):
-            state, metrics = step(state, to_global(mesh, batch))
-            recent.add(number, metrics)
-            epochs, position, length = place_of(plan, number)
-            improved = None
-            epoch_ended = position == 0
-            validated = validation is not None and _due(config.validate_every, number, epoch_ended)
-            watched = plateau is not None and (epoch_ended if validation is None else validated)
-            row_due = _due(config.log_every, number, epoch_ended)
-            if validated or watched or row_due:
-                recent.settle()
-                if plateau is not None and validation is None:
-                    progress.add_to_epoch(recent.totals["loss"], recent.count)
-                row = {"epoch": (epochs * length + position) / length, **recent.take_means()}
-                means = {}
-                if validation is not None and validated:
-                    means = run_validation(validation, inference_params(state), mesh)
-                    row |= {f"validation_{name}": value for name, value in means.items()}
-                if plateau is not None:
-                    row["learning_rate"] = plateau.learning_rate * progress.rate_scale
-                    if watched and progress.lower_rate(means["loss"] if means else progress.end_epoch(), plateau):
-                        scale = replicate(mesh, np.float32(progress.rate_scale))
-                        state = state._replace(opt_state=with_rate_scale(state.opt_state, scale))
-                if validated and progress.note(means["loss"], number) and best is not None:
-                    improved = state, extra()
-                _report(writer, number, row)
-            if on_epoch_end is not None and epoch_ended:
-                recent.settle()
-                on_epoch_end(state, epochs)
-            outcome = _outcome(config, progress, number, last)
-            if outcome is None:
-                late = time.monotonic() >= deadline
-                outcome = stop_agreed("interrupted" if stop_asked() else "time_limit" if late else None, row_due)
-            rested = time.monotonic() - saved_at >= config.checkpoint_seconds or jax.process_count() > 1
-            held = improved or held
-            if best is not None and held is not None and (outcome is not None or rested):
-                best.save(*held)
-                held = None
-            elif improved is not None:
-                held = jax.tree.map(lambda leaf: leaf.copy(), improved[0]), improved[1]  # the next step consumes it
-            checkpoint_due = _due(config.checkpoint_every, number, epoch_ended) and rested
-            if checkpoints is not None and (outcome is not None or checkpoint_due):
-                recent.settle()
-                checkpoints.save(state, extra())
-                saved_at = time.monotonic()
+            outcome = loop.advance(number, batch, last, stop_asked)
             show(number)
             if outcome is not None:
                 break
-    recent.settle()
+    loop.recent.settle()
     assert outcome is not None  # the last step sets it
-    logger.info("%s after step %d", outcome, int(state.step))
-    return FitResult(state, outcome, progress.best_loss, progress.best_step)
+    logger.info("%s after step %d", outcome, int(loop.state.step))
+    return FitResult(loop.state, outcome, loop.progress.best_loss, loop.progress.best_step)
+
+
+class _Due(NamedTuple):
+    """What is to be done after a step."""
+
+    place: Place  # of the next step
+    row: bool
+    validation: bool
+    plateau: bool  # the schedule looks at the loss
+    checkpoint: bool
+
+    @property
+    def epoch_end(self) -> bool:
+        return self.place.batch == 0
+
+
+class _Loop:
+    """What changes from step to step."""
+
+    def __init__(self, setup: FitSetup, state: TrainState, resumed: Mapping[str, Any] | None) -> None:
+        self.setup, self.state = setup, state
+        self.progress = Progress(**(resumed or {}))
+        self.recent = StepMetrics(self.progress.totals, self.progress.count)
+        minutes = setup.config.max_minutes
+        self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        follows = setup.optimizer is not None and setup.optimizer.schedule == "plateau"
+        self.plateau = setup.optimizer if follows else None
+        self.saved_at = -math.inf
+        self.held: tuple[TrainState, dict[str, Any]] | None = None  # the best state where it is not written yet
+
+    def advance(self, number: int, batch: Batch, last: int | None, stop_asked: Callable[[], bool]) -> Outcome | None:
+        """Takes the step `number` and does what is due after it; returns why the loop is to end, if so."""
+        self.state, metrics = self.setup.step(self.state, to_global(self.setup.mesh, batch))
+        self.recent.add(number, metrics)
+        due = self._due_after(number)
+        improved = self._write_row(number, due) if due.row or due.validation or due.plateau else None
+        if self.setup.on_epoch_end is not None and due.epoch_end:
+            self.recent.settle()
+            self.setup.on_epoch_end(self.state, due.place.epoch)
+        outcome = _outcome(self.setup.config, self.progress, number, last)
+        if outcome is None:
+            late = time.monotonic() >= self.deadline
+            outcome = stop_agreed("interrupted" if stop_asked() else "time_limit" if late else None, due.row)
+        self._save(due, improved, outcome)
+        return outcome
+
+    def _due_after(self, number: int) -> _Due:
+        config, place = self.setup.config, place_of(self.setup.plan, number)
+
+        def due(every: int | None) -> bool:
+            return place.batch == 0 if every is None else number % every == 0
+
+        validation = self.setup.validation is not None and due(config.validate_every)
+        watched = place.batch == 0 if self.setup.validation is None else validation
+        return _Due(
+            place, due(config.log_every), validation, self.plateau is not None and watched, due(config.checkpoint_every)
+        )
+
+    def _write_row(self, number: int, due: _Due) -> tuple[TrainState, dict[str, Any]] | None:
+        """Validates where that is due and writes the metrics; returns the state to keep where it is the best so far."""
+        self.recent.settle()
+        if self.plateau is not None and self.setup.validation is None:
+            self.progress.add_to_epoch(self.recent.totals["loss"], self.recent.count)
+        epoch = (due.place.epoch * due.place.batches + due.place.batch) / due.place.batches
+        row = {"epoch": epoch, **self.recent.take_means()}
+        means: dict[str, float] = {}
+        if self.setup.validation is not None and due.validation:
+            means = run_validation(self.setup.validation, inference_params(self.state), self.setup.mesh)
+            row |= {f"validation_{name}": value for name, value in means.items()}
+        if self.plateau is not None:
+            row["learning_rate"] = self.plateau.learning_rate * self.progress.rate_scale
+            if due.plateau:
+                self._follow_plateau(self.plateau, means["loss"] if means else self.progress.end_epoch())
+        improved = due.validation and self.progress.note(means["loss"], number)
+        best = (self.state, self._extra()) if improved and self.setup.best is not None else None
+        _report(self.setup.writer, number, row)
+        return best
+
+    def _follow_plateau(self, config: OptimizerConfig, loss: float) -> None:
+        if self.progress.lower_rate(loss, config):
+            scale = replicate(self.setup.mesh, np.float32(self.progress.rate_scale))
+            self.state = self.state._replace(opt_state=with_rate_scale(self.state.opt_state, scale))
+
+    def _save(self, due: _Due, improved: tuple[TrainState, dict[str, Any]] | None, outcome: Outcome | None) -> None:
+        """Writes the best state and the checkpoint where they are due, but neither more often than is allowed."""
+        least = self.setup.config.checkpoint_seconds
+        rested = time.monotonic() - self.saved_at >= least or jax.process_count() > 1
+        self.held = improved or self.held
+        if self.setup.best is not None and self.held is not None and (outcome is not None or rested):
+            self.setup.best.save(*self.held)
+            self.held = None
+        elif improved is not None:  # the next step consumes it
+            self.held = jax.tree.map(lambda leaf: leaf.copy(), improved[0]), improved[1]
+        if self.setup.checkpoints is not None and (outcome is not None or (due.checkpoint and rested)):
+            self.recent.settle()
+            self.setup.checkpoints.save(self.state, self._extra())
+            self.saved_at = time.monotonic()
+
+    def _extra(self) -> dict[str, Any]:
+        """What a checkpoint carries beside the state."""
+        totals = dataclasses.replace(self.progress, totals=self.recent.totals, count=self.recent.count)
+        return dataclasses.asdict(totals)
 
 
 def last_step(config: LoopConfig, plan: BatchPlan) -> int | None:
@@ -210,60 +253,12 @@ def metric_columns(names: Sequence[str], validation: bool = True, plateau: bool 
     return (*training, *(f"validation_{name}" for name in ("loss", *names))) if validation else training
 
 
-def run_validation(validation: Validation, params: Any, mesh: Mesh) -> dict[str, float]:
-    """Weighted means over every example of the validation set, each once."""
-    plan = validation.plan
-    shares = {"process": jax.process_index(), "num_processes": jax.process_count()}
-    batches = load_batches(plan, validation.take, 0, plan.batches_per_epoch, **shares)
-    return mean_metrics(validation.evaluate(params, to_global(mesh, batch)) for batch in batches)
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM or SIGINT has come; only the main thread can listen.
-
-    After the first one, and at the end, the former handlers are back, so that a second signal ends the process.
-    """
-    received: list[int] = []
-    former: dict[int, Any] = {}
-
-    def restore() -> None:
-        for number, handler in former.items():
-            # None stands for a handler that was not set from Python, which cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        former.clear()
-
-    def handle(number: int, frame: Any) -> None:
-        received.append(number)
-        restore()
-
-    if threading.current_thread() is threading.main_thread():
-        former |= {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        restore()
-
-
-def _due(every: int | None, number: int, epoch_ended: bool) -> bool:
-    return epoch_ended if every is None else number % every == 0
-
-
 def _outcome(config: LoopConfig, progress: Progress, number: int, last: int | None) -> Outcome | None:
     if last is not None and number >= last:
         return "finished"
     if config.patience is not None and progress.stale >= config.patience:
         return "early_stop"
     return None
-
-
-def stop_agreed(wish: Outcome | None, at_meeting: bool) -> Outcome | None:
-    """Why to stop now: at once when alone, else at a meeting of all processes if any of them wishes to."""
-    if jax.process_count() == 1:
-        return wish
-    if not at_meeting:
-        return None
-    return STOPS[int(multihost_utils.process_allgather(np.asarray(STOPS.index(wish))).max())]
 
 
 def _report(writer: MetricsWriter | None, number: int, row: Mapping[str, float]) -> None:

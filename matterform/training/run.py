@@ -13,14 +13,14 @@ from jax.experimental import multihost_utils
 from matterform.config import load_config, save_config, to_dict
 from matterform.io.files import write_atomically
 from matterform.training.checkpoint import Checkpoints
-from matterform.training.metrics import MetricsWriter, check_wandb, open_metrics
+from matterform.training.metrics import MetricsWriter, open_metrics
 from matterform.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 
 class RunFiles(NamedTuple):
-    """What is called how in a run's folder."""
+    """File names inside a run folder."""
 
     config: str = "config.yaml"
     checkpoints: str = "checkpoints"
@@ -39,7 +39,6 @@ def check_run(config: Any, resume: bool, free: Collection[str], files: RunFiles 
     Raises:
         ValueError: there is nothing to resume, something not to be overwritten, or a run with other settings.
     """
-    check_wandb(config.wandb_project)
     if config.run_dir.exists() and not config.run_dir.is_dir():
         raise ValueError(f"{config.run_dir} is a file; a run needs a folder")
     path = config.run_dir / files.config
@@ -56,30 +55,34 @@ def check_run(config: Any, resume: bool, free: Collection[str], files: RunFiles 
                 raise ValueError(f"cannot resume with another {name}: the run has {before.get(name)}, given {value}")
 
 
-def check_data(config: Any, data: Mapping[str, Any], resume: bool) -> None:
-    """Refuses to resume a run with other data than before.
+def check_data(run_dir: pathlib.Path, data: Mapping[str, Any], resume: bool, sources: str) -> None:
+    """Checks that a resumed run has the same data as before.
 
     Args:
         data: fingerprints, as `claim_run` gets them.
+        sources: where the data come from, for the message.
+
+    Raises:
+        ValueError: the data are others.
     """
-    path = config.run_dir / "data.json"
+    path = run_dir / "data.json"
     if resume and path.exists() and (former := json.loads(path.read_text(encoding="utf-8"))) != data:
         changed = sorted(name for name in {*former, *data} if former.get(name) != data.get(name))
         raise ValueError(
             f"cannot resume with other data: the run has {_some(former, changed)}, "
-            f"but {config.train} gives {_some(data, changed)}"
+            f"but {sources} gives {_some(data, changed)}"
         )
 
 
-def claim_run(config: Any, data: Mapping[str, Any], resume: bool, files: RunFiles = RUN_FILES) -> None:
-    """Writes the config and data.json, the fingerprints of the data.
+def claim_run(config: Any, data: Mapping[str, Any], resume: bool, sources: str, files: RunFiles = RUN_FILES) -> None:
+    """Writes the config and data.json, the fingerprints of the data, which come from `sources`.
 
     To be called when the data have been read, so that a run that cannot read them leaves nothing behind.
 
     Raises:
         ValueError: a resumed run would see other data than before.
     """
-    check_data(config, data, resume)
+    check_data(config.run_dir, data, resume, sources)
     if jax.process_count() > 1:  # else the first process could claim the folder before the others have looked
         multihost_utils.sync_global_devices("run folder checked")
     if jax.process_index() == 0:
@@ -93,7 +96,7 @@ def _some(data: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 class OpenRun(NamedTuple):
-    """What `fit` works with in a run's folder."""
+    """The open files of a run's folder, and the state to go on from."""
 
     state: TrainState  # the given one, or the one to go on from
     resumed: dict[str, Any] | None
@@ -104,30 +107,29 @@ class OpenRun(NamedTuple):
 
 @contextlib.contextmanager
 def open_run(
-    config: Any,
+    run_dir: pathlib.Path,
     columns: Sequence[str],
     state: TrainState,
     resume: bool | Literal["best"],
-    files: RunFiles = RUN_FILES,
     *,
+    keep: int,
+    files: RunFiles = RUN_FILES,
     tensorboard: bool = True,
+    wandb_project: str | None = None,
 ) -> Iterator[OpenRun]:
-    """Opens checkpoints/, best/ and metrics.csv of a claimed run, as its config's `keep` and `wandb_project` say.
+    """Opens the checkpoints, of which the newest `keep` stay, and metrics.csv of a claimed run.
 
     To resume from "best" is to go back to the best checkpoint; what came after it is given up.
     """
     with contextlib.ExitStack() as stack:
-        checkpoints = open_checkpoints(stack, config.run_dir / files.checkpoints, config.keep)
-        best = open_checkpoints(stack, config.run_dir / files.best, 1)
+        checkpoints = open_checkpoints(stack, run_dir / files.checkpoints, keep)
+        best = open_checkpoints(stack, run_dir / files.best, 1)
         resumed = None
         if resume:
-            state, resumed = restore_run(config.run_dir, best if resume == "best" else checkpoints, state)
+            state, resumed = restore_run(run_dir, best if resume == "best" else checkpoints, state)
+        resumed_step = int(state.step) if resume else None
         writer = open_metrics(
-            config.run_dir,
-            columns,
-            resumed_step=int(state.step) if resume else None,
-            tensorboard=tensorboard,
-            wandb_project=config.wandb_project,
+            run_dir, columns, resumed_step=resumed_step, tensorboard=tensorboard, wandb_project=wandb_project
         )
         stack.callback(writer.close)
         yield OpenRun(state, resumed, checkpoints, best, writer)

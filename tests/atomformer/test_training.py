@@ -16,7 +16,6 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import atomformer
-from atomformer import training
 from atomformer.checkpoint.published import Pretrained, from_pretrained, save_pretrained
 from atomformer.cli import main
 from atomformer.config import AtomformerConfig, EnergyScale, FinetuneConfig, LossConfig, PretrainConfig, TrainConfig
@@ -28,6 +27,7 @@ from atomformer.prediction.metrics import ATOM3D
 from atomformer.training import first_params, resolve_model, train
 from matterform.config import load_config
 from matterform.io.formats import read_structures, write_structures
+from matterform.training import trainer
 from matterform.training.batches import bucket_lengths
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.config import LoopConfig, OptimizerConfig
@@ -364,13 +364,13 @@ def test_mixed_sizes_compile_one_program_a_bucket(monkeypatch, tmp_path, rng):
     chains = [np.arange(size)[:, None] * [1.3, 0.0, 0.0] for size in (3, 4, 7, 8) * 4]
     structures = [ase.Atoms(f"C{len(chain)}", chain + 0.05 * rng.standard_normal(chain.shape)) for chain in chains]
     write_structures(tmp_path / "chains.xyz", structures)
-    steps, make_train_step = [], training.make_train_step
+    steps, make_train_step = [], trainer.make_train_step
 
     def recorded(*arguments, **options):
         steps.append(make_train_step(*arguments, **options))
         return steps[-1]
 
-    monkeypatch.setattr(training, "make_train_step", recorded)
+    monkeypatch.setattr(trainer, "make_train_step", recorded)
     flags = [
         *SMALL,
         "--depth",

@@ -18,13 +18,18 @@ from crystalformer.rl.dpo.pairs import PairData, Pairs, pairs_from_scores, read_
 from crystalformer.rl.dpo.rows import take_crystals
 from matterform.io.tables import read_rows, write_table
 from matterform.training.batches import BatchPlan, Take, make_batch_plan
+from matterform.training.split import split_rows
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_KEY = 1  # folded into the seed where held-out pairs are chosen
 # Crystals that the network's masks forbid have a log-probability of about -1e10 nats, whose differences are rounding.
 IMPOSSIBLE = -1e6
 PAIR_COLUMNS: tuple[str, ...] = ("chosen_row", "rejected_row", "reference_logp_chosen", "reference_logp_rejected")
+
+
+def pair_sources(config: DpoConfig) -> str:
+    """Where the pairs come from, for messages."""
+    return str(config.scored) if config.scored is not None else f"{config.chosen} with {config.rejected}"
 
 
 def load_pairs(config: DpoConfig, transformer: TransformerConfig) -> PairData:
@@ -51,7 +56,7 @@ def load_pairs(config: DpoConfig, transformer: TransformerConfig) -> PairData:
         try:
             check_crystals(crystals, transformer)
         except ValueError as error:
-            raise ValueError(f"the {name} crystals of {config.train}: {error}") from error
+            raise ValueError(f"the {name} crystals of {pair_sources(config)}: {error}") from error
     return data
 
 
@@ -116,13 +121,10 @@ def split_pairs(pairs: PreferencePair, config: DpoConfig) -> tuple[PreferencePai
         ValueError: all pairs would be held out.
     """
     count = len(pairs.logp_reference)
-    held_out = round(config.validation_fraction * count)
-    if held_out == 0:
+    rows = split_rows(count, config.validation_fraction, config.seed, "pairs")
+    if not len(rows.held_out):
         return pairs, None
-    if held_out == count:
-        raise ValueError(f"validation_fraction {config.validation_fraction} leaves none of {count} pairs to train on")
-    order = np.random.default_rng([config.seed, VALIDATION_KEY]).permutation(count)
-    return _take_pairs(pairs, order[held_out:]), _take_pairs(pairs, order[:held_out])
+    return _take_pairs(pairs, rows.train), _take_pairs(pairs, rows.held_out)
 
 
 def plan_pairs(pairs: PreferencePair, config: DpoConfig) -> BatchPlan:

@@ -19,11 +19,11 @@ from crystalformer.rl.ppo.rollout import Policy, Rollout, Stopwatch, gather_crys
 from crystalformer.rl.reward.base import Reward
 from crystalformer.symmetry.wyckoff import draw_spacegroups
 from matterform.training.batches import PlannedBatch, Take, local_rows
-from matterform.training.loop import Validation, run_validation
 from matterform.training.mesh import to_global, together
 from matterform.training.metrics import StepMetrics
 from matterform.training.state import TrainState
 from matterform.training.step import Batch, PartedStep
+from matterform.training.validation import Validation, run_validation
 
 SPACEGROUP_KEY, SAMPLE_KEY = 1, 2  # folded into the seed
 

@@ -36,12 +36,13 @@ from crystalformer.training import make_validation
 from matterform.io.files import existing
 from matterform.progress import progress_bar
 from matterform.training.checkpoint import Checkpoints
-from matterform.training.loop import Outcome, stop_agreed, stop_on_signals
 from matterform.training.mesh import make_local_mesh, make_mesh, replicate, together
+from matterform.training.metrics import check_wandb
 from matterform.training.optimizers import make_optimizer
 from matterform.training.run import check_run, claim_run, open_checkpoints, restore_run
 from matterform.training.state import TrainState, init_state
 from matterform.training.step import make_parted_step
+from matterform.training.stopping import Outcome, stop_agreed, stop_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def train_ppo(config: PpoConfig, resume: bool = False) -> PpoResult:
             where possible.
         FloatingPointError: a loss or gradient is not finite; the checkpoint of the previous epoch remains.
     """
+    check_wandb(config.wandb_project)
     check_run(config, resume, FREE)
     samples_per_process(config.batch_size)  # raises before anything is written
     checkpoint = load_checkpoint(existing(reference_file(config))) if resume else load_model(config.weights)
@@ -84,7 +86,7 @@ def train_ppo(config: PpoConfig, resume: bool = False) -> PpoResult:
         state = init_state(checkpoint.params, optimizer, context.mesh)
         if not resume and jax.process_index() == 0:
             save_checkpoint(reference_file(config), checkpoint.params, epoch=0, config=checkpoint.config)
-        claim_run(config, fingerprints(context.initial, context.frequencies, config.reward), resume)
+        claim_run(config, fingerprints(context.initial, context.frequencies, config.reward), resume, sources(config))
         checkpoints = open_checkpoints(stack, config.run_dir / "checkpoints", config.keep)
         progress = PpoProgress()
         if resume and checkpoints.latest_step() is not None:
@@ -95,6 +97,13 @@ def train_ppo(config: PpoConfig, resume: bool = False) -> PpoResult:
             writer = EpochWriter(config.run_dir, tuple(trial.details), finished, config.wandb_project)
         stack.callback(writer.close)
         return _run_epochs(context, state, progress, checkpoints, writer)
+
+
+def sources(config: PpoConfig) -> str:
+    """Where the data come from, for messages."""
+    files = (getattr(config.reward, name) for name in PATHS)
+    paths = (config.spacegroups_from, *files, config.reward.potential.mlff_path)
+    return ", ".join(str(path) for path in paths if path is not None) or str(reference_file(config))
 
 
 def reference_file(config: PpoConfig) -> pathlib.Path:

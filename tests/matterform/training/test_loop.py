@@ -1,9 +1,7 @@
 """Interrupted and resumed training equals uninterrupted training; the loop stops when it should."""
 
-import contextlib
 import json
 import signal
-import threading
 
 import jax
 import numpy as np
@@ -13,12 +11,13 @@ import pytest
 from matterform.training.batches import make_batch_plan, switch_plans
 from matterform.training.checkpoint import Checkpoints, complete_steps
 from matterform.training.config import LoopConfig, OptimizerConfig
-from matterform.training.loop import Progress, Validation, fit, metric_columns, stop_on_signals
+from matterform.training.loop import FitSetup, Progress, fit, metric_columns
 from matterform.training.mesh import make_mesh
 from matterform.training.metrics import open_metrics
 from matterform.training.optimizers import make_optimizer
 from matterform.training.state import init_state
 from matterform.training.step import make_eval_step, make_train_step
+from matterform.training.validation import Validation
 
 
 def assert_same_run(folder, expected_folder, result, expected):
@@ -76,33 +75,6 @@ def test_a_signal_ends_the_loop_and_the_former_handlers_return(tiny, tmp_path, n
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_second_interrupt_acts_as_usual():
-    # A process started in the background of a script ignores interrupts; this one must not, wherever tests run.
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with contextlib.ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGINT, former)
-        asked = stack.enter_context(stop_on_signals())
-        assert not asked()
-        signal.raise_signal(signal.SIGINT)
-        assert asked()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_other_threads_do_not_listen():
-    seen = []
-
-    def listen():
-        with stop_on_signals() as asked:
-            seen.append((asked(), signal.getsignal(signal.SIGTERM)))
-
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=listen)
-    thread.start()
-    thread.join()
-    assert seen == [(False, before)]
-
-
 def test_epoch_ends_are_reported_with_the_state(tiny, tmp_path):
     seen = []
     tiny.train(tmp_path, 16, on_epoch_end=lambda state, epoch: seen.append((epoch, int(state.step))))
@@ -122,17 +94,17 @@ def linear_run(folder, values, *, learning_rate=1.0, **options):
     )
     checkpoints, best = Checkpoints(folder / "checkpoints"), Checkpoints(folder / "best", keep=1)
     try:
-        return fit(
-            LoopConfig(**{"epochs": 2, **options}),
-            make_train_step(loss, optimizer, jax.random.key(0), mesh),
-            init_state(np.float32(1), optimizer, mesh),
-            mesh,
-            plan,
-            lambda indices, length: values[indices],
+        setup = FitSetup(
+            config=LoopConfig(**{"epochs": 2, **options}),
+            step=make_train_step(loss, optimizer, jax.random.key(0), mesh),
+            mesh=mesh,
+            plan=plan,
+            take=lambda indices, length: values[indices],
             validation=validation,
             checkpoints=checkpoints,
             best=best,
         )
+        return fit(setup, init_state(np.float32(1), optimizer, mesh))
     finally:
         checkpoints.close()
         best.close()
@@ -234,20 +206,19 @@ def plateau_run(folder, max_steps, *, resume=False, validation=True, log_every=N
     writer = open_metrics(folder, columns, resumed_step=int(state.step) if resume else None)
     held_out = Validation(make_eval_step(loss, mesh), plans[0], lambda i, n: i)
     try:
-        return fit(
-            LoopConfig(max_steps=max_steps, log_every=log_every),
-            make_train_step(loss, optimizer, jax.random.key(0), mesh),
-            state,
-            mesh,
-            switch_plans(plans),
-            lambda indices, length: indices,
+        setup = FitSetup(
+            config=LoopConfig(max_steps=max_steps, log_every=log_every),
+            step=make_train_step(loss, optimizer, jax.random.key(0), mesh),
+            mesh=mesh,
+            plan=switch_plans(plans),
+            take=lambda indices, length: indices,
             validation=held_out if validation else None,
             checkpoints=checkpoints,
             best=best,
             writer=writer,
-            resumed=extra,
             optimizer=settings,
         )
+        return fit(setup, state, extra)
     finally:
         writer.close()
         checkpoints.close()

@@ -46,13 +46,13 @@ def config(tmp_path) -> Config:
 def test_a_new_run_is_claimed_with_its_settings_and_data(config):
     check_run(config, resume=False, free=FREE)
     assert not config.run_dir.exists()
-    claim_run(config, DATA, resume=False)
+    claim_run(config, DATA, resume=False, sources="data")
     assert load_config(Config, config.run_dir / "config.yaml") == config
     assert json.loads((config.run_dir / "data.json").read_text()) == DATA
 
 
 def test_a_run_is_not_overwritten(config):
-    claim_run(config, DATA, resume=False)
+    claim_run(config, DATA, resume=False, sources="data")
     with pytest.raises(ValueError, match="holds a run already; give --resume to go on, or another --run-dir"):
         check_run(config, resume=False, free=FREE)
 
@@ -64,7 +64,7 @@ def test_what_is_not_there_is_not_resumed(config):
 
 @pytest.mark.parametrize("changes", [{}, {"epochs": 9}, {"train": pathlib.Path("moved")}])
 def test_free_settings_may_change(config, changes):
-    claim_run(config, DATA, resume=False)
+    claim_run(config, DATA, resume=False, sources="data")
     check_run(dataclasses.replace(config, **changes), resume=True, free=FREE)
 
 
@@ -79,18 +79,18 @@ def test_free_settings_may_change(config, changes):
     ],
 )
 def test_other_settings_are_refused_by_name(config, changes, message):
-    claim_run(config, DATA, resume=False)
+    claim_run(config, DATA, resume=False, sources="data")
     with pytest.raises(ValueError, match=message):
         check_run(dataclasses.replace(config, **changes), resume=True, free=FREE)
 
 
 def test_other_data_are_refused_and_leave_the_folder_as_it_was(config):
-    claim_run(config, DATA, resume=False)
+    claim_run(config, DATA, resume=False, sources="data")
     longer = dataclasses.replace(config, epochs=9)
-    with pytest.raises(ValueError, match="cannot resume with other data: the run has"):
-        claim_run(longer, {**DATA, "validation": {"structures": 1, "crc32": 1}}, resume=True)
+    with pytest.raises(ValueError, match="other data: the run has validation None, but data gives validation"):
+        claim_run(longer, {**DATA, "validation": {"structures": 1, "crc32": 1}}, resume=True, sources="data")
     assert load_config(Config, config.run_dir / "config.yaml") == config
-    claim_run(longer, DATA, resume=True)
+    claim_run(longer, DATA, resume=True, sources="data")
     assert load_config(Config, config.run_dir / "config.yaml") == longer
 
 
@@ -121,7 +121,7 @@ NAMES = RunFiles("hparams.yaml", "checkpoints/last_model", "checkpoints/best_mod
 
 
 def test_a_family_may_name_its_files(config):
-    claim_run(config, DATA, False, NAMES)
+    claim_run(config, DATA, False, "data", NAMES)
     assert load_config(Config, config.run_dir / "hparams.yaml") == config
     assert not (config.run_dir / "config.yaml").exists()
     with pytest.raises(ValueError, match="cannot resume with another seed"):
@@ -131,22 +131,22 @@ def test_a_family_may_name_its_files(config):
 
 
 def test_one_field_of_a_nested_config_may_be_free(config):
-    claim_run(config, DATA, resume=False)
+    claim_run(config, DATA, resume=False, sources="data")
     check_run(dataclasses.replace(config, optimizer=Optimizer(rate=0.2)), True, ("optimizer.rate",))
 
 
 def test_a_run_goes_back_to_its_best_state(config, start):
-    claim_run(config, DATA, False, NAMES)
-    with open_run(config, ("loss",), start, False, NAMES) as run:
+    claim_run(config, DATA, False, "data", NAMES)
+    with open_run(config.run_dir, ("loss",), start, False, keep=2, files=NAMES) as run:
         for step in (1, 2, 3):
             later = start._replace(step=start.step + step, params={"w": start.params["w"] + step})
             run.checkpoints.save(later, {"best_loss": 1.0})
             run.writer.write(step, {"loss": 0.5})
             if step == 2:
                 run.best.save(later, {"best_loss": 2.0})
-    with open_run(config, ("loss",), start, True, NAMES) as run:
+    with open_run(config.run_dir, ("loss",), start, True, keep=2, files=NAMES) as run:
         assert (int(run.state.step), run.resumed) == (3, {"best_loss": 1.0})
-    with open_run(config, ("loss",), start, "best", NAMES) as run:
+    with open_run(config.run_dir, ("loss",), start, "best", keep=2, files=NAMES) as run:
         assert (int(run.state.step), run.resumed) == (2, {"best_loss": 2.0})
         np.testing.assert_array_equal(run.state.params["w"], [2.0, 3.0, 4.0])
     assert [line.split(",")[0] for line in (config.run_dir / "metrics.csv").read_text().split()] == ["step", "1", "2"]

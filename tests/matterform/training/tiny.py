@@ -15,12 +15,13 @@ import numpy as np
 from matterform.training.batches import make_batch_plan
 from matterform.training.checkpoint import Checkpoints
 from matterform.training.config import LoopConfig, OptimizerConfig
-from matterform.training.loop import FitResult, Validation, fit, metric_columns
+from matterform.training.loop import FitResult, FitSetup, fit, metric_columns
 from matterform.training.mesh import initialize_distributed, make_mesh
 from matterform.training.metrics import open_metrics
 from matterform.training.optimizers import make_optimizer
 from matterform.training.state import init_state
 from matterform.training.step import make_eval_step, make_train_step
+from matterform.training.validation import Validation
 
 BUCKETS = (4, 8)
 NUM_EXAMPLES = 50
@@ -77,20 +78,19 @@ def train(
 
     on_epoch_end = options.pop("on_epoch_end", None)
     try:
-        return fit(
-            LoopConfig(**{"log_every": 3, "checkpoint_every": 5, **options}, max_steps=max_steps),
-            step,
-            state,
-            mesh,
-            plan,
-            take_and_stop,
+        setup = FitSetup(
+            config=LoopConfig(**{"log_every": 3, "checkpoint_every": 5, **options}, max_steps=max_steps),
+            step=step,
+            mesh=mesh,
+            plan=plan,
+            take=take_and_stop,
             validation=Validation(make_eval_step(example_loss, mesh), plan, take),
             checkpoints=checkpoints,
             best=best,
             writer=writer,
-            resumed=extra,
             on_epoch_end=on_epoch_end,
         )
+        return fit(setup, state, extra)
     finally:
         writer.close()
         checkpoints.close()

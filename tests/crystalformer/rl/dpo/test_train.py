@@ -25,6 +25,7 @@ from crystalformer.rl.dpo.pairs import Pairs
 from crystalformer.rl.dpo.rows import take_crystals
 from crystalformer.rl.dpo.train import train_dpo
 from matterform.config import load_config
+from matterform.training import trainer
 from matterform.training.config import LoopConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -106,14 +107,14 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_happened(whole, tmp
         assert_published_equal(config.run_dir / "published" / name, whole.run_dir / "published" / name)
 
 
-@pytest.mark.parametrize("step", ["save_checkpoint", "write_pairs", "claim_run"])
-def test_a_run_that_dies_before_it_is_complete_can_be_begun_again(base, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize(("module", "step"), [(dpo, "save_checkpoint"), (dpo, "write_pairs"), (trainer, "claim_run")])
+def test_a_run_that_dies_before_it_is_complete_can_be_begun_again(base, tmp_path, monkeypatch, module, step):
     def die(*_args, **_kwargs):
         raise KeyboardInterrupt
 
     config = dataclasses.replace(base, run_dir=tmp_path / "run", loop=LoopConfig(max_steps=1))
     with monkeypatch.context() as patch:
-        patch.setattr(dpo, step, die)
+        patch.setattr(module, step, die)
         with pytest.raises(KeyboardInterrupt):
             train_dpo(config)
     with pytest.raises(ValueError, match="holds no run to resume"):
