@@ -59,7 +59,7 @@ def test_a_run_leaves_its_config_metrics_and_best_state(tmp_path):
     trained = train(config, task, False)
     assert (trained.fit.outcome, int(trained.fit.state.step)) == ("finished", 6)
     assert int(trained.best.step) == 6  # the loss falls to the end
-    assert trained.fit.state.params == pytest.approx(1 - 6 * 0.5, abs=1e-5)
+    assert trained.fit.state.params == pytest.approx(1 - 6 * 0.5, abs=1e-3)
     assert ended == [(1, 2), (2, 4), (3, 6)]
     assert load_config(Config, config.run_dir / "config.yaml") == config
     header = (config.run_dir / "metrics.csv").read_text().splitlines()[0]
