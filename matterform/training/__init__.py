@@ -1,1 +1,1 @@
-"""Training of any model: pytrees, losses of one example and batches; nothing here knows of atoms."""
+"""Training of any model from the loss of one example; nothing here depends on atoms."""

@@ -1,4 +1,4 @@
-"""Deterministic batches with length buckets: which examples form which step is a function of the step alone."""
+"""Deterministic batches of examples of similar length: the examples of a step depend on the step number alone."""
 
 import collections
 import concurrent.futures
@@ -19,7 +19,7 @@ BUCKET_GROWTH = 1.25
 
 
 class PlannedBatch(NamedTuple):
-    """The rows of one batch: which examples, how much each counts, and the length that holds them all."""
+    """The examples of one batch, their weights, and the length that they are padded to."""
 
     indices: Int[np.ndarray, " b"]
     weight: Float[np.ndarray, " b"]  # 0 where a row repeats an example only to fill the batch, else 1
@@ -34,7 +34,7 @@ class Phase(NamedTuple):
 
 
 class BatchPlan(NamedTuple):
-    """Every batch of every epoch, by index; all processes share one plan."""
+    """The batches of every epoch; all processes use the same plan."""
 
     batch_size: int
     batches_per_epoch: int  # of epoch 0, and of all before the first of `later`
@@ -43,7 +43,7 @@ class BatchPlan(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a step stands."""
+    """The position of a step in the run."""
 
     epoch: int
     batch: int  # of that epoch
@@ -92,7 +92,7 @@ def bucket_lengths(lengths: Int[np.ndarray, " n"]) -> tuple[int, ...]:
 
 
 def switch_plans(plans: Mapping[int, BatchPlan]) -> BatchPlan:
-    """One plan of several: each holds from the epoch that is its key, the first from epoch 0, up to the next one's.
+    """Joins several plans: each applies from the epoch that is its key, the first from epoch 0.
 
     For data that change while training goes on, such as copies that join them later.
     """
@@ -110,7 +110,7 @@ def switch_plans(plans: Mapping[int, BatchPlan]) -> BatchPlan:
 
 
 def with_rows(plan: BatchPlan, rows: Int[np.ndarray, " n"]) -> BatchPlan:
-    """The plan of a data set's `rows`, where `plan` counts them from 0."""
+    """The plan for some `rows` of a data set, which `plan` numbers from 0."""
 
     def epoch(number: int) -> list[PlannedBatch]:
         return [planned._replace(indices=rows[planned.indices]) for planned in plan.epoch(number)]
@@ -119,7 +119,7 @@ def with_rows(plan: BatchPlan, rows: Int[np.ndarray, " n"]) -> BatchPlan:
 
 
 def place_of(plan: BatchPlan, step: int) -> Place:
-    """Where the step number `step`, counted over all epochs from 0, stands."""
+    """The position of the step number `step`, counted over all epochs from 0."""
     phase = Phase(0, plan.batches_per_epoch)
     for following in plan.later:
         steps = (following.first_epoch - phase.first_epoch) * phase.batches_per_epoch
@@ -131,7 +131,7 @@ def place_of(plan: BatchPlan, step: int) -> Place:
 
 
 def steps_before(plan: BatchPlan, epoch: int) -> int:
-    """How many steps the epochs 0 to `epoch` - 1 have together."""
+    """Number of steps in the epochs 0 to `epoch` - 1."""
     phases = [Phase(0, plan.batches_per_epoch), *plan.later]
     ends = [*(phase.first_epoch for phase in plan.later), epoch]
     return sum(
@@ -141,7 +141,7 @@ def steps_before(plan: BatchPlan, epoch: int) -> int:
 
 
 def local_rows(planned: PlannedBatch, process: int, num_processes: int) -> PlannedBatch:
-    """The contiguous part of a batch that one of `num_processes` processes feeds."""
+    """The contiguous rows of a batch that the process number `process` loads."""
     size, rest = divmod(len(planned.indices), num_processes)
     if rest:
         raise ValueError(

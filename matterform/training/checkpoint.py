@@ -13,7 +13,7 @@ from matterform.training.state import TrainState
 class Checkpoints:
     """The newest `keep` training states in a directory, each with a small JSON object beside it.
 
-    With several processes every one makes the same calls, and all must see the same directory.
+    With several processes, each makes the same calls, and all share the directory.
     Orbax writes under a temporary name and renames at the end; a directory without its final mark is never read.
     """
 
@@ -37,7 +37,7 @@ class Checkpoints:
     def save(self, state: TrainState, extra: Mapping[str, Any] | None = None) -> None:
         """Writes `state` under its step, then deletes the oldest above `keep` and any from later steps.
 
-        Later steps exist where training went back to an older checkpoint: they belong to an abandoned history.
+        Later steps exist if training went back to an older checkpoint; they are no longer part of the run.
         """
         import orbax.checkpoint as ocp
 
@@ -74,17 +74,17 @@ class Checkpoints:
         return restored["state"], restored["extra"]
 
     def _check_fit(self, step: int, template: TrainState) -> None:
-        """Refuses a template with other leaves than the checkpoint, naming the first difference."""
+        """Raises ValueError, naming the first difference, if the template has other leaves than the checkpoint."""
         found = _describe_leaves(self._manager.item_metadata(step)["state"].tree)
         _compare(self.directory / str(step), found, _describe_leaves(template), "model and optimiser")
 
     def close(self) -> None:
-        """Releases the directory."""
+        """Closes the directory."""
         self._manager.close()
 
 
 def load_inference_params(directory: str | pathlib.Path, template: Any) -> Any:
-    """Parameters for use from the newest checkpoint: the moving average where there is one; reads only.
+    """Loads parameters for inference from the newest checkpoint: the moving average if there is one.
 
     Args:
         template: arrays, or their shapes, that the parameters must fit; the optimiser need not be known.
@@ -111,20 +111,20 @@ def load_inference_params(directory: str | pathlib.Path, template: Any) -> Any:
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:
-    """Steps, increasing, whose checkpoints under `directory` were written to the end."""
+    """Steps of the complete checkpoints in `directory`, in increasing order."""
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and _is_committed(path))
 
 
 def _is_committed(path: pathlib.Path) -> bool:
-    """Whether orbax set the time of completion, the last thing it writes."""
+    """Whether the checkpoint is complete: orbax writes the time of completion last."""
     metadata = path / "_CHECKPOINT_METADATA"
     return metadata.is_file() and bool(json.loads(metadata.read_text()).get("commit_timestamp_nsecs"))
 
 
 def _compare(path: pathlib.Path, found: Mapping[str, str], expected: Mapping[str, str], what: str) -> None:
-    """Refuses leaves that differ, naming the first difference."""
+    """Raises ValueError, naming the first difference, if leaves differ."""
     for name in sorted(found.keys() | expected.keys()):
         wanted, got = expected.get(name, "absent"), found.get(name, "absent")
         if wanted != got:

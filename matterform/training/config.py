@@ -62,7 +62,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """When to stop and how often to do what; periods count steps, and None means once an epoch."""
+    """When training stops, and how often metrics and checkpoints are written; periods are steps, None is an epoch."""
 
     epochs: int | None = None  # passes over the training data; none: until max_steps or max_minutes
     max_steps: int | None = None  # with epochs or max_minutes: whichever comes first

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSetup:
-    """Everything that the loop works with."""
+    """The parts of a training loop."""
 
     config: LoopConfig
     step: TrainStep
@@ -109,12 +109,11 @@ class Progress:
 
 
 def fit(setup: FitSetup, state: TrainState, resumed: Mapping[str, Any] | None = None) -> FitResult:
-    """Trains from `state.step` on; constructs nothing, and consumes `state`.
+    """Trains from `state.step` on; `state` is consumed.
 
-    To resume, give what `Checkpoints.restore` returned: the state, and the extra object as `resumed`. The batches,
-    keys and means then go on as if nothing had happened. SIGTERM and SIGINT end the loop after the running step
-    (with several processes: where a row of metrics is due) with a checkpoint; a second signal acts as usual. So does
-    the time limit, from where the run can go on as after a signal.
+    To resume, pass what `Checkpoints.restore` returned: the state, and the extra object as `resumed`. The result is
+    then the same as without the interruption. SIGTERM, SIGINT and the time limit end the loop with a checkpoint after
+    the running step (with several processes: after the next row of metrics); a second signal acts as usual.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; no checkpoint has been written since.
@@ -140,7 +139,7 @@ def fit(setup: FitSetup, state: TrainState, resumed: Mapping[str, Any] | None = 
 
 
 class _Due(NamedTuple):
-    """What is to be done after a step."""
+    """Actions due after a step."""
 
     place: Place  # of the next step
     row: bool
@@ -154,7 +153,7 @@ class _Due(NamedTuple):
 
 
 class _Loop:
-    """What changes from step to step."""
+    """The state of a running loop."""
 
     def __init__(self, setup: FitSetup, state: TrainState, resumed: Mapping[str, Any] | None) -> None:
         self.setup, self.state = setup, state
@@ -165,10 +164,10 @@ class _Loop:
         follows = setup.optimizer is not None and setup.optimizer.schedule == "plateau"
         self.plateau = setup.optimizer if follows else None
         self.saved_at = -math.inf
-        self.held: tuple[TrainState, dict[str, Any]] | None = None  # the best state where it is not written yet
+        self.held: tuple[TrainState, dict[str, Any]] | None = None  # the best state, if not written yet
 
     def advance(self, number: int, batch: Batch, last: int | None, stop_asked: Callable[[], bool]) -> Outcome | None:
-        """Takes the step `number` and does what is due after it; returns why the loop is to end, if so."""
+        """Runs the step `number` and the actions due after it; returns why the loop ends, or None."""
         self.state, metrics = self.setup.step(self.state, to_global(self.setup.mesh, batch))
         self.recent.add(number, metrics)
         due = self._due_after(number)
@@ -196,7 +195,7 @@ class _Loop:
         )
 
     def _write_row(self, number: int, due: _Due) -> tuple[TrainState, dict[str, Any]] | None:
-        """Validates where that is due and writes the metrics; returns the state to keep where it is the best so far."""
+        """Validates if due, and writes the metrics; returns the state if it is the best so far."""
         self.recent.settle()
         if self.plateau is not None and self.setup.validation is None:
             self.progress.add_to_epoch(self.recent.totals["loss"], self.recent.count)
@@ -221,7 +220,7 @@ class _Loop:
             self.state = self.state._replace(opt_state=with_rate_scale(self.state.opt_state, scale))
 
     def _save(self, due: _Due, improved: tuple[TrainState, dict[str, Any]] | None, outcome: Outcome | None) -> None:
-        """Writes the best state and the checkpoint where they are due, but neither more often than is allowed."""
+        """Writes the best state and the checkpoint if they are due and the last one is not too recent."""
         least = self.setup.config.checkpoint_seconds
         rested = time.monotonic() - self.saved_at >= least or jax.process_count() > 1
         self.held = improved or self.held
@@ -236,13 +235,13 @@ class _Loop:
             self.saved_at = time.monotonic()
 
     def _extra(self) -> dict[str, Any]:
-        """What a checkpoint carries beside the state."""
+        """The content of a checkpoint besides the state."""
         totals = dataclasses.replace(self.progress, totals=self.recent.totals, count=self.recent.count)
         return dataclasses.asdict(totals)
 
 
 def last_step(config: LoopConfig, plan: BatchPlan) -> int | None:
-    """The number of steps after which training is finished; None where only time limits it."""
+    """Number of steps of the whole run; None if only time limits it."""
     limits = [config.max_steps, None if config.epochs is None else steps_before(plan, config.epochs)]
     return min((limit for limit in limits if limit is not None), default=None)
 

@@ -17,7 +17,7 @@ def make_mesh() -> Mesh:
 
 
 def make_local_mesh() -> Mesh:
-    """A mesh of this process's own devices along the axis "data", for work that processes do each for themselves."""
+    """A mesh of this process's own devices along the axis "data", for work that is not shared with other processes."""
     devices = jax.local_devices()
     return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -58,9 +58,9 @@ def to_global(mesh: Mesh, local_batch: Any) -> Any:
 
 
 def together(what: str) -> contextlib.AbstractContextManager[None]:
-    """A block that, where it fails in one process, fails in all: the others would wait for that one for minutes.
+    """A block that fails in all processes if it fails in one, because the others would wait for it for minutes.
 
-    What was raised goes on in its own process; elsewhere a ValueError says that `what` failed, and in which.
+    The failing process raises its own exception; the others raise a ValueError that names `what` and that process.
     """
     return _Together(what)
 

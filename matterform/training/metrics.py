@@ -1,4 +1,4 @@
-"""Metrics on their way from the device to a CSV file with fixed columns, TensorBoard, Weights & Biases."""
+"""Writers of metrics: a CSV file with fixed columns, TensorBoard, Weights & Biases."""
 
 import importlib.util
 import pathlib
@@ -11,7 +11,7 @@ from matterform.io.tables import open_rows
 
 
 class MetricsWriter(NamedTuple):
-    """Where metrics go; `write(step, metrics)` is the only place where they are fetched from the device."""
+    """Destination of metrics; `write(step, metrics)` fetches them from the device."""
 
     write: Callable[[int, Mapping[str, Any]], None]
     close: Callable[[], None]
@@ -42,7 +42,7 @@ def open_metrics(
 
 
 def combine(writers: Iterable[MetricsWriter]) -> MetricsWriter:
-    """One writer that fetches metrics once and hands them to each of `writers`."""
+    """One writer that fetches metrics once and passes them to each of `writers`."""
     writers = tuple(writers)
 
     def write(step: int, metrics: Mapping[str, Any]) -> None:
@@ -97,13 +97,13 @@ def open_tensorboard(folder: pathlib.Path, resumed_step: int | None = None) -> M
 
 
 def check_wandb(project: str | None) -> None:
-    """Refuses, before anything is written, to report to Weights & Biases where it is not installed."""
+    """Raises ImportError if a project is given and Weights & Biases is not installed."""
     if project is not None and importlib.util.find_spec("wandb") is None:
         raise ImportError("logging to Weights & Biases needs an extra: pip install 'matterform[wandb]'")
 
 
 def open_wandb(project: str, folder: pathlib.Path) -> MetricsWriter:
-    """A new Weights & Biases run called like its folder; login and mode are those of the user's W&B settings."""
+    """A new Weights & Biases run with the name of its folder; login and mode are those of the user's W&B settings."""
     check_wandb(project)
     import wandb  # pyright: ignore[reportMissingImports]
 
@@ -151,7 +151,7 @@ class StepMetrics:
         self.count += 1
 
     def take_means(self) -> dict[str, float]:
-        """The means since the last call, which start anew."""
+        """Returns the means since the last call, and starts new ones."""
         means = {name: total / self.count for name, total in self.totals.items()}
         self.totals, self.count = {}, 0
         return means

@@ -24,7 +24,14 @@ def make_schedule(config: OptimizerConfig) -> Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, run_steps: int | None = None) -> optax.GradientTransformation:
-    """Clipping, then Adam or AdamW at the scheduled rate; `run_steps` are the total steps where the config has none."""
+    """Clipping, then Adam or AdamW at the scheduled rate.
+
+    Args:
+        run_steps: total number of steps, if the config has none.
+
+    Raises:
+        ValueError: the schedule needs a number of steps, and none is known.
+    """
     if config.total_steps is None:
         config = dataclasses.replace(config, total_steps=run_steps)
     if config.warmup_fraction:
@@ -49,7 +56,7 @@ def make_optimizer(config: OptimizerConfig, run_steps: int | None = None) -> opt
 
 
 class RateScale(NamedTuple):
-    """A factor of the learning rate that no step changes, only the loop; part of the optimiser's state."""
+    """A factor of the learning rate, changed by the training loop only; part of the optimiser's state."""
 
     scale: Float[Array, ""]
 
@@ -64,7 +71,7 @@ def scale_by_rate() -> optax.GradientTransformation:
 
 
 def with_rate_scale(opt_state: Any, scale: Any) -> Any:
-    """The optimiser's state with another factor of the learning rate, wherever it stands in it."""
+    """The optimiser's state with another factor of the learning rate."""
 
     def is_scale(node: Any) -> bool:
         return isinstance(node, RateScale)

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, whether it may be resumed, and its checkpoints."""
+"""The folder of a run: its config, fingerprints of its data, and its checkpoints."""
 
 import contextlib
 import json
@@ -31,13 +31,13 @@ RUN_FILES = RunFiles()
 
 
 def check_run(config: Any, resume: bool, free: Collection[str], files: RunFiles = RUN_FILES) -> None:
-    """Checks that the folder `config.run_dir` is new, or holds the same run.
+    """Checks that the folder `config.run_dir` is new, or contains the same run.
 
     Args:
-        free: fields that a resumed run may change, dotted where they are nested, with all that is in them.
+        free: fields that a resumed run may change, dotted if nested; a nested config includes all its fields.
 
     Raises:
-        ValueError: there is nothing to resume, something not to be overwritten, or a run with other settings.
+        ValueError: there is no run to resume, the folder contains a run, or the run has other settings.
     """
     if config.run_dir.exists() and not config.run_dir.is_dir():
         raise ValueError(f"{config.run_dir} is a file; a run needs a folder")
@@ -63,7 +63,7 @@ def check_data(run_dir: pathlib.Path, data: Mapping[str, Any], resume: bool, sou
         sources: where the data come from, for the message.
 
     Raises:
-        ValueError: the data are others.
+        ValueError: the data differ.
     """
     path = run_dir / "data.json"
     if resume and path.exists() and (former := json.loads(path.read_text(encoding="utf-8"))) != data:
@@ -77,10 +77,10 @@ def check_data(run_dir: pathlib.Path, data: Mapping[str, Any], resume: bool, sou
 def claim_run(config: Any, data: Mapping[str, Any], resume: bool, sources: str, files: RunFiles = RUN_FILES) -> None:
     """Writes the config and data.json, the fingerprints of the data, which come from `sources`.
 
-    To be called when the data have been read, so that a run that cannot read them leaves nothing behind.
+    Call this after reading the data, so that a run that cannot read them leaves no files.
 
     Raises:
-        ValueError: a resumed run would see other data than before.
+        ValueError: a resumed run has other data than before.
     """
     check_data(config.run_dir, data, resume, sources)
     if jax.process_count() > 1:  # else the first process could claim the folder before the others have looked
@@ -119,7 +119,7 @@ def open_run(
 ) -> Iterator[OpenRun]:
     """Opens the checkpoints, of which the newest `keep` stay, and metrics.csv of a claimed run.
 
-    To resume from "best" is to go back to the best checkpoint; what came after it is given up.
+    Resuming from "best" goes back to the best checkpoint; later steps are discarded.
     """
     with contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(stack, run_dir / files.checkpoints, keep)
@@ -145,7 +145,11 @@ def open_checkpoints(stack: contextlib.ExitStack, folder: pathlib.Path, keep: in
 def restore_run(
     run_dir: pathlib.Path, checkpoints: Checkpoints, state: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state to go on from, and what `fit` takes as `resumed`."""
+    """The newest state, and its progress for `fit`.
+
+    Raises:
+        ValueError: the run has no checkpoint.
+    """
     if checkpoints.latest_step() is None:
         raise ValueError(f"{run_dir} ended before its first checkpoint; delete it and begin anew, without --resume")
     state, progress = checkpoints.restore(state)

@@ -9,7 +9,7 @@ VALIDATION_KEY = 1  # folded into the seed, so that the split is not drawn as th
 
 
 class SplitRows(NamedTuple):
-    """Rows to train on, and held-out ones, each in the order that they are drawn in."""
+    """Rows to train on and held-out rows, both in random order."""
 
     train: Int64[np.ndarray, " n"]
     held_out: Int64[np.ndarray, " m"]

@@ -1,4 +1,4 @@
-"""What a training step changes."""
+"""The state that a training step changes."""
 
 from typing import Any, NamedTuple
 
@@ -12,24 +12,24 @@ from matterform.training.mesh import replicate
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes; a checkpoint is exactly this."""
+    """Everything that a step changes; a checkpoint contains exactly this."""
 
     step: Int[Array, ""]  # optimiser steps taken
     params: Any
     opt_state: Any
     ema: Any  # exponential moving average of the parameters, None where it is off
-    memory: Any = None  # what the loss keeps from step to step, running means say
+    memory: Any = None  # values that the loss keeps from step to step, such as running means
 
 
 def init_state(
     params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False, memory: Any = None
 ) -> TrainState:
-    """The state before the first step, copied to every device; the average starts from the parameters themselves."""
+    """The state before the first step, copied to every device; the moving average starts at the parameters."""
     opt_state = jax.jit(optimizer.init)(params)  # one program instead of one for every shape
     state = TrainState(jnp.zeros((), jnp.int32), params, opt_state, params if ema else None, memory)
     return replicate(mesh, state)
 
 
 def inference_params(state: TrainState) -> Any:
-    """The parameters to validate and publish: the moving average where there is one."""
+    """The parameters for validation and publishing: the moving average if there is one."""
     return state.params if state.ema is None else state.ema

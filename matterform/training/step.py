@@ -21,7 +21,7 @@ RememberingLoss = Callable[[Any, PRNGKeyArray | None, Any, Any], tuple[Float[Arr
 
 
 class Batch(NamedTuple):
-    """Examples side by side, and how much each counts in every mean over the batch.
+    """A batch of examples, and their weights in every mean over the batch.
 
     A weight of 0 marks a row that only fills the batch. Such a row is still computed, so it must hold a
     valid example: a NaN times 0 is NaN.
@@ -84,11 +84,11 @@ def make_train_step(
 
 
 class PartedStep(NamedTuple):
-    """A step whose batch comes in parts, of several shapes or too large to be in memory at once.
+    """A step whose batch is computed in parts, because they differ in shape or do not fit in memory together.
 
     `add(params, sums, part)` gives the sums of what has come so far, None at first; `finish(state, sums)` takes the
-    step, and consumes the state. `temporary_bytes(params, part)` compiles `add` and tells what it needs on a device
-    beside its arguments.
+    step, and consumes the state. `temporary_bytes(params, part)` compiles `add` and returns the bytes that it needs on
+    a device besides its arguments.
     """
 
     add: Callable[[Any, Sums | None, Batch], Sums]
@@ -167,7 +167,7 @@ def _make_update(
     ema_decay: float | None,
     remember: Callable[[Any, Metrics], Any] | None,
 ) -> Callable[[TrainState, Sums], tuple[TrainState, Metrics]]:
-    """The state after a step, and its metrics, from the sums over the batch."""
+    """A function that computes the state after a step, and its metrics, from the sums over the batch."""
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must lie in [0, 1); got {ema_decay}")
 
@@ -210,7 +210,11 @@ def make_eval_step(example_loss: ExampleLoss, mesh: Mesh) -> Evaluate:
 
 
 def mean_metrics(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Weighted means over all batches whose sums are given; added on the host in double precision."""
+    """Weighted means over all batches, from their sums; added on the host in double precision.
+
+    Raises:
+        ValueError: the total weight is zero.
+    """
     totals: dict[str, float] = {}
     for batch_sums in sums:
         for name, value in jax.device_get(dict(batch_sums)).items():
@@ -221,7 +225,7 @@ def mean_metrics(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def warmed_up(ema_decay: float, steps: Int[Array, ""]) -> Float[Array, ""]:
-    """The decay of a moving average after so many steps: at most (1 + t) / (10 + t), as in TensorFlow's.
+    """The decay of a moving average after t `steps`: at most (1 + t) / (10 + t), as in TensorFlow.
 
     So the average remembers about the last tenth of a short run rather than its random start.
     """
@@ -229,7 +233,7 @@ def warmed_up(ema_decay: float, steps: Int[Array, ""]) -> Float[Array, ""]:
 
 
 def _moved_average(average: Any, params: Any, share: Float[Array, ""]) -> Any:
-    """The average moved towards `params`; written so that one of parameters that never change stays exactly theirs."""
+    """The average moved towards `params`; parameters that never change keep exactly their average."""
     return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
 
 
@@ -262,7 +266,7 @@ def _sum_over(function: Callable[[Any], Any], parts: Any) -> Any:
 
 
 def _check_rows(batch: Batch, mesh: Mesh, accumulate: int) -> None:
-    """Refuses, while tracing, a batch that cannot be split evenly."""
+    """Raises ValueError, while tracing, for a batch that cannot be split evenly."""
     rows, parts = batch.weight.shape[0], mesh.size * accumulate
     if rows % parts:
         raise ValueError(

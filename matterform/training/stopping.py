@@ -11,14 +11,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 Outcome = Literal["finished", "early_stop", "time_limit", "interrupted"]
-STOPS: tuple[Outcome | None, ...] = (None, "time_limit", "interrupted")  # what can come between two steps
+STOPS: tuple[Outcome | None, ...] = (None, "time_limit", "interrupted")  # reasons that can arise between two steps
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM or SIGINT has come; only the main thread can listen.
+    """Yields a function that returns whether SIGTERM or SIGINT was received; only the main thread receives signals.
 
-    After the first one, and at the end, the former handlers are back, so that a second signal ends the process.
+    After the first one, and at the end, the former handlers are restored, so that a second signal ends the process.
     """
     received: list[int] = []
     former: dict[int, Any] = {}
@@ -41,10 +41,10 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         restore()
 
 
-def stop_agreed(wish: Outcome | None, at_meeting: bool) -> Outcome | None:
-    """Why to stop now: at once when alone, else at a meeting of all processes if any of them wishes to."""
+def stop_agreed(reason: Outcome | None, at_meeting: bool) -> Outcome | None:
+    """Why all processes stop now: a single process at once, several only at a meeting, if any has a reason."""
     if jax.process_count() == 1:
-        return wish
+        return reason
     if not at_meeting:
         return None
-    return STOPS[int(multihost_utils.process_allgather(np.asarray(STOPS.index(wish))).max())]
+    return STOPS[int(multihost_utils.process_allgather(np.asarray(STOPS.index(reason))).max())]

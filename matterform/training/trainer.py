@@ -1,4 +1,4 @@
-"""A whole training run of any model, from the first check to the best weights: what all families share."""
+"""A whole training run of any model, from the first check to the best weights."""
 
 import dataclasses
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class RunConfig(Protocol):
-    """The settings of a run that the trainer needs, under the names that all families use."""
+    """Settings of a run, under the names that all families use."""
 
     @property
     def loop(self) -> LoopConfig: ...
@@ -58,7 +58,7 @@ class RunSettings(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Data to validate on, with the loss of one of them."""
+    """Validation data, with the loss of one example."""
 
     example_loss: ExampleLoss
     plan: BatchPlan
@@ -67,21 +67,21 @@ class HeldOut(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a family trains: a loss, the first weights and the data.
+    """What is trained: a loss, initial weights and data.
 
     `remember` and `memory` are those of `make_train_step`, `on_epoch_end` that of `FitSetup`.
     """
 
     example_loss: ExampleLoss | RememberingLoss
     params: Any
-    key: PRNGKeyArray  # of the randomness of the steps
+    key: PRNGKeyArray  # random key of the steps
     plan: BatchPlan
     take: Take
     held_out: HeldOut | None = None
-    metrics: tuple[str, ...]  # names of what `example_loss` reports beside the loss
-    fingerprints: Mapping[str, Any]  # of the data, which a resumed run must find again
+    metrics: tuple[str, ...]  # names of the metrics that `example_loss` returns
+    fingerprints: Mapping[str, Any]  # of the data; a resumed run must have the same
     sources: str  # where the data come from, for messages
-    sizes: str  # how much data there is, for the log
+    sizes: str  # amount of data, for the log
     make_optimizer: Callable[[OptimizerConfig, int | None], optax.GradientTransformation] = make_optimizer
     remember: Callable[[Any, Metrics], Any] | None = None
     memory: Any = None
@@ -89,7 +89,7 @@ class Task:
 
 
 class Trained(NamedTuple):
-    """How training ended, and the state of the lowest validation loss (without validation, the last one)."""
+    """How training ended, and the state with the lowest validation loss (without validation, the last state)."""
 
     fit: FitResult
     best: TrainState
@@ -103,12 +103,12 @@ def check_start(
     settings: RunConfig | None = None,
     files: RunFiles = RUN_FILES,
 ) -> None:
-    """Checks, before any data are read, that the run can begin or go on.
+    """Checks that the run can start or resume, before any data are read.
 
     Raises:
-        ValueError: the folder holds another run, there is nothing to resume, a setting differs that is not `free`, or
-            the batch size cannot be divided over the devices.
-        ImportError: Weights & Biases is to be reported to, but not installed.
+        ValueError: the folder contains another run, there is no run to resume, a setting that is not `free` differs, or
+            the batch size cannot be divided among the devices.
+        ImportError: a project of Weights & Biases is given, but the package is not installed.
     """
     chosen: RunConfig = config if settings is None else settings
     check_wandb(chosen.wandb_project)
@@ -134,11 +134,12 @@ def train(
     """Trains in the folder `config.run_dir` until the loop ends, is interrupted or stops early.
 
     Args:
-        config: what the folder keeps; all families but AGeDi have the settings in it.
-        resume: goes on from the last checkpoint, or from the best one.
+        config: written to the run folder, `config.run_dir`.
+        resume: continue from the last checkpoint, or from the best one.
+        settings: settings of the run, if `config` is not a `RunConfig` itself.
 
     Raises:
-        ValueError: a resumed run would see other data than before.
+        ValueError: a resumed run has other data than before.
         FloatingPointError: the loss is not finite.
     """
     chosen: RunConfig = config if settings is None else settings

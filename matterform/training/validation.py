@@ -11,7 +11,7 @@ from matterform.training.step import Evaluate, mean_metrics
 
 
 class Validation(NamedTuple):
-    """A data set to validate on, with the compiled evaluation."""
+    """Validation data, with the compiled evaluation."""
 
     evaluate: Evaluate
     plan: BatchPlan
