@@ -1,7 +1,7 @@
-"""Training of AtomFormer, from nothing or from published weights: one config, one run folder that describes itself.
+"""Training of AtomFormer, from random or published weights.
 
-A run folder holds config.yaml, metrics.csv, TensorBoard events, checkpoints/<step>/ (to resume), best/<step>/ and
-model/ (config.json and model.safetensors, to use), which is the best model on the validation set, or else the last.
+A run folder contains config.yaml, metrics.csv, TensorBoard events, checkpoints/<step>/ (to resume), best/<step>/ and
+model/ (config.json and model.safetensors): the best model on the validation set, or the last without validation.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from matterform.training.trainer import HeldOut, Task, check_start
 
 logger = logging.getLogger(__name__)
 
-# A resumed run may train longer, report elsewhere, find its data elsewhere; the rest must stay.
+# Settings that may change when a run is resumed: its length, outputs, and paths of its data and initial weights.
 FREE = ("run_dir", "loop", "keep", "wandb_project", "train", "validation", "model")
 ENCODER_SIZES = ("vocab_size", "dim", "num_heads", "depth", "mlp_ratio", "k")
 
@@ -60,7 +60,7 @@ def train(config: TrainConfig, resume: bool = False) -> FitResult:
 
 
 def make_task(config: TrainConfig, split: Split, model: AtomformerConfig, start: Pretrained | None) -> Task:
-    """What the run trains: the losses, first weights and batches of a network on a data set.
+    """The losses, initial weights and batches of a run.
 
     Raises:
         ValueError: the data set lacks what the loss needs.
@@ -94,13 +94,13 @@ def make_task(config: TrainConfig, split: Split, model: AtomformerConfig, start:
 
 
 def fingerprints(split: Split) -> dict[str, Any]:
-    """What a resumed run must find again."""
+    """Fingerprints of the data, which must be the same when the run is resumed."""
     validation = None if split.validation is None else fingerprint(split.validation)
     return {"train": fingerprint(split.train), "rows": len(split.rows), "validation": validation}
 
 
 def publish(folder: pathlib.Path, model: Pretrained) -> None:
-    """Writes the model for use, in place of an earlier one of the same run."""
+    """Writes the model, replacing an earlier one of the same run."""
     if jax.process_index() == 0:
         model = model._replace(params=jax.tree.map(np.asarray, model.params))
         fresh = folder.with_name(f".{folder.name}.new")
@@ -111,15 +111,15 @@ def publish(folder: pathlib.Path, model: Pretrained) -> None:
 
 
 def label_columns(config: TrainConfig) -> tuple[str, ...]:
-    """The properties that the term `labels` learns."""
+    """The properties that the loss term `labels` learns."""
     return config.label_columns or ("labels",)
 
 
 def resolve_model(config: TrainConfig, dataset: Dataset, start: AtomformerConfig | None) -> AtomformerConfig:
-    """The network that the run trains: its sizes, its heads, and the origins and units that the data set gives.
+    """The network of a run: its sizes, its heads, and the origins and units of energies and labels.
 
     Raises:
-        ValueError: the data lack what is asked for.
+        ValueError: the data lack a label, or settings contradict each other.
     """
     model = config.network
     if start is not None:
@@ -154,10 +154,10 @@ def resolve_model(config: TrainConfig, dataset: Dataset, start: AtomformerConfig
 def _replaced(
     model: AtomformerConfig, values: dict[str, Any], origin: str, free: tuple[str, ...] = ()
 ) -> AtomformerConfig:
-    """The config with `values`, which must not contradict what the user chose (except `free` fields).
+    """The config with `values`, which must not contradict the user's settings (except `free` fields).
 
     Raises:
-        ValueError: a field is neither at its default nor at the value that it gets.
+        ValueError: a field has neither its default nor the value that it would get.
     """
     default = AtomformerConfig()
     for name, value in values.items():
@@ -205,7 +205,7 @@ def _label_names(dataset: Dataset, columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def first_params(key: PRNGKeyArray, model: AtomformerConfig, start: Pretrained | None) -> Params:
-    """Fresh parameters, replaced by those of `start` for the encoder and for the heads of the same name and shape."""
+    """Random parameters, replaced by those of `start` for the encoder and for heads of the same name and shape."""
     params = init_params(key, model)
     if start is None:
         return params
@@ -217,7 +217,7 @@ def first_params(key: PRNGKeyArray, model: AtomformerConfig, start: Pretrained |
 
 
 def make_model_optimizer(config: TrainConfig, run_steps: int | None) -> optax.GradientTransformation:
-    """The optimiser of what is to change: never the table of element features, nor what the config freezes."""
+    """The optimiser of the trained parameters: not the table of element features, nor those that the config freezes."""
 
     def labels(params: Params) -> Any:
         def label(path: Any, _: Any) -> str:

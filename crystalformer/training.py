@@ -1,7 +1,7 @@
-"""Training of CrystalFormer: one config, one run folder that describes itself.
+"""Training of CrystalFormer.
 
-A run folder holds config.yaml, metrics.csv, TensorBoard events, checkpoints/<step>/ (to resume), best/<step>/ and
-published/epoch_NNNNNN.pkl (to use).
+A run folder contains config.yaml, metrics.csv, TensorBoard events, checkpoints/<step>/ (to resume), best/<step>/ and
+published/epoch_NNNNNN.pkl (weights to use).
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ from matterform.training.trainer import HeldOut, RunConfig, Task, check_start
 from matterform.training.validation import Validation
 
 PARTS = ("loss_w", "loss_xyz", "loss_a", "loss_l")
-# A resumed run may train longer, report elsewhere, read faster, find its data elsewhere; the rest must stay.
+# Settings that may change when a run is resumed: its length, outputs, speed of reading, and paths of its data.
 FREE = ("run_dir", "loop", "workers", "keep", "publish_every", "wandb_project", "train", "validation")
 
 
 class Split(NamedTuple):
-    """Training crystals, and held-out ones (None without validation)."""
+    """Training crystals and held-out crystals (None without validation)."""
 
     train: Crystals
     validation: Crystals | None
@@ -91,7 +91,11 @@ def train_and_publish(config: PublishingConfig, network: TransformerConfig, task
 
 
 def load_split(config: TrainConfig) -> Split:
-    """The training and validation crystals of a run; the same whenever it is resumed."""
+    """The training and validation crystals of a run; always the same for the same settings.
+
+    Raises:
+        ValueError: the data do not fit the network, or no crystal is left to train on.
+    """
     crystals = load_crystals(config.train, config.transformer, config.workers)
     if config.validation is not None:
         return Split(crystals, load_crystals(config.validation, config.transformer, config.workers))
@@ -102,7 +106,7 @@ def load_split(config: TrainConfig) -> Split:
 
 
 def fingerprints(split: Split) -> dict[str, dict[str, int] | None]:
-    """What a resumed run must find again."""
+    """Fingerprints of the data, which must be the same when the run is resumed."""
     return {name: None if part is None else fingerprint(part) for name, part in split._asdict().items()}
 
 
@@ -123,7 +127,7 @@ def _count(crystals: Crystals | None) -> int:
 
 
 def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:
-    """Fresh or published weights; a resumed run has its own, and needs these only for their shapes."""
+    """Random or given initial weights; a resumed run needs only their shapes."""
     if config.model is None or resume:
         return init_params(key, config.transformer)
     return load_model(config.model, **to_dict(config.transformer)).params
@@ -132,5 +136,5 @@ def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:
 def make_validation(
     example_loss: ExampleLoss, crystals: Crystals, batch_size: int, seed: int, mesh: Mesh
 ) -> Validation:
-    """Held-out crystals and their compiled evaluation."""
+    """Held-out crystals, with the compiled evaluation."""
     return Validation(make_eval_step(example_loss, mesh), plan_batches(crystals, batch_size, seed), make_take(crystals))

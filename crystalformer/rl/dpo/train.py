@@ -68,7 +68,7 @@ def train_dpo(config: DpoConfig, resume: bool = False) -> FitResult:
 
 
 def make_task(config: DpoConfig, start: Checkpoint, pairs: PreferencePair, prints: Mapping[str, Any]) -> Task:
-    """What the run trains: the loss, first weights and batches of pairs, whose fingerprints are `prints`."""
+    """The loss, initial weights and batches of a run; `prints` are the fingerprints of its data."""
     train, validation = split_pairs(pairs, config)
     example_loss = make_pair_loss(start.config, config.preference, config.dropout)
     _log_ranked(train, validation)
