@@ -115,10 +115,9 @@ class TrainConfig:
     loop: LoopConfig = LoopConfig(epochs=100)
     batch_size: int = setting(100, "batchsize")  # crystals per step, over all devices and processes
     accumulate: int = 1  # parts in which a step is computed, one after the other, to save memory
-    ema_decay: float | None = (
-        None  # decay per step of a moving average of the weights (e.g. 0.999), which is then published
-    )
-    seed: int = 42  # of weights, held-out crystals, batches and dropout
+    # decay per step of a moving average of the weights (e.g. 0.999), which is then published
+    ema_decay: float | None = None
+    seed: int = 42  # random seed of weights, held-out crystals, batches and dropout
     # Weights that training starts from: a .pkl, a folder of them, a run folder, or the name of a published model on
     # this disk; by default random ones.
     model: pathlib.Path | None = setting(None, "start_from", "checkpoint", "restore_path")

@@ -17,23 +17,24 @@ class OptimizerConfig:
     each times (t + 1) / warmup_steps while t < warmup_steps.
     """
 
-    optimizer: Literal["adam", "adamw"] = "adam"  # adamw decays the weights, adam cannot
-    learning_rate: float = setting(1e-4, "lr")  # per step, before the schedule
-    weight_decay: float = 0.0  # per step, times the learning rate (adamw only)
-    b1: float = 0.9  # decay of the running mean of the gradient, per step
-    b2: float = 0.999  # decay of the running mean of the squared gradient, per step
+    optimizer: Literal["adam", "adamw"] = "adam"  # adam, or adamw (Adam with weight decay)
+    learning_rate: float = setting(1e-4, "lr")  # learning rate before the schedule and warm-up
+    weight_decay: float = 0.0  # weight decay per unit of the learning rate (adamw only)
+    b1: float = 0.9  # decay per step of the running mean of the gradient
+    b2: float = 0.999  # decay per step of the running mean of the squared gradient
     adam_eps: float = setting(1e-8, "eps")  # added to the root of the mean squared gradient
-    # Largest norm of the whole gradient, to which it is scaled down; none: not clipped.
+    # largest norm of the whole gradient, to which it is scaled down; none: not clipped
     clip_norm: float | None = setting(None, "gradient_clip_val", "clip_grad")
-    clip_value: float | None = None  # largest absolute value of each entry, before clip_norm; none: not clipped
-    schedule: Literal["constant", "cosine", "inverse_time", "plateau"] = "constant"  # of the learning rate
-    warmup_steps: int = 0  # over which the learning rate rises linearly
-    warmup_fraction: float = 0.0  # of total_steps, in place of warmup_steps
-    total_steps: int | None = None  # of the cosine and of warmup_fraction; None is the whole run
-    final_fraction: float = 0.0  # cosine only: last learning rate over the first
-    decay: float = 0.0  # inverse_time only: decay of the learning rate, per step
-    plateau_factor: float = 0.95  # plateau only: what the learning rate is multiplied by
-    plateau_patience: int = 100  # plateau only: validations without a lower loss, or epochs without validation
+    # largest absolute value of each gradient entry, clipped before clip_norm; none: not clipped
+    clip_value: float | None = None
+    schedule: Literal["constant", "cosine", "inverse_time", "plateau"] = "constant"  # schedule of the learning rate
+    warmup_steps: int = 0  # number of first steps over which the learning rate rises linearly
+    warmup_fraction: float = 0.0  # number of warm-up steps as a fraction of total_steps, instead of warmup_steps
+    total_steps: int | None = None  # length in steps of the cosine schedule and of warmup_fraction; none: the whole run
+    final_fraction: float = 0.0  # last learning rate of the cosine schedule, as a fraction of the first
+    decay: float = 0.0  # decay rate per step of the inverse_time schedule
+    plateau_factor: float = 0.95  # factor of the learning rate at each plateau of the plateau schedule
+    plateau_patience: int = 100  # validations (or epochs, without validation) without a lower loss that make a plateau
 
     def __post_init__(self) -> None:
         _check_member("optimizer", self.optimizer, ("adam", "adamw"))
@@ -64,14 +65,14 @@ class OptimizerConfig:
 class LoopConfig:
     """When training stops, and how often metrics and checkpoints are written; periods are steps, None is an epoch."""
 
-    epochs: int | None = None  # passes over the training data; none: until max_steps or max_minutes
-    max_steps: int | None = None  # with epochs or max_minutes: whichever comes first
-    max_minutes: float | None = None  # of wall-clock time in this process, compiling included
-    log_every: int | None = None  # steps between rows of metrics
-    validate_every: int | None = None  # steps between validations
-    checkpoint_every: int | None = None  # steps between checkpoints
-    checkpoint_seconds: float = 0.0  # least seconds between checkpoints, where steps are fast and writing is slow
-    patience: int | None = None  # validations without a lower loss before stopping; None never stops early
+    epochs: int | None = None  # number of passes over the training data; none: until max_steps or max_minutes
+    max_steps: int | None = None  # largest number of steps; none: no limit
+    max_minutes: float | None = None  # longest wall-clock time of this process, minutes; none: no limit
+    log_every: int | None = None  # steps between rows of metrics; none: one epoch
+    validate_every: int | None = None  # steps between validations; none: one epoch
+    checkpoint_every: int | None = None  # steps between checkpoints; none: one epoch
+    checkpoint_seconds: float = 0.0  # shortest time between checkpoints, seconds
+    patience: int | None = None  # validations without a lower loss before training stops early; none: never
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_steps is None and self.max_minutes is None:
