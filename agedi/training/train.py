@@ -46,7 +46,7 @@ from matterform.training.trainer import HeldOut, Task, check_start
 # A resumed run may train longer and report elsewhere; the rest must stay.
 FREE_TRAINING = (
     *("loop.epochs", "loop.max_steps", "loop.max_minutes", "run_dir", "log_dir", "name"),
-    *("tensorboard", "wandb_project", "progress"),
+    *("tensorboard", "wandb_project", "progress", "keep"),
 )
 FREE = ("run_dir", "data.train", *(f"training.{name}" for name in FREE_TRAINING))
 
