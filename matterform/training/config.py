@@ -22,7 +22,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # weight decay per unit of the learning rate (adamw only)
     b1: float = 0.9  # decay per step of the running mean of the gradient
     b2: float = 0.999  # decay per step of the running mean of the squared gradient
-    adam_eps: float = setting(1e-8, "eps")  # added to the root of the mean squared gradient
+    adam_eps: float = setting(1e-8, "eps")  # number added to the denominator of the Adam update
     # largest norm of the whole gradient, to which it is scaled down; none: not clipped
     clip_norm: float | None = setting(None, "gradient_clip_val", "clip_grad")
     # largest absolute value of each gradient entry, clipped before clip_norm; none: not clipped
