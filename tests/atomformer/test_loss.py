@@ -41,6 +41,8 @@ from matterform.training.mesh import make_mesh
 from matterform.training.state import init_state
 from matterform.training.step import Batch, make_eval_step, make_train_step, mean_metrics
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 NAN = float("nan")
 S2EF = LossConfig(formation_energy=1.0, forces=1.0)
 COUNTS = (4, 2, 3, 4)

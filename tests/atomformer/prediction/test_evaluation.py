@@ -12,6 +12,8 @@ from atomformer.network.parameters import init_params
 from atomformer.network.transformer import make_apply
 from atomformer.prediction.evaluation import Evaluation, energy_errors, evaluate, force_errors, write_parity
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture
 def make_model():
