@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agedi.config import DiffusionConfig, ForceFieldConfig
+from agedi.config import DiffusionConfig, ForceFieldConfig, RegressorLoss
 from agedi.data.example import GraphExample
 from agedi.data.graph import AtomsGraph
-from agedi.loss import RegressorLoss, make_distance, make_example_loss, metric_names, types_loss
+from agedi.loss import make_distance, make_example_loss, metric_names, types_loss
 from agedi.network.score import Outputs, ScoreModel
 from agedi.noise.kernels import LatticeSums, lattice_sums
 from matterform.neighbors import Neighbors
@@ -165,7 +165,7 @@ def test_regressor_losses_by_hand():
     """Five atoms, of which two are fixed and one has no label: energies an atom, forces of two atoms."""
     model = model_of(force_field=lambda params, graph: (jnp.float32(2.0), jnp.zeros_like(graph.pos)))
     one = example(energy=np.float32(1.0), forces=LABELS)
-    settings = RegressorLoss(weight=10.0, force_loss="mse")
+    settings = RegressorLoss(regressor_loss_weight=10.0, force_loss="mse")
     loss, metrics = jax.jit(make_example_loss(FORCE_FIELD, model, search, SUMS, settings))(
         jnp.ones(()), jax.random.key(0), one
     )
