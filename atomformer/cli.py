@@ -107,6 +107,7 @@ def run_training(command: str, run: TrainingRun) -> int:
 
     from atomformer.training import train
     from matterform.plots.curves import write_curves
+    from matterform.training.mesh import connect
 
     run_dir = run.config.run_dir
 
@@ -118,7 +119,7 @@ def run_training(command: str, run: TrainingRun) -> int:
         return f"training had not begun; start again with: {this_command()}"
 
     with on_interrupt(safe):
-        run.processes.initialize()
+        connect(run.processes)
         result = train(run.config, resume=run.resume)
         if jax.process_index() == 0:
             try:

@@ -53,12 +53,10 @@ class Processes:
     num_processes: int | None = None  # number of processes; goes with --coordinator
     process_id: int | None = None  # index of this process, from 0; goes with --coordinator
 
-    def initialize(self) -> None:
-        """Connects the processes, if there are to be several."""
-        if self.distributed or self.coordinator is not None:
-            from matterform.training.mesh import initialize_distributed
-
-            initialize_distributed(self.coordinator, self.num_processes, self.process_id)
+    @property
+    def several(self) -> bool:
+        """Whether there are other processes, which `matterform.training.mesh.initialize_distributed` connects."""
+        return self.distributed or self.coordinator is not None
 
 
 class TrainingRun(NamedTuple):

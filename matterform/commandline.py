@@ -124,13 +124,14 @@ def _parse_program(
     if not argv[0].startswith("-"):
         suggestion = nearest(argv[0], names, f"the commands are {', '.join(names)}")
         raise UsageError(f"unknown command {argv[0]!r}; {suggestion}")
-    members = tuple(
+    members: Any = tuple(
         Annotated[with_common_flags(command), tyro.conf.subcommand(name=command.name, description=_summary(command))]  # pyright: ignore
         for command in commands
     )
+    any_command: Any = typing.Union[members]  # noqa: UP007  # members are not known before
     with usage_errors():
         try:
-            tyro.cli(typing.Union[members], prog=program, description=description, args=argv, config=PARSING)  # noqa: UP007
+            tyro.cli(any_command, prog=program, description=description, args=argv, config=PARSING)
         except SystemExit as stop:
             if stop.code:
                 raise

@@ -22,8 +22,9 @@ agedi train --run-dir logs/version_0 --resume --max-minutes 60"""
 def run_train(run: TrainingRun) -> int:
     """`agedi train`."""
     from agedi.training.from_settings import train_with
+    from matterform.training.mesh import connect
 
-    run.processes.initialize()
+    connect(run.processes)
     if run.resume and run.config.fit.run_dir is None:
         raise ValueError("--resume needs --run-dir: the folder of the run to go on with")
     result = train_with(run.config, run.config.fit.run_dir if run.resume else None)

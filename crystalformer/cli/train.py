@@ -56,16 +56,18 @@ chosen crystal is the likelier one; reward_..., beta times each one's gain.
 def run_train(run: TrainingRun) -> int:
     """Trains, or goes on with an interrupted run."""
     from crystalformer.training import train
+    from matterform.training.mesh import connect
 
-    run.processes.initialize()
+    connect(run.processes)
     return report_run("crystalformer", "train", run.config.run_dir, train(run.config, resume=run.resume), "published")
 
 
 def run_ppo(run: TrainingRun) -> int:
     """Fine-tunes towards a reward, or goes on with an interrupted run."""
     from crystalformer.rl import train_ppo
+    from matterform.training.mesh import connect
 
-    run.processes.initialize()
+    connect(run.processes)
     run_dir, result = run.config.run_dir, train_ppo(run.config, resume=run.resume)
     if result.outcome == "interrupted":
         go_on = f"go on with: crystalformer ppo --run-dir {run_dir} --resume"
@@ -77,8 +79,9 @@ def run_ppo(run: TrainingRun) -> int:
 def run_dpo(run: TrainingRun) -> int:
     """Trains on pairs, or goes on with an interrupted run."""
     from crystalformer.rl import train_dpo
+    from matterform.training.mesh import connect
 
-    run.processes.initialize()
+    connect(run.processes)
     return report_run("crystalformer", "dpo", run.config.run_dir, train_dpo(run.config, resume=run.resume), "published")
 
 

@@ -1,7 +1,7 @@
 """One mesh axis over all devices of all processes: parameters replicated, batches split by rows."""
 
 import contextlib
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -32,6 +32,25 @@ def initialize_distributed(
     without accelerators talk through gloo, JAX's default there.
     """
     jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+class Processes(Protocol):
+    """How the processes of a run find each other: the flags of every training command."""
+
+    @property
+    def several(self) -> bool: ...
+    @property
+    def coordinator(self) -> str | None: ...
+    @property
+    def num_processes(self) -> int | None: ...
+    @property
+    def process_id(self) -> int | None: ...
+
+
+def connect(processes: Processes) -> None:
+    """`initialize_distributed` where a command was asked for several processes."""
+    if processes.several:
+        initialize_distributed(processes.coordinator, processes.num_processes, processes.process_id)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
