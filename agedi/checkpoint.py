@@ -81,7 +81,7 @@ def choose_checkpoint(run_dir: pathlib.Path, name: str | None) -> pathlib.Path:
 
 
 def _hint(folder: pathlib.Path) -> str:
-    """Says what a folder without hparams.yaml is instead, if that can be recognised."""
+    """A hint for the error message: what a folder without hparams.yaml contains instead, if it is recognised."""
     if folder.is_dir() and (versions := sorted(path.name for path in folder.glob("version_*"))):
         return f"; choose one of its runs: {', '.join(versions)}"
     if (folder / "config.yaml").is_file():

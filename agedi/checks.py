@@ -16,7 +16,7 @@ def check_counts(**counts: Any) -> None:
     """Checks that all are whole numbers of at least 1; `seed` may be 0.
 
     Raises:
-        ValueError: one is not; names it.
+        ValueError: one of them is not; the message names it.
     """
     for name, count in counts.items():
         least = 0 if name == "seed" else 1
@@ -47,7 +47,7 @@ def check_known(config: DiffusionConfig, numbers: Sequence[int] | Int[np.ndarray
     """Checks that the model was trained on all these atomic numbers; `source` begins the message.
 
     Raises:
-        ValueError: names the unknown species.
+        ValueError: some are unknown; the message names them.
     """
     unknown = sorted(set(np.asarray(numbers).tolist()) - set(config.species))
     if config.species and unknown:

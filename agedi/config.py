@@ -1,4 +1,4 @@
-"""Configuration of a diffusion model: everything that `hparams.yaml` stores besides the weights."""
+"""Configuration of a diffusion model, as stored in `hparams.yaml` next to the weights."""
 
 import dataclasses
 import math
@@ -22,9 +22,9 @@ NAMES = ("noisers", "conditioning", "conditioning_type", "extensive")  # setting
 class ModelConfig:
     """Sizes of the PaiNN network."""
 
-    feature_size: int = 64  # features per atom
-    n_blocks: int = 4  # message-passing blocks
-    n_rbf: int = 30  # radial basis functions of the distance
+    feature_size: int = 64  # number of features per atom
+    n_blocks: int = 4  # number of message-passing blocks
+    n_rbf: int = 30  # number of radial basis functions of the distance
     cutoff: float = 6.0  # radius within which atoms are neighbors, Å
 
     def __post_init__(self) -> None:
@@ -39,8 +39,8 @@ class ConditionConfig:
 
     name: str
     kind: Literal["scalar", "integer", "node"] = "scalar"  # one number, one class, or one number per atom
-    mean: float = 0.0  # of the training data; scalar and node values are standardised
-    std: float = 1.0
+    mean: float = 0.0  # mean of the training data in the property's unit; scalar and node values are standardised
+    std: float = 1.0  # standard deviation of the training data, in the property's unit
     num_classes: int = 200  # integer only: values 0 ... num_classes - 1
     extensive: bool = False  # grows with the number of atoms, so repeated cells multiply it
 
@@ -49,7 +49,7 @@ class ConditionConfig:
 class ForceFieldConfig:
     """The energy and forces head on the shared backbone."""
 
-    conservative: bool = False  # forces as -dE/dx instead of from a head of their own
+    conservative: bool = False  # compute forces as -dE/dx instead of by a separate head
     reference_energies: tuple[tuple[int, float], ...] = ()  # (atomic number, eV), added to the head's energy
     energy_scale: float = 1.0  # unit of the head's output, eV per atom
 
@@ -61,13 +61,13 @@ class DiffusionConfig:
     noisers: tuple[str, ...] = ("CellPositions",)
     sde: Literal["ve", "vp"] = "ve"  # noise process of positions; vp only for Positions
     schedule: Literal["linear", "exponential", "cosine"] | None = None  # None: exponential for ve, cosine for vp
-    sigma_min: float = 0.01  # Å, ve
-    sigma_max: float | None = None  # Å, ve; None: chosen from the training data, so that t = 1 is the prior
-    beta_min: float = 0.1  # vp
-    beta_max: float = 20.0  # vp
+    sigma_min: float = 0.01  # smallest noise of sde ve, Å
+    sigma_max: float | None = None  # largest noise of sde ve, Å; None: chosen from the data, so that t = 1 is the prior
+    beta_min: float = 0.1  # noise rate of sde vp at t = 0
+    beta_max: float = 20.0  # noise rate of sde vp at t = 1
     walls: Literal["reflected", "truncated"] = "reflected"  # forward noise between the walls of a confinement
     species: tuple[int, ...] = ()  # atomic numbers of the training data, increasing; Types samples from these
-    loss_scaling: tuple[float, ...] = ()  # weight of each noiser's loss; () is 1 each
+    loss_scaling: tuple[float, ...] = ()  # weight of each noiser's loss; (): all 1
     # smallest diffusion time in training, as a fraction of the whole
     smallest_time: float = setting(1e-5, "eps")
     model: ModelConfig = ModelConfig()
@@ -75,8 +75,9 @@ class DiffusionConfig:
     condition_dropout: float = 0.2  # share of training examples whose property is hidden, for guidance
     force_field: ForceFieldConfig | None = None
     confinement: tuple[float, float] | None = None  # z_min and z_max (Å) of the training data
-    cell: tuple[float, ...] | None = None  # nine numbers (Å), rows are lattice vectors, if all structures agree
-    pbc: tuple[bool, bool, bool] | None = None  # if all structures agree
+    # nine numbers (Å), rows are lattice vectors, if all structures have the same cell
+    cell: tuple[float, ...] | None = None
+    pbc: tuple[bool, bool, bool] | None = None  # periodic directions, if all structures have the same
 
     def __post_init__(self) -> None:
         if not self.noisers:
@@ -113,28 +114,28 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegressorLoss:
-    """Weights and distances of the force field loss."""
+    """Weights and error measures of the force field loss."""
 
     regressor_loss_weight: float = 1.0  # weight of energy and forces together, relative to the diffusion loss
-    energy_loss: Literal["mse", "mae", "huber"] = "mse"  # distance of energies per atom (eV)
-    force_loss: Literal["mse", "mae", "huber"] = "huber"  # distance of force components (eV/Å)
-    huber_delta: float = 0.01  # huber: errors below are squared; eV/Å for forces, eV per atom for energies
+    energy_loss: Literal["mse", "mae", "huber"] = "mse"  # error measure of energies per atom (eV)
+    force_loss: Literal["mse", "mae", "huber"] = "huber"  # error measure of force components (eV/Å)
+    huber_delta: float = 0.01  # huber: smaller errors are squared; eV/Å for forces, eV per atom for energies
     energy_weight: float = 1.0  # weight of the energies in the force field loss
     force_weight: float = 1.0  # weight of the forces in the force field loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionOptions:
-    """Settings of a new model, from which, with the training data, its `DiffusionConfig` is made."""
+    """Settings of a new model. Together with the training data they determine its `DiffusionConfig`."""
 
     # what is diffused: Positions, CellPositions, ConfinedCellPositions, Types; repeated or joined by commas
     noisers: tuple[str, ...] = DiffusionConfig.noisers
     sde: Literal["ve", "vp"] | None = None  # noise process of positions; none: vp for Positions, ve for all others
     architecture: Literal["PaiNN"] = setting("PaiNN", "model")  # network of the score model
     cutoff: float | None = ModelConfig.cutoff  # radius within which atoms are neighbors, Å
-    feature_size: int = ModelConfig.feature_size  # features per atom
-    n_blocks: int = ModelConfig.n_blocks  # message-passing blocks
-    n_rbf: int = ModelConfig.n_rbf  # radial basis functions of the distance
+    feature_size: int = ModelConfig.feature_size  # number of features per atom
+    n_blocks: int = ModelConfig.n_blocks  # number of message-passing blocks
+    n_rbf: int = ModelConfig.n_rbf  # number of radial basis functions of the distance
     n_classes: int | None = None  # largest number of elements that the data may contain; none: any number
     conditioning: tuple[str, ...] = ()  # properties to condition on; repeated or joined by commas
     # scalar, integer or node (one number per atom): one for all properties, or one for each
@@ -142,9 +143,9 @@ class DiffusionOptions:
     # share of training examples whose property is hidden, for guidance
     condition_dropout: float = DiffusionConfig.condition_dropout
     force_field: bool = False  # also learn energies and forces
-    conservative_forces: bool = ForceFieldConfig.conservative  # forces as -dE/dx instead of from a head of their own
-    loss_scaling: tuple[float, ...] = DiffusionConfig.loss_scaling  # weight of each noiser's loss; none given: 1 each
-    # noise over diffusion time; none: exponential for ve, cosine for vp
+    conservative_forces: bool = ForceFieldConfig.conservative  # compute forces as -dE/dx, not by a separate head
+    loss_scaling: tuple[float, ...] = DiffusionConfig.loss_scaling  # weight of each noiser's loss; none: all 1
+    # noise as a function of diffusion time; none: exponential for sde ve, cosine for vp
     noise_schedule: Literal["linear", "exponential", "cosine"] | None = setting(None, "schedule")
     sigma_min: float = DiffusionConfig.sigma_min  # smallest noise of sde ve, Å
     sigma_max: float | None = DiffusionConfig.sigma_max  # largest noise of sde ve, Å; none: from the training data
@@ -170,7 +171,7 @@ def parse_reference_energies(given: ReferenceEnergies) -> tuple[tuple[int, float
     """Energies (eV) by atomic number, from "Cu:-3.72,O:-4.95" or a mapping; () for "none", None for "auto".
 
     Raises:
-        ValueError: a symbol is no element, or an energy is no number.
+        ValueError: a symbol is not an element, or an energy is not a number.
     """
     from matterform.elements import atomic_number
 
@@ -211,7 +212,7 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested plain values with those of `changes` in their place."""
+    """Nested plain values, updated with those of `changes`."""
     return values | {
         name: _merged(values[name], value) if isinstance(value, Mapping) and isinstance(values[name], dict) else value
         for name, value in changes.items()

@@ -62,9 +62,9 @@ def create_diffusion(
         confinement: z_min and z_max (Å).
         extensive: properties that grow with the number of atoms, if the model is conditioned on them.
         reference_energies: "auto" (fitted to the data), "none", or eV by element, as "Cu:-3.72,O:-4.95" or a mapping.
-        dataset: fills in what is not given: species, sigma_max, means of properties and so on. Without it, `train`
-            does so from its own data.
-        seed: of the initial weights.
+        dataset: determines what is not given: species, sigma_max, means of properties and so on. Without it, `train`
+            determines these from its own data.
+        seed: random seed of the initial weights.
         options: other fields of `DiffusionOptions`: sde, cutoff, feature_size, conditioning, force_field, ...
 
     Raises:
@@ -87,7 +87,7 @@ def make_config(
     extensive: Sequence[str],
     reference_energies: ReferenceEnergies,
 ) -> DiffusionConfig:
-    """The configuration of a model as far as its settings determine it.
+    """The part of a model's configuration that its settings determine.
 
     Raises:
         ValueError: the settings contradict each other.
@@ -133,7 +133,7 @@ def options_of(config: DiffusionConfig) -> DiffusionOptions:
 
 
 def new_model(config: DiffusionConfig, seed: int) -> ScoreModel:
-    """The network with fresh weights; one compiled function draws them, three times as fast as op by op."""
+    """The network with initial weights, sampled by one compiled function: three times as fast as op by op."""
     params = jax.jit(lambda key: make_score_model(key, config).params)(jax.random.key(seed))
     return network(config)._replace(params=params)
 
@@ -159,9 +159,9 @@ def noiser_name(name: str) -> str:
 def complete_config(
     config: DiffusionConfig, dataset: Dataset, reference_energies: ReferenceEnergies = "auto"
 ) -> DiffusionConfig:
-    """The config with everything it leaves open filled in from the data; what it gives already is kept.
+    """The config with all missing values determined from the data; values that it has are kept.
 
-    That is: species, sigma_max, a cell and periodicity that all structures share, statistics of the properties, and
+    These are species, sigma_max, a cell and periodicity that all structures share, statistics of the properties, and
     reference energies and energy scale of a force field.
 
     Raises:
@@ -182,7 +182,7 @@ def complete_config(
 
 
 def _species(config: DiffusionConfig, graphs: Sequence[AtomsGraph]) -> dict[str, Any]:
-    """The species of the data, if the config has none; with its own, Types must cover those of the data."""
+    """The species of the data, if the config has none; if it has, noiser Types requires that they cover the data."""
     found = tuple(np.unique(np.concatenate([graph.x for graph in graphs])).tolist())
     if not config.species:
         return {"species": found}

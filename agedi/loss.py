@@ -48,12 +48,12 @@ def make_example_loss(
     has slots contribute 0, and are reported as `overflow`.
 
     Args:
-        config: of the model.
-        model: its functions.
+        config: configuration of the model.
+        model: functions of the model.
         search: the neighbor search.
-        sums: terms of the noise kernel's lattice sums.
+        sums: number of terms in the lattice sums of the noise kernel.
         regressor: weights of the force field loss; defaults if None.
-        diffused: share of the structures that are diffused; the diffusion loss is the mean over these.
+        diffused: share of the structures that the diffusion loss applies to; the diffusion loss is the mean over these.
     """
     diffusion_loss = make_diffusion_loss(config, model, search, sums, diffused)
     force_field = None if model.force_field is None else in_groups(model.force_field)
@@ -75,7 +75,7 @@ def make_example_loss(
             key, t, known = inputs
             return diffusion_loss(params, key, example, jnp.maximum(t, config.smallest_time), known)
 
-        # lax.map runs the draws one after another: one compilation, and memory for one.
+        # lax.map evaluates one time after another: one compilation, and memory for one evaluation.
         return jax.tree.map(jnp.mean, jax.lax.map(at_time, (keys, times, jnp.ones(VALIDATION_DRAWS, bool))))
 
     def example_loss(params: Any, key: PRNGKeyArray | None, example: GraphExample) -> tuple[Float[Array, ""], Metrics]:
@@ -95,7 +95,7 @@ def make_diffusion_loss(
 ) -> Callable[[Any, PRNGKeyArray, GraphExample, Array, Array], Metrics]:
     """Returns `diffusion_loss(params, key, example, t, known) -> metrics` at diffusion time t.
 
-    `known` says whether the network sees the example's properties. Arguments are those of `make_example_loss`.
+    `known` is whether the network is given the example's properties. Arguments are those of `make_example_loss`.
     """
     perturb = make_perturb(config, sums)
     score = in_groups(model.apply)

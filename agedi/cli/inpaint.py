@@ -12,7 +12,7 @@ from matterform.config import setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InpaintArguments:
-    """Samples some atoms of a structure anew while the others stay, and writes OUT/NAME.traj.
+    """Resamples some atoms of a structure while the others stay in place, and writes OUT/NAME.traj.
 
     Selected are all atoms that any selector names, or without a selector a random fraction. The results of several
     structures are written to OUT/NAME_structJ.traj.
@@ -33,7 +33,7 @@ class InpaintArguments:
 
 
 def run_inpaint(arguments: InpaintArguments) -> int:
-    """`agedi inpaint`."""
+    """Runs `agedi inpaint`; returns the exit status."""
     from agedi.checkpoint import load_diffusion
     from agedi.sampling.inpainting import InpaintRequest, iterate_inpainted
 

@@ -21,7 +21,7 @@ class InspectArguments:
 
 
 def run_inspect(arguments: InspectArguments) -> int:
-    """`agedi inspect`."""
+    """Runs `agedi inspect`; returns the exit status."""
     from agedi.checkpoint import BEST, HPARAMS, LAST, load_hparams, split_checkpoint
     from matterform.training.checkpoint import complete_steps
 
@@ -40,7 +40,7 @@ def run_inspect(arguments: InspectArguments) -> int:
 
 
 def metrics_at(path: pathlib.Path, step: int) -> dict[str, float]:
-    """The last value of every metric up to a step, from a run's metrics.csv; {} if there is no such file."""
+    """The last value of every metric up to `step`, from the metrics.csv of a run; {} if there is no such file."""
     found: dict[str, float] = {}
     if path.is_file():
         for row in read_rows(path, ["step"]):

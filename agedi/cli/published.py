@@ -1,7 +1,7 @@
-"""Command lines as the published AGeDi documents them, rewritten in our words before they are parsed.
+"""Command lines of the published AGeDi, translated to our flags before they are parsed.
 
-Understood are: structures and runs before, between or after flags; lists joined by commas or given by repeated flags;
-KEY=VALUE settings and a YAML file as the input of `train`; and flags that have another form here.
+Supported are: structures and runs before, between or after flags; lists joined by commas or given by repeated flags;
+KEY=VALUE settings and a YAML file as the input of `train`; and flags with another syntax here.
 """
 
 import collections
@@ -19,7 +19,7 @@ from matterform.arguments import Command, Flag, UsageError, flags_of
 # Short flags of the published `train` that mean something else in `sample`, where they keep their meaning.
 TRAIN_SHORT = {"-n": "--noisers", "-f": "--feature-size", "-c": "--conditioning", "-t": "--max-minutes"}
 ELSEWHERE = {"-n": "--num-samples", "-f": "--formula", "-c": "--cell", "-t": "--template"}
-# What continues the list of a flag; other lists go on as long as there are numbers.
+# Values that continue the list of a flag; other lists end at the first word that is not a number.
 CONTINUE = {
     "--noisers": "|".join(NOISERS),
     "--conditioning": r"(?!)",
@@ -32,7 +32,7 @@ NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 FLAG = re.compile(r"--|-[A-Za-z]$")
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 YAML_SUFFIXES = (".yaml", ".yml")
-# Number of values of flags that no dataclass of ours declares: published ones, and those of every command.
+# Number of values of flags that no dataclass declares: published flags, and flags common to all commands.
 OTHER_FLAGS = {
     **{"--help": 0, "-h": 0, "--resume": 0, "--distributed": 0, "--non-periodic": 0, "--compile": 0},
     **{"--sphere-center": 3, "--sphere-radius": 1},
@@ -49,7 +49,7 @@ class Given(NamedTuple):
 
 
 def understand(command: Command, argv: Sequence[str]) -> list[str]:
-    """The words after a command's name as `matterform.commandline` takes them.
+    """The words after the name of a command, translated for `matterform.commandline`.
 
     Raises:
         UsageError: a published flag is incomplete, or its value cannot be translated.
@@ -100,7 +100,7 @@ def _known(command: Command) -> dict[str, Flag]:
 
 
 def _train_flag(name: str) -> str:
-    """The flag that a published short flag of `train` stands for; the user is told where another command differs."""
+    """The flag that a published short flag of `train` stands for; a note on stderr names its other meaning."""
     if name == "-T":
         return "--max-time"
     if name not in TRAIN_SHORT:
@@ -154,7 +154,7 @@ def _annotation(flag: Flag) -> Any:
 
 
 def _training(bare: list[str], given: list[Given]) -> tuple[list[str], list[Given]]:
-    """Published forms that only `train` has: a YAML file as the input, runs to continue, times, loggers."""
+    """Translates what only the published `train` accepts: a YAML file as input, a run to continue, times, loggers."""
     others, settings = [], {}
     for flag, values in given:
         if flag == "--checkpoint" and values:

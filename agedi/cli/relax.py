@@ -55,7 +55,7 @@ class PredictArguments:
 
 
 def run_relax(arguments: RelaxArguments) -> int:
-    """`agedi relax`."""
+    """Runs `agedi relax`; returns the exit status."""
     from agedi.checkpoint import load_diffusion
     from agedi.forcefield.relaxation import iterate_relaxed
 
@@ -81,7 +81,7 @@ def run_relax(arguments: RelaxArguments) -> int:
 
 
 def run_predict(arguments: PredictArguments) -> int:
-    """`agedi predict`."""
+    """Runs `agedi predict`; returns the exit status."""
     from agedi.checkpoint import load_diffusion
     from agedi.forcefield.relaxation import iterate_predicted
 

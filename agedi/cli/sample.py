@@ -20,10 +20,10 @@ MODEL_NAMES = ("checkpoint", "restore_path")
 class GuidanceFlags:
     """Guidance of samples by the force field of the model, and their relaxation."""
 
-    ff_guidance: float = ForcefieldGuidanceConfig.guidance  # weight of the forces during sampling, 1/eV; 0: none
-    ff_zeta: float = ForcefieldGuidanceConfig.zeta  # the weight of the forces grows as (1 - t)^zeta
+    ff_guidance: float = ForcefieldGuidanceConfig.guidance  # weight of the forces during sampling, 1/eV; 0: off
+    ff_zeta: float = ForcefieldGuidanceConfig.zeta  # exponent of the weight, which grows as (1 - t)^zeta
     ff_force_threshold: float = ForcefieldGuidanceConfig.force_threshold  # relaxation stops below this force, eV/Å
-    # steps of L-BFGS relaxation after sampling, at most
+    # largest number of L-BFGS relaxation steps after sampling; 0: no relaxation
     ff_max_extra_steps: int = ForcefieldGuidanceConfig.max_extra_steps
 
     def config(self) -> ForcefieldGuidanceConfig:
@@ -44,12 +44,12 @@ class SamplingFlags:
     num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = setting(SampleConfig.num_samples, "n_samples")
     # random seed; sample i depends on the seed and i only
     seed: Annotated[int, tyro.conf.arg(aliases=["-s"])] = SampleConfig.seed
-    # structures sampled at once; changes speed and memory, not the samples
+    # number of structures sampled at once; changes speed and memory, not the samples
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = SampleConfig.batch_size
     sampler: SamplerConfig = SampleConfig.sampler  # solver of the reverse process
     guidance: GuidanceFlags = GuidanceFlags()  # guidance of samples by the force field of the model
     property: Properties = ()  # NAME=VALUE of a conditional model, or NAME=VALUE,VALUE,... per atom; repeatable
-    # z_min and z_max (Å) of a model that confines; none: those of the training data
+    # heights (Å) of the walls z_min and z_max, for models with a confinement; none: those of the training data
     confinement: tuple[float, float] | None = None
     save_trajectory: bool = SampleConfig.save_trajectory  # write all frames of each sample to a file of its own
     progress: bool = setting(SampleConfig.progress, "progress_bar")  # show a progress bar
@@ -70,7 +70,7 @@ class SamplingFlags:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleArguments:
-    """Samples structures and writes them to OUT/NAME.traj as they are ready.
+    """Samples structures and appends each to OUT/NAME.traj as soon as it is ready.
 
     Whatever the model does not generate must be given: a formula or atomic numbers, and a cell unless all training
     structures share one.
@@ -91,7 +91,7 @@ class SampleArguments:
     cell: Annotated[tuple[float, ...] | None, tyro.conf.arg(aliases=["-c"])] = None
     # file with one structure: fixed atoms, which come first in every sample, and their cell
     template: Annotated[pathlib.Path | None, tyro.conf.arg(aliases=["-t"])] = setting(None, "template_path")
-    # file with one structure, whose positions are taken if the model generates species only
+    # file with one structure that gives the positions, for models that generate species only
     positions: pathlib.Path | None = setting(None, "positions_path")
     periodic: bool = True  # --no-periodic: no periodic directions; else those of the template or the training data
     sampling: SamplingFlags = SamplingFlags()  # number of samples, their seed, and what they are conditioned on
@@ -100,7 +100,7 @@ class SampleArguments:
 
 
 def run_sample(arguments: SampleArguments) -> int:
-    """`agedi sample`."""
+    """Runs `agedi sample`; returns the exit status."""
     from agedi.checkpoint import load_diffusion
     from agedi.sampling.request import SampleRequest
     from agedi.sampling.sample import iterate_samples
@@ -133,7 +133,7 @@ def parse_properties(given: Iterable[str]) -> Mapping[str, Any] | None:
     """Values by name from NAME=VALUE, or NAME=VALUE,VALUE,... for one value per atom; None if there are none.
 
     Raises:
-        ValueError: a text is not of this form, or a property is given twice.
+        ValueError: a text does not have this form, or a property is given twice.
     """
     properties: dict[str, Any] = {}
     for text in given:
@@ -143,7 +143,7 @@ def parse_properties(given: Iterable[str]) -> Mapping[str, Any] | None:
         except ValueError:
             values = []
         if not (name and separator and values):
-            raise ValueError(f"--property must be NAME=VALUE with a number, as energy=-3.5; got {text!r}")
+            raise ValueError(f"--property must be NAME=VALUE with a number, such as energy=-3.5; got {text!r}")
         if name in properties:
             raise ValueError(f"--property {name} is given twice")
         properties[name] = values[0] if len(values) == 1 else values

@@ -1,4 +1,4 @@
-"""Structure files of the commands: reading them, and writing results as they come."""
+"""Reading of input structures, and writing of results as soon as they are ready."""
 
 import contextlib
 import pathlib
@@ -17,7 +17,7 @@ def read_all(path: pathlib.Path) -> "list[ase.Atoms]":
     """The structures of a file; those that cannot be read are listed on standard error.
 
     Raises:
-        ValueError: none can be read.
+        ValueError: the file has no structure that can be read.
     """
     from matterform.io.formats import read_structures, to_atoms
 
@@ -33,7 +33,7 @@ def read_one(path: pathlib.Path) -> "ase.Atoms":
     """The only structure of a file.
 
     Raises:
-        ValueError: the file has none, or several.
+        ValueError: the file has no structure, or several.
     """
     structures = read_all(path)
     if len(structures) > 1:
@@ -44,9 +44,10 @@ def read_one(path: pathlib.Path) -> "ase.Atoms":
 def write_results(
     folder: pathlib.Path, name: str, results: "Iterable[list[ase.Atoms]]", trajectory: bool, total: int
 ) -> None:
-    """Appends the last frame of each result to NAME.traj as it comes, or with `trajectory` all frames to NAME_i.traj.
+    """Appends the last frame of each result to NAME.traj; with `trajectory`, writes all its frames to NAME_i.traj.
 
-    A file of that name is replaced when the first result is there. After Ctrl-C the results so far are kept.
+    Results are written as soon as they are ready, and those written before Ctrl-C are kept. The first one replaces an
+    earlier file of that name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     where = folder / (f"{name}_*.traj" if trajectory else f"{name}.traj")
@@ -65,7 +66,7 @@ def write_results(
 def write_by_structure(
     folder: pathlib.Path, name: str, results: "Iterator[list[ase.Atoms]]", trajectory: bool, counts: Sequence[int]
 ) -> None:
-    """`write_results` to NAME.traj, or for several structures with so many results each to NAME_structJ.traj."""
+    """Writes the results of one structure to NAME.traj, or those of several to one NAME_structJ.traj per structure."""
     if len(counts) == 1:
         write_results(folder, name, results, trajectory, counts[0])
         return
@@ -76,7 +77,7 @@ def write_by_structure(
 
 @contextlib.contextmanager
 def timed(label: str, show: bool) -> Iterator[None]:
-    """Prints the time that the block took, if `show`."""
+    """Prints the wall time (s) of the block if `show` is set."""
     begin = time.perf_counter()
     yield
     if show:
@@ -93,7 +94,7 @@ def _write_each(folder: pathlib.Path, name: str, results: "Iterable[list[ase.Ato
 
 
 def _append(path: pathlib.Path, results: "Iterable[list[ase.Atoms]]") -> Iterator[None]:
-    """Writes last frames to one trajectory, which can be read while later ones are still missing."""
+    """Writes last frames to one trajectory, which can be read while sampling goes on."""
     from ase.io.trajectory import TrajectoryWriter
 
     with contextlib.ExitStack() as stack:

@@ -20,7 +20,11 @@ agedi train --run-dir logs/version_0 --resume --max-minutes 60"""
 
 
 def run_train(run: TrainingRun) -> int:
-    """`agedi train`."""
+    """Runs `agedi train`; returns the exit status.
+
+    Raises:
+        ValueError: --resume without --run-dir, or as `agedi.train_from_config`.
+    """
     from agedi.training.from_settings import train_with
     from matterform.training.mesh import connect
 
@@ -35,7 +39,7 @@ def run_train(run: TrainingRun) -> int:
 
 
 def load_settings(path: pathlib.Path) -> TrainConfig:
-    """Settings from a YAML file, or those of the run in the folder of `path`."""
+    """The settings in a YAML file; for a config.yaml that does not exist, those of the run in its folder."""
     if path.exists() or path.name != "config.yaml":
         return load_train_config(path)
     from agedi.training.from_settings import saved_config

@@ -23,7 +23,7 @@ class FlatAtoms(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Slots of a batch: which atom each one contains."""
+    """The atom in each slot of a batch."""
 
     present: Bool[np.ndarray, "b n"]  # False for padding
     atom: Int[np.ndarray, "b n"]  # index into `FlatAtoms`
@@ -31,7 +31,7 @@ class Slots(NamedTuple):
 
 
 def make_take(dataset: Dataset) -> Callable[[Int[np.ndarray, " b"], int], GraphExample]:
-    """Returns `take(rows, length)`, the batch of some rows padded to `length` atoms; rows are those of `Dataset`."""
+    """Returns `take(rows, length)`: the batch of these rows of the `Dataset`, padded to `length` atoms."""
     flat = _flatten(dataset)
     cells, pbcs, walls = (
         np.stack([getattr(graph, name) for graph in dataset.graphs]) for name in ("cell", "pbc", "confinement")

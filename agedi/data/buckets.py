@@ -1,4 +1,4 @@
-"""Any number of structures through compiled functions of few shapes: buckets of lengths, chunks, neighbor slots."""
+"""Evaluation of many structures by few compiled shapes: buckets of lengths, chunks, neighbor slots."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from matterform.neighbors import estimate_capacity, image_counts
 from matterform.progress import progress_bar
 
 SMALLEST_BUCKET = 4  # atoms
-CAPACITY_STEP = 8  # slots: capacities are multiples, so that similar cells share a program
+CAPACITY_STEP = 8  # slots; capacities are multiples of it, so that similar cells share a program
 WINDOW = 16  # chunks whose structures are sorted by size together
 
 Item = TypeVar("Item")
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Geometry(NamedTuple):
-    """Size and cell of a structure, which determine the compiled program that it needs."""
+    """Size and cell of a structure, which determine its compiled program."""
 
     num_atoms: int
     cell: Float[np.ndarray, "3 3"]  # rows are lattice vectors, Å
@@ -51,13 +51,13 @@ class HasOverflow(Protocol):
 
 
 def bucket(num_atoms: int) -> int:
-    """The padded length of a structure: at most a quarter more than 4 atoms, and few in number."""
+    """The padded length of a structure: one of few values, above 4 atoms at most a quarter larger than `num_atoms`."""
     step = max(SMALLEST_BUCKET, 2 ** ((num_atoms - 1).bit_length() - 3))
     return step * -(-num_atoms // step)
 
 
 def bucket_capacity(geometries: Sequence[Geometry], cutoff: float) -> BucketCapacity:
-    """Sizes that hold all these structures and, at their mean densities, all neighbors within `cutoff` (Å)."""
+    """Array sizes for all these structures and, at their mean densities, for all neighbors within `cutoff` (Å)."""
     length = bucket(max(geometry.num_atoms for geometry in geometries))
     slots, images = 0, np.zeros(3, int)
     # For the bucket, not for the number of atoms: another formula in the same cell then uses the same program.
@@ -92,7 +92,7 @@ def run_in_chunks(
         ValueError: batch_size is not a whole number of at least 1.
     """
     check_counts(batch_size=batch_size)
-    least: dict[tuple[int, tuple[int, int, int]], int] = {}  # slots that earlier chunks needed, by their other sizes
+    least: dict[tuple[int, tuple[int, int, int]], int] = {}  # slots that earlier chunks needed, by length and images
     for begin in range(0, len(geometries), WINDOW * batch_size):
         window = range(begin, min(begin + WINDOW * batch_size, len(geometries)))
         ordered = sorted(window, key=lambda index: bucket(geometries[index].num_atoms))

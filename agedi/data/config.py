@@ -10,12 +10,13 @@ EXTENSIVE = ("energy", "free_energy")
 class DatasetConfig:
     """How structures are prepared for training, whatever the model."""
 
-    # MaskFixed: atoms under a FixAtoms constraint are neither moved nor changed; none: constraints are ignored
+    # atoms that are neither moved nor changed: those under a FixAtoms constraint (MaskFixed), or none
     mask: Literal["none", "MaskFixed"] = "none"
     confinement: tuple[float, float] | None = None  # z_min and z_max (Å) that contain all free atoms; none: no walls
     canonical_cell: bool = False  # rotate structures so that their cells are lower triangular
     repeat: int | None = None  # add repeated cells, up to repeat x repeat x 1, during training; none: no repeated cells
-    repeat_epoch: int | None = None  # epochs after which the next larger repeated cells are added; goes with repeat
+    # number of epochs after which the next larger repeated cells are added; needs repeat
+    repeat_epoch: int | None = None
     extensive: tuple[str, ...] = EXTENSIVE  # properties that grow with the number of atoms
 
     def __post_init__(self) -> None:

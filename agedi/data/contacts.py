@@ -1,4 +1,4 @@
-"""Atoms that are closer to each other than any bond."""
+"""Check for atoms that are closer to each other than any bond."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 from agedi.data.graph import AtomsGraph
 from matterform.neighbors import image_counts, image_grid
 
-TOO_CLOSE = 0.3  # Å: shorter than any bond, so two atoms share one place
+TOO_CLOSE = 0.3  # Å, shorter than any bond
 
 
 def check_contacts(graph: AtomsGraph) -> None:
@@ -25,7 +25,7 @@ def check_contacts(graph: AtomsGraph) -> None:
 def closest_pair(graph: AtomsGraph) -> tuple[float, int, int]:
     """The shortest distance (Å) and its two atoms, periodic images included.
 
-    Only distances below `TOO_CLOSE` are certain to be found; a single molecule's atom has distance infinity.
+    Only distances below `TOO_CLOSE` are certain to be found; the distance of a single, not periodic atom is infinite.
     """
     pos, cell, pbc = np.asarray(graph.pos, float), np.asarray(graph.cell, float), np.asarray(graph.pbc)
     difference = pos[None] - pos[:, None]

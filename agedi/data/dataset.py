@@ -1,4 +1,4 @@
-"""Structures with their labels, checked and ready to be cut into batches."""
+"""Data sets: checked structures with their labels, from which batches are made."""
 
 import logging
 import zlib
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 class Dataset(NamedTuple):
-    """Structures without padding, in the order given; those for the force field only come last.
+    """Structures without padding, in the order given, followed by those for the force field only.
 
-    With `repeat`, training also sees repeated cells, which are built when they are needed: row r of n structures is
+    With `repeat`, training also uses repeated cells, which are built on demand: row r of n structures is
     structure r modulo n, repeated k times along a and b with k = 1 + r // n.
     """
 
@@ -64,15 +64,15 @@ def create_dataset(
 ) -> Dataset:
     """Checks structures and reads their labels.
 
-    Properties are looked up as `agedi.data.labels.read_property` says. Energies and forces are those that a
-    calculator has stored; nothing is calculated.
+    Properties are looked up by `agedi.data.labels.read_property`. Energies and forces are the stored results of a
+    calculator; nothing is calculated.
 
     Args:
         conditioning: names of properties, or "none".
         conditioning_type: `scalar`, `integer` or `node` (one number per atom): one for all properties or one for each.
         properties: values by name for each structure.
-        cutoff: of the model, Å.
-        force_field: energies or forces are required.
+        cutoff: neighbor cutoff of the model, Å.
+        force_field: whether energies or forces are required.
         regressor_data: structures that only the force field learns from.
         settings: fields of `DatasetConfig` that replace those of `config`.
 
@@ -142,7 +142,7 @@ def all_graphs(dataset: Dataset) -> list[AtomsGraph]:
 
 
 def condition_values(dataset: Dataset, name: str) -> np.ndarray:
-    """All values of a property that training sees, those of repeated cells included."""
+    """All values of a property in training, those of repeated cells included."""
     values = [np.ravel(v) for v, diffuse in zip(dataset.conditions[name], dataset.diffuse, strict=True) if diffuse]
     single = np.concatenate(values)
     if name not in dataset.extensive:
@@ -154,7 +154,7 @@ def dataset_confinement(dataset: Dataset) -> tuple[float, float]:
     """z_min and z_max (Å) of the structures.
 
     Raises:
-        ValueError: they have no confinement.
+        ValueError: the data set has no confinement.
     """
     low, high = dataset.graphs[0].confinement.tolist()
     if not np.isfinite([low, high]).all():
@@ -165,7 +165,7 @@ def dataset_confinement(dataset: Dataset) -> tuple[float, float]:
 
 
 def fingerprint(dataset: Dataset) -> dict[str, int]:
-    """The number of structures, and a checksum of everything that training sees of them."""
+    """The number of structures, and a checksum of everything that training uses of them."""
     parts = [np.asarray(leaf) for graph in dataset.graphs for leaf in graph if leaf is not None]
     parts += [dataset.energies, *dataset.forces, dataset.diffuse]
     for name, values in sorted(dataset.conditions.items()):
@@ -247,10 +247,12 @@ def _warn_of_surprises(
 ) -> None:
     """Warns of rotated structures, outdated energies, and single atoms without neighbors."""
     if canonical_cell and (rotated := sum(full_cell(atoms, True)[1] is not None for atoms in structures)):
-        logger.warning("%d structures are turned so that their cells are lower triangular", rotated)
+        logger.warning("%d structures are rotated so that their cells are lower triangular", rotated)
     stale = sum(bool(getattr(atoms.calc, "results", None)) and not calculator_results(atoms) for atoms in structures)
     if stale:
-        logger.warning("%d structures were changed after their energies were calculated, which are not used", stale)
+        logger.warning(
+            "%d structures were changed after their energies were calculated; these energies are not used", stale
+        )
     alone = sum(len(graph.x) == 1 and not graph.pbc.any() for graph in dataset.graphs)
     if alone:
         logger.warning("%d structures are single atoms without neighbours within %g angstrom", alone, cutoff)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 AnyArray = Any  # NumPy on the host, JAX inside
 NO_WALLS = (-np.inf, np.inf)
-CANONICAL = 1e-10  # Å: entries above the diagonal up to this size count as zero
-FLAT = 1e-6  # Å³: cells of smaller volume are flat
-OUTSIDE = 1e-5  # Å: tolerance for positions rounded to float32
+CANONICAL = 1e-10  # Å; entries above the diagonal up to this size count as zero
+FLAT = 1e-6  # Å³; cells of smaller volume are flat
+OUTSIDE = 1e-5  # Å; tolerance for positions rounded to float32
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def from_atoms(
     """
     cell, rotation = full_cell(atoms, canonical_cell)
     if rotation is not None:
-        logger.warning("the cell is not lower triangular; the structure is turned so that it is")
+        logger.warning("the cell is not lower triangular; the structure is rotated so that it is")
     return convert(atoms, cell, rotation, mask, confinement)
 
 
@@ -101,7 +101,11 @@ def convert(
     mask: str,
     confinement: Sequence[float] | None,
 ) -> AtomsGraph:
-    """Converts ASE Atoms in their `full_cell`; see `from_atoms`."""
+    """Converts ASE Atoms in their `full_cell`; see `from_atoms`.
+
+    Raises:
+        ValueError: as `from_atoms`.
+    """
     positions = np.asarray(atoms.positions, float)
     if len(atoms) == 0:
         raise ValueError("has no atoms")
@@ -139,7 +143,7 @@ def fixed_atoms(atoms: "ase.Atoms", mask: str) -> Bool[np.ndarray, " n"]:
     for constraint in atoms.constraints if mask == "MaskFixed" else ():
         if not isinstance(constraint, FixAtoms):
             raise ValueError(
-                f"has the constraint {type(constraint).__name__}; MaskFixed knows only FixAtoms: "
+                f"has the constraint {type(constraint).__name__}; MaskFixed supports only FixAtoms: "
                 "replace it, or use mask none, which ignores constraints"
             )
         fixed[constraint.index] = True
@@ -214,7 +218,7 @@ def pad_graph(graph: AtomsGraph, length: int) -> AtomsGraph:
     """Pads a graph without edges to `length` rows, on the host.
 
     Raises:
-        ValueError: the structure has more atoms.
+        ValueError: the structure has more than `length` atoms.
     """
     n = len(graph.x)
     if n > length:

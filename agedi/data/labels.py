@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def read_property(atoms: "ase.Atoms", name: str, kind: str, given: Mapping[str, Any]) -> np.ndarray:
     """A property of a structure: float32 (scalar, node) or int32 (integer), of shape () or (atoms,) for kind node.
 
-    It is looked up in `given`, `atoms.info`, the results of a calculator, `atoms.arrays` (kind node) and
+    The property is looked up in `given`, `atoms.info`, the results of a calculator, `atoms.arrays` (kind node) and
     `atoms.get_<name>()`, in this order.
 
     Raises:
@@ -81,7 +81,7 @@ def _look_up(atoms: "ase.Atoms", name: str, kind: str, given: Mapping[str, Any])
         try:
             return method()
         except (RuntimeError, TypeError, ValueError) as error:  # no calculator, no cell, or arguments are missing
-            reason = f"no atoms.info[{name!r}], and atoms.get_{name}() says: {error}"
+            reason = f"no atoms.info[{name!r}], and atoms.get_{name}() raises: {error}"
     raise ValueError(f"has no property {name!r}: {reason}")
 
 

@@ -1,4 +1,4 @@
-"""Reference energies: one energy per element, subtracted before the force field learns the rest."""
+"""Reference energies: one energy per element; the force field learns the remainder."""
 
 import dataclasses
 import logging
@@ -30,7 +30,7 @@ def fit_reference_energies(dataset: Dataset) -> tuple[tuple[int, float], ...]:
     energies, _, rank, _ = np.linalg.lstsq(counts, dataset.energies[labelled], rcond=None)
     if rank < len(numbers):
         logger.warning(
-            "the compositions of %d structures do not tell the energies of %d elements apart; the smallest are used",
+            "the compositions of %d structures do not determine the energies of %d elements; the smallest are used",
             *(len(labelled), len(numbers)),
         )
     return tuple((int(number), float(energy)) for number, energy in zip(numbers, energies, strict=True))
@@ -41,7 +41,7 @@ def normalize_energies(
 ) -> ForceFieldConfig:
     """The force field's config with reference energies, and with the spread of energies about them as its unit.
 
-    What `config` gives already is kept.
+    Values that `config` already has are kept.
 
     Raises:
         ValueError: as in `parse_reference_energies`.

@@ -14,10 +14,10 @@ class LbfgsConfig:
         ValueError: a value is out of range.
     """
 
-    fmax: float = 0.05  # a structure is relaxed when no free atom feels a larger force, eV/Å
-    steps: int = 200  # number of steps, at most
-    max_step_size: float = 0.2  # largest displacement of an atom in a step, Å
-    memory: int = 100  # number of steps that the approximate Hessian is built from
+    fmax: float = 0.05  # convergence: largest force on a free atom, eV/Å
+    steps: int = 200  # largest number of steps
+    max_step_size: float = 0.2  # largest displacement of an atom per step, Å
+    memory: int = 100  # number of past steps from which the approximate Hessian is built
     alpha: float = 70.0  # initial guess of the curvature, eV/Å^2
     damping: float = 1.0  # factor on every step
 

@@ -215,7 +215,7 @@ def _evaluated(diffusion: Diffusion, graphs: Sequence[AtomsGraph], run: Any, bat
 def make_force(
     force_field: Callable[..., Any], cutoff: float, capacity: int, images: tuple[int, int, int]
 ) -> ForceFunction:
-    """Returns the force field of one structure, with its neighbor search."""
+    """Returns the force field of one structure (energy in eV, forces in eV/Å), with its neighbor search."""
     search = make_search(cutoff, capacity, images)
 
     grouped = in_groups(force_field)
@@ -233,7 +233,7 @@ def make_force(
 def compiled_force(
     force_field: Callable[..., Any], cutoff: float, capacity: int, images: tuple[int, int, int]
 ) -> Callable[[Any, AtomsGraph], Evaluated]:
-    """The compiled energies (eV) and forces (eV/Å) of a batch, kept."""
+    """The compiled force field of a batch (energies in eV, forces in eV/Å); cached."""
     return jax.jit(jax.vmap(make_force(force_field, cutoff, capacity, images), (None, 0)))
 
 
@@ -246,7 +246,7 @@ def compiled_relax(
     images: tuple[int, int, int],
     trajectory: bool,
 ) -> Callable[..., Any]:
-    """The compiled relaxation of a batch, kept: other structures of the same sizes compile nothing."""
+    """The compiled relaxation of a batch; cached, so that other structures of the same sizes compile nothing."""
     return make_relax(make_force(force_field, cutoff, capacity, images), settings, trajectory=trajectory)
 
 
@@ -265,7 +265,9 @@ def with_results(atoms: "ase.Atoms", graph: AtomsGraph, point: Point) -> "ase.At
 
 def _point(graph: AtomsGraph, pos: np.ndarray, energy: Any, forces: np.ndarray) -> Point:
     if not (np.isfinite(energy) and np.isfinite(forces).all()):
-        raise FloatingPointError("the force field gave numbers that are not finite; relax with a smaller max_step_size")
+        raise FloatingPointError(
+            "the force field returned numbers that are not finite; relax with a smaller max_step_size"
+        )
     return Point(graph._replace(pos=pos), float(energy), np.asarray(forces, float))
 
 

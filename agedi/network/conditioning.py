@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float, Shaped
 from agedi.config import ConditionConfig
 from agedi.network.painn import parameter, two_layers
 
-MAX_FREQUENCY = 64.0  # of levels, which span about 2: distinguishes levels 0.01 apart
-NUM_FREQUENCIES = 16  # of levels
-VALUE_FREQUENCIES = (0.5, 1.0, 2.0)  # of standardised property values
+MAX_FREQUENCY = 64.0  # largest frequency of noise levels, which span about 2; resolves levels 0.01 apart
+NUM_FREQUENCIES = 16  # number of frequencies per noise level
+VALUE_FREQUENCIES = (0.5, 1.0, 2.0)  # frequencies of standardised property values
 
 Conditions = Mapping[str, Shaped[Array, "..."]]
 
@@ -31,7 +31,7 @@ def conditioning(
         conditions: raw value of every property by name; {} is the same as `known` False.
 
     Raises:
-        ValueError: `conditions` has other names than the model's properties.
+        ValueError: the names in `conditions` are not those of the model's properties.
     """
     vectors = jnp.broadcast_to(embed_levels(levels, size), (num_atoms, size))
     if set(conditions) - {config.name for config in configs} or (0 < len(conditions) < len(configs)):
@@ -47,7 +47,7 @@ def conditioning(
 
 
 def clean_conditioning(num_atoms: int, size: int) -> Float[Array, "n d"]:
-    """The conditioning vector of the force field, which has no noise levels and properties: a learned vector."""
+    """The conditioning vector of the force field, which depends on no noise level or property: a learned vector."""
     clean = parameter("clean", (size,), 1.0)
     return jnp.broadcast_to(clean, (num_atoms, size))
 

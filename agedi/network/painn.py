@@ -38,7 +38,7 @@ def backbone(
     table = parameter("species", (MAX_ATOMIC_NUMBER + 1, size), 1.0)
     fixed = parameter("fixed", (size,), 0.0)
     scalars = table[graph.x] + graph.mask[:, None] * fixed[None]
-    vectors = jnp.zeros((1, 3, 1)) * scalars[:, None]  # made from the atoms, so that shard_map knows its sharding
+    vectors = jnp.zeros((1, 3, 1)) * scalars[:, None]  # computed from the atoms, so that shard_map infers its sharding
 
     def block(features, filters):
         scalars, vectors = features

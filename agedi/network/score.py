@@ -29,8 +29,8 @@ Params = Mapping[str, Any]
 class Outputs(NamedTuple):
     """Network outputs for the atoms of one noisy structure; None for a noiser that the model does not have."""
 
-    noise: Float[Array, "n 3"] | None  # of positions, with unit variance; 0 in padding
-    logits: Float[Array, "n k"] | None  # of `config.species`
+    noise: Float[Array, "n 3"] | None  # noise of positions, with unit variance; 0 in padding
+    logits: Float[Array, "n k"] | None  # logits of `config.species`
 
 
 class ScoreModel(NamedTuple):
@@ -99,7 +99,7 @@ def require_force_field(model: ScoreModel, purpose: str) -> None:
     """Checks that the model has a force field; `purpose` begins the message.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the model has no force field.
     """
     if model.force_field is None:
         raise ValueError(f"{purpose} needs a force field, and this model was trained without one (--force_field)")

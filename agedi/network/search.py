@@ -1,6 +1,6 @@
 """The neighbor search of a model, inside compiled programs.
 
-A sampler step with it takes 1.11 times as long as its network alone. A plain sampler, with neighbor lists made on the
+With it, a sampler step takes 1.11 times as long as the network alone. A plain sampler, with neighbor lists made on the
 host and a list of edges in the network, takes 4.1 times as long with matscipy's lists and 13.5 times with ASE's (64
 structures on two cores; benchmarks/cases/agedi_speed.py, benchmarks/results/agedi_speed.jsonl).
 """

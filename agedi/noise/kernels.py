@@ -179,7 +179,7 @@ def draw_truncated(
 ) -> Float[Array, " n"]:
     """Samples of the normal distribution truncated at two walls (Å), from uniform numbers: eq. 11.
 
-    It uses logarithms of the distribution function, which are accurate far in the tails, too.
+    The computation uses logarithms of the distribution function, which are accurate far in the tails, too.
     """
     left, right, flipped = _bounds_to_the_left(mean, std, low, high)
     uniform = jnp.clip(uniform, 1e-7, 1 - 1e-7)

@@ -10,7 +10,7 @@ from agedi.config import DiffusionConfig, position_noiser
 from agedi.data.graph import AtomsGraph
 from agedi.noise.noisers import choose_sigma_max
 
-OPEN_WIDTHS = 3.0  # sigma_max over a molecule's width: hides where atoms were, while they still see each other
+OPEN_WIDTHS = 3.0  # sigma_max over a molecule's width: hides where atoms were, but keeps them within the cutoff
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 def largest_noise(config: DiffusionConfig, graphs: Sequence[AtomsGraph]) -> float:
     """Standard deviation (Å) of the noise at t = 1.
 
-    It makes positions uniform along periodic vectors and between walls, and is several times as wide as the structure
-    in the other directions. Formula: docs/formulas/agedi.md.
+    This noise makes positions uniform along periodic vectors and between walls. In the other directions it is several
+    times as wide as the structure. Formula: docs/formulas/agedi.md.
     """
     cells, pbcs = np.stack([graph.cell for graph in graphs]), np.stack([graph.pbc for graph in graphs])
     noiser = position_noiser(config)
@@ -37,7 +37,7 @@ def largest_noise(config: DiffusionConfig, graphs: Sequence[AtomsGraph]) -> floa
     largest = max(choose_sigma_max(cells, pbcs), OPEN_WIDTHS * max(widths), 2 * config.sigma_min)
     if max(widths) > 0 and largest > config.model.cutoff:
         logger.warning(
-            "sigma_max is %.1f angstrom and the cutoff %.1f: at the end of the noise most atoms do not see each other; "
+            "sigma_max is %.1f angstrom and the cutoff %.1f: at t = 1 most atoms are farther apart than the cutoff; "
             "use a larger cutoff, or sde vp with Positions",
             *(largest, config.model.cutoff),
         )

@@ -30,7 +30,7 @@ Positions = Float[Array, "n 3"]
 
 
 class Space(NamedTuple):
-    """The space of positions (Å) as functions; their rows for fixed and padding atoms have no meaning."""
+    """The space of positions (Å), as functions. Rows of fixed atoms and padding are undefined in their results."""
 
     prior: Callable[[PRNGKeyArray, AtomsGraph], Positions]  # positions at t = 1
     normal: Callable[[PRNGKeyArray, AtomsGraph], Positions]  # one unit of noise

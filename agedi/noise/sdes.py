@@ -42,7 +42,7 @@ def make_schedule(name: str, minimum: float, maximum: float) -> Schedule:
     """A `linear`, `exponential` or `cosine` schedule from `minimum` to `maximum`.
 
     Raises:
-        ValueError: it has another name.
+        ValueError: `name` is none of these.
     """
     span = maximum - minimum
     if name == "linear":
@@ -112,7 +112,7 @@ def make_sde(config: DiffusionConfig) -> Sde:
 
 
 def noise_level(sde: Sde, t: Time) -> Time:
-    """nu = std / mean."""
+    """The noise level nu = std / mean at diffusion time t (eq. 2 of docs/formulas/agedi.md)."""
     return sde.std(t) / sde.mean(t)
 
 

@@ -1,4 +1,4 @@
-"""Settings of sampling and inpainting, each default once; imports no JAX, so that `agedi sample --help` is instant."""
+"""Settings of sampling and inpainting, each default once; importing this module loads no JAX."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from agedi.checks import check_counts
 from matterform.config import setting
 
 SAMPLERS = ("em", "pc", "heun", "ddim", "heun_ode", "ffpc")
-# Samplers that read a setting; all the others read every one.
+# Settings that only some samplers use -> these samplers; all other settings are used by every sampler.
 READ_BY = {
     "churn": ("heun",),
     "corrector_steps": ("pc", "ffpc"),
@@ -29,7 +29,7 @@ def check_choices(cls: type[Any], values: Mapping[str, Any]) -> None:
     """Checks the values of fields that are one of a few words.
 
     Raises:
-        ValueError: names the field and its choices.
+        ValueError: a value is not one of them; the message names the field and its choices.
     """
     for field in dataclasses.fields(cls):
         choices = typing.get_args(field.type) if typing.get_origin(field.type) is Literal else ()
@@ -56,20 +56,21 @@ class SamplerConfig:
     eps: float = 1e-3  # diffusion time (fraction of the whole) at which the last step starts; it ends at 0
     grid: Literal["uniform", "rho"] = "uniform"  # time steps: uniform in t, or in noise_level^(1 / rho)
     rho: float = 7.0  # exponent of grid rho; larger values put more steps at small noise
-    guidance_weight: float = 1.0  # property guidance: 0 ignores the property, 1 follows the model, above exaggerates
+    # weight of property guidance: 0 ignores the property, 1: conditional model, above 1: amplified
+    guidance_weight: float = 1.0
     churn: float = 20.0  # heun: share of the noise renewed, spread over all steps
-    corrector_steps: int = setting(1, "ffpc_corrector_steps")  # pc, ffpc: Langevin corrections per step
+    corrector_steps: int = setting(1, "ffpc_corrector_steps")  # pc, ffpc: number of Langevin corrections per step
     corrector_snr: float = 0.1  # pc, ffpc: signal-to-noise ratio of a correction, which sets its step size
-    mixing_zeta: float = setting(1.0, "ffpc_zeta")  # ffpc: forces get the weight (1 - t)^zeta in corrections
+    mixing_zeta: float = setting(1.0, "ffpc_zeta")  # ffpc: exponent of the weight (1 - t)^zeta of forces in corrections
     temperature: float = setting(1.0, "ffpc_temperature")  # ffpc: k_B T of the force field, eV
-    terminal_steps: int = setting(0, "ffpc_terminal_steps")  # ffpc: steps of force-field dynamics at t = 0
-    # ffpc: dynamics at t = 0, Brownian or molecular with a thermostat
+    terminal_steps: int = setting(0, "ffpc_terminal_steps")  # ffpc: number of steps of force-field dynamics at t = 0
+    # ffpc: kind of dynamics at t = 0, Brownian or molecular with a Langevin thermostat
     terminal_dynamics: Literal["overdamped", "langevin_md"] = setting("overdamped", "ffpc_terminal_dynamics")
-    # ffpc: step of the dynamics, Å^2/eV; for langevin_md fs; none: 1e-3 Å^2/eV or 1 fs
+    # ffpc: step of the dynamics at t = 0, in Å^2/eV, for langevin_md in fs; none: 1e-3 Å^2/eV or 1 fs
     terminal_step_size: float | None = setting(None, "ffpc_terminal_step_size")
-    # ffpc: friction of langevin_md, 1/fs; none: 0.1 per step
+    # ffpc: friction of langevin_md, in 1/fs; none: 0.1 per step
     terminal_friction: float | None = setting(None, "ffpc_terminal_friction")
-    save_corrector_frames: bool = False  # pc, ffpc: a frame after every correction, if trajectories are saved
+    save_corrector_frames: bool = False  # pc, ffpc: save a frame after every correction too, if trajectories are saved
 
     def __post_init__(self) -> None:
         check_counts(steps=self.steps)
@@ -106,10 +107,10 @@ class ForcefieldGuidanceConfig:
     """
 
     guidance: float = setting(0.0, "ff_guidance")  # weight of the forces on the predicted clean structure, 1/eV
-    zeta: float = setting(3.0, "ff_zeta")  # the weight grows as (1 - t)^zeta
+    zeta: float = setting(3.0, "ff_zeta")  # exponent of the weight of the forces, which grows as (1 - t)^zeta
     # relaxation of samples stops below this force, eV/Å
     force_threshold: float = setting(0.05, "ff_force_threshold")
-    max_extra_steps: int = setting(0, "ff_max_extra_steps")  # steps of L-BFGS relaxation after sampling, at most
+    max_extra_steps: int = setting(0, "ff_max_extra_steps")  # largest number of L-BFGS steps after sampling
 
     def __post_init__(self) -> None:
         for name in ("guidance", "zeta", "max_extra_steps"):
@@ -125,10 +126,10 @@ class InpaintConfig:
         ValueError: a value is out of range.
     """
 
-    # diffusion time (fraction of the whole) at which inpainting starts; below 1 from the noised reference positions
+    # diffusion time in (0, 1] at which inpainting starts; below 1, from the noised reference positions
     t_start: float = 1.0
-    n_resample: int = 1  # passes over each time step, which harmonise both parts
-    jump_length: int = 1  # substeps that a time step is divided into
+    n_resample: int = 1  # number of passes over each time step, to harmonise known and sampled atoms
+    jump_length: int = 1  # number of substeps per time step
 
     def __post_init__(self) -> None:
         if not 0 < self.t_start <= 1:
@@ -146,13 +147,13 @@ class Selection:
         ValueError: a selector is out of range, or `contiguous` is combined with one.
     """
 
-    indices: tuple[int, ...] | None = None  # indices of atoms, from 0; negative ones count from the end
-    symbols: tuple[str, ...] | None = None  # all atoms of these elements
-    z_range: tuple[float, float] | None = None  # all atoms between two heights, Å
-    sphere: tuple[float, float, float, float] | None = None  # all atoms inside: center x y z and radius, Å
-    from_atoms: bool = False  # atoms marked by the per-atom array inpaint_mask
+    indices: tuple[int, ...] | None = None  # indices of the selected atoms, from 0; negative ones count from the end
+    symbols: tuple[str, ...] | None = None  # select all atoms of these elements
+    z_range: tuple[float, float] | None = None  # select all atoms between these two heights, Å
+    sphere: tuple[float, float, float, float] | None = None  # select all atoms inside: center x y z, radius, Å
+    from_atoms: bool = False  # select the atoms marked by the per-atom array inpaint_mask
     fraction: float = 0.25  # share of the free atoms in a random selection
-    contiguous: bool = False  # random atoms next to each other
+    contiguous: bool = False  # select random atoms next to each other
     freeze: tuple[int, ...] | Literal["all"] = ()  # atoms held fixed besides FixAtoms: indices, or all unselected ones
 
     def __post_init__(self) -> None:
@@ -182,7 +183,7 @@ class SampleConfig:
 
     num_samples: int = setting(12, "n_samples")  # number of structures to sample; for inpainting, per given structure
     seed: int = 42  # random seed; sample i depends on the seed and i only
-    batch_size: int = 64  # structures sampled at once, which changes speed and memory but not the samples
+    batch_size: int = 64  # number of structures sampled at once; changes speed and memory, not the samples
     save_trajectory: bool = False  # keep all frames from noise to sample
     progress: bool = setting(False, "progress_bar")  # show a progress bar
     sampler: SamplerConfig = SamplerConfig()

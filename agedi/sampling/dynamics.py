@@ -14,7 +14,7 @@ from matterform.elements import element_table
 ACCELERATION = 9.648533212e-3  # Å/fs^2 of 1 eV/Å on 1 u (CODATA 2018)
 BROWNIAN_STEP = 1e-3  # Å^2/eV, unless `terminal_step_size` is given
 LANGEVIN_STEP = 1.0  # fs, unless `terminal_step_size` is given
-FRICTION_PER_STEP = 0.1  # friction times step, unless `terminal_friction` is given
+FRICTION_PER_STEP = 0.1  # product of friction and step, unless `terminal_friction` is given
 
 Forces = Callable[[Float[Array, "n 3"]], tuple[Float[Array, "n 3"], Bool[Array, ""]]]
 Project = Callable[[AtomsGraph, Float[Array, "n 3"]], Float[Array, "n 3"]]

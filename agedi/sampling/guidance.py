@@ -40,7 +40,7 @@ def guided_shift(
 ) -> Float[Array, "n 3"]:
     """Eq. 32: move (Å) of the predicted clean structure along the forces (eV/Å), nu^2 guidance (1 - t)^zeta forces.
 
-    This adds guidance (1 - t)^zeta forces to the score, as 1 / (k_B T) does for a Boltzmann factor. The whole move is
+    This adds guidance (1 - t)^zeta forces to the score; a Boltzmann factor adds forces / (k_B T). The whole move is
     scaled down where an atom would move by more than `LARGEST_GUIDED_SHIFT`.
     """
     shift = noise**2 * settings.guidance * (1 - t) ** settings.zeta * forces

@@ -1,4 +1,4 @@
-"""Inpainting: selected atoms of a structure are sampled around the others, which stay."""
+"""Inpainting: selected atoms of a structure are sampled around the others, which stay in place."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ class InpaintRequest:
     """The atoms to inpaint, and what they are conditioned on."""
 
     selection: Selection = Selection()
-    confinement: Any = None  # z_min and z_max in Å, if the model confines; none: those of the training data
+    confinement: Any = None  # z_min and z_max in Å, for models with a confinement; none: those of the training data
     # values by name of a conditional model: a number, or one number per atom
     property: Mapping[str, Any] | None = None
 
@@ -41,7 +41,7 @@ def inpaint(
     forward process and return. See docs/formulas/agedi.md, section 8.
 
     Args:
-        as_atoms: otherwise `AtomsGraph`s.
+        as_atoms: whether to return ASE Atoms instead of `AtomsGraph`s.
         options: fields of `Selection` (`indices`, `symbols`, `z_range`, `sphere`, `from_atoms`, `fraction`,
             `contiguous`, `freeze`), of `InpaintConfig` (`t_start`, `n_resample`, `jump_length`), `confinement`,
             `property`, and settings of sampling as in `agedi.sample`.
@@ -51,7 +51,7 @@ def inpaint(
         of such lists.
 
     Raises:
-        ValueError: the selection is empty, everything, or contradicts what is fixed, or an option is unknown or wrong.
+        ValueError: the selection is empty, contains every atom or fixed ones, or an option is unknown or invalid.
     """
     import ase
 
@@ -74,7 +74,7 @@ def iterate_inpainted(
     """Yields `config.num_samples` of every structure as they are ready; checks everything before the first.
 
     Raises:
-        ValueError: names the structure by its index and says what is wrong.
+        ValueError: a structure or the selection is invalid; the message gives the index of the structure.
     """
     if not structures:
         raise ValueError("there is no structure to inpaint")

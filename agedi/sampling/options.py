@@ -30,7 +30,7 @@ def configs_from_options(options: Mapping[str, Any], *classes: type[Any]) -> lis
     `ForcefieldGuidanceConfig`.
 
     Raises:
-        ValueError: an option is unknown (names the nearest one) or given twice, or its value is out of range.
+        ValueError: an option is unknown (the message suggests the nearest one), is given twice, or is out of range.
     """
     call = dataclasses.make_dataclass("Call", [(cls.__name__, cls) for cls in classes])
     values = nested(call, _flattened(options))

@@ -34,7 +34,7 @@ def parse_numbers(numbers: Any) -> Int[np.ndarray, " n"]:
     """A list of atomic numbers as an array.
 
     Raises:
-        ValueError: it is empty, or has anything but whole numbers from 1 to 118.
+        ValueError: the list is empty, or contains anything but whole numbers from 1 to 118.
     """
     parsed = np.asarray(numbers)
     valid = parsed.ndim == 1 and parsed.size > 0 and np.issubdtype(parsed.dtype, np.integer)
@@ -49,7 +49,7 @@ def parse_cell(given: Any) -> Float[np.ndarray, "3 3"]:
     """A cell (rows are lattice vectors, Å) from three lengths, lengths and angles, nine numbers or a matrix.
 
     Raises:
-        ValueError: it has another number of entries, they are not finite, or no cell has these angles.
+        ValueError: the number of entries is wrong, some are not finite, or no cell has these angles.
     """
     from ase.cell import Cell
 
@@ -70,7 +70,7 @@ def parse_pbc(given: Any) -> Bool[np.ndarray, "3"]:
     """Periodic directions from one truth value or three.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither one truth value nor three.
     """
     values = np.asarray(given)
     if values.shape not in ((), (3,)) or not np.isin(values, (0, 1)).all():
@@ -81,10 +81,10 @@ def parse_pbc(given: Any) -> Bool[np.ndarray, "3"]:
 def parse_confinement(
     config: DiffusionConfig, given: Any, cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]
 ) -> tuple[float, float] | None:
-    """z_min and z_max (Å) of a confined model, by default those of the training data; None if it does not confine.
+    """z_min and z_max (Å), by default those of the training data; None if the model has no confinement.
 
     Raises:
-        ValueError: the model does not confine, or the walls are not z_min < z_max inside the cell.
+        ValueError: the model has no confinement, or the walls are not z_min < z_max inside the cell.
     """
     if position_noiser(config) != "ConfinedCellPositions":
         if given is not None:

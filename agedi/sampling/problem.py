@@ -1,4 +1,4 @@
-"""The reverse process of one structure: its state, and the model functions that all solvers call.
+"""The reverse process of one structure: its state, and the functions that all solvers call.
 
 Solvers work with y = (x - origin) / mean and the noise level nu = std / mean: in these variables every process is
 dy = sqrt(d nu^2 / dt) dw (Karras et al. 2022, section 2), the network's noise is dy / d nu along the probability flow,

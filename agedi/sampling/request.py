@@ -1,4 +1,4 @@
-"""The request for a sample: checked, completed from the model, and turned into the structure sampling starts from."""
+"""Requests for samples: checked, completed from the model, and converted to the structure that sampling starts from."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SampleRequest:
-    """What to sample. Whatever the model does not generate must be given: species, positions, or a cell.
+    """What to sample. Species, positions or a cell must be given if the model does not generate them.
 
     A cell is needed unless nothing is periodic or all training structures share one.
     """
@@ -33,13 +33,13 @@ class SampleRequest:
     num_atoms: int | None = setting(None, "n_atoms")
     # atomic numbers of the sampled atoms; a composition only, if the model generates species
     atomic_numbers: Any = None
-    formula: str | None = None  # chemical formula of the sampled atoms, e.g. Pd4O4; as atomic_numbers
+    formula: str | None = None  # chemical formula of the sampled atoms, e.g. Pd4O4; replaces atomic_numbers
     positions: Any = None  # (num_atoms, 3) in Å, if the model does not generate positions
     cell: Any = None  # lattice vectors as rows in Å: three lengths, lengths and angles (degrees), or nine numbers
     pbc: Any = None  # periodic directions; none: those of the training data, or all (none for noiser Positions)
     # ASE's Atoms or an AtomsGraph: fixed atoms, which come first in every sample, and their cell
     template: Any = None
-    confinement: Any = None  # z_min and z_max in Å, if the model confines; none: those of the training data
+    confinement: Any = None  # z_min and z_max in Å, for models with a confinement; none: those of the training data
     # values by name of a conditional model: a number, or one number per atom (template first)
     property: Mapping[str, Any] | None = None
 
@@ -58,7 +58,7 @@ def make_initial_state(config: DiffusionConfig, request: SampleRequest) -> Initi
     """Checks a request and completes it from the model.
 
     Raises:
-        ValueError: something is missing, contradicts the model or something else, or is out of range.
+        ValueError: a field is missing, out of range, or contradicts the model or another field.
     """
     import ase
     from ase.constraints import FixAtoms
@@ -100,7 +100,7 @@ def warn_of_large_cell(config: DiffusionConfig, graph: AtomsGraph) -> None:
     needed = choose_sigma_max(cells, pbcs, width)
     if needed > 1.1 * config.sigma_max:
         logger.warning(
-            "the cell is larger than those of the training data: it takes noise of %.2f angstrom to become uniform, "
+            "the cell is larger than those of the training data: uniform positions need noise of %.2f angstrom, "
             "and the model has %.2f; expect uneven samples",
             *(needed, config.sigma_max),
         )
@@ -144,9 +144,9 @@ def _species(config: DiffusionConfig, request: SampleRequest) -> tuple[Int[np.nd
         found = " and ".join(f"{name} for {count} atoms" for name, count in given.items())
         raise ValueError(f"contradicting numbers of atoms: {found} (those of a template do not count)")
     if numbers is None and not diffuses_types(config):
-        raise ValueError("this model does not draw species: give formula or atomic_numbers")
+        raise ValueError("this model does not sample species: give formula or atomic_numbers")
     if not given:
-        raise ValueError("how many atoms? give num_atoms, atomic_numbers or formula")
+        raise ValueError("the number of atoms is not given: give num_atoms, atomic_numbers or formula")
     if numbers is not None:
         check_known(config, numbers, "formula" if request.formula is not None else "atomic_numbers")
     return numbers, next(iter(given.values()))
@@ -156,10 +156,10 @@ def _positions(config: DiffusionConfig, request: SampleRequest, count: int) -> F
     noiser = position_noiser(config)
     if noiser is not None:
         if request.positions is not None:
-            raise ValueError(f"positions contradict the model, which draws them ({noiser}); fix atoms by a template")
+            raise ValueError(f"positions contradict the model, which samples them ({noiser}); fix atoms by a template")
         return np.zeros((count, 3))
     if request.positions is None:
-        raise ValueError("this model does not draw positions: give positions")
+        raise ValueError("this model does not sample positions: give positions")
     positions = np.asarray(request.positions, float)
     if positions.shape != (count, 3) or not np.isfinite(positions).all():
         raise ValueError(f"positions must be {count} times 3 finite numbers; got shape {positions.shape}")

@@ -46,8 +46,8 @@ def make_reverse(
 
     It samples the free atoms of `graphs`; positions or species that the model does not diffuse are kept. `remaining`
     (b, k) counts the atoms of each of `config.species` if the composition is prescribed (`settings.constrained`).
-    `selected` (b, n) goes with `settings.inpaint`: the atoms to sample, where the graphs are the reference. The number
-    of structures must be a multiple of the number of devices. Each structure depends on its own key only.
+    `selected` (b, n) is needed with `settings.inpaint`: the atoms to sample; the graphs are then the reference. The
+    number of structures must be a multiple of the number of devices. Each structure depends on its own key only.
 
     Args:
         capacity: neighbor slots per atom.
@@ -124,7 +124,7 @@ def solve(
 
 
 def _finish(problem: Problem, result: ReverseResult, key: PRNGKeyArray) -> ReverseResult:
-    """The result after the dynamics of the force field at t = 0, if any; known atoms of an inpainting do not move."""
+    """The result after the dynamics of the force field at t = 0, if any; in inpainting, known atoms do not move."""
     sampler = problem.model.settings.sampler
     if sampler.sampler != "ffpc" or not sampler.terminal_steps:
         return result

@@ -23,11 +23,11 @@ from agedi.sampling.reverse import Reverse, ReverseResult, make_reverse
 if TYPE_CHECKING:
     import ase
 
-PROGRAMS = 32  # compiled samplers kept
+PROGRAMS = 32  # number of compiled samplers in the cache
 
 
 class Sample(NamedTuple):
-    """A sample with the state it started from."""
+    """A sample, and the state from which it was generated."""
 
     start: InitialState
     frames: list[AtomsGraph]  # the last one is the sample
@@ -43,7 +43,7 @@ def sample(diffusion: Diffusion, *, as_atoms: bool = True, **options: Any) -> li
     `agedi.sample(diffusion, num_samples=10, formula="Pd4O4", cell=[5, 5, 7], property={"energy": -3.5}, steps=500)`
 
     Args:
-        as_atoms: otherwise `AtomsGraph`s.
+        as_atoms: whether to return ASE Atoms instead of `AtomsGraph`s.
         options: fields of `SampleRequest` (what to sample: `formula`, `num_atoms`, `cell`, `template`, `property` ...)
             and of `SampleConfig` (`num_samples` or `n_samples`, `seed`, `batch_size`, `save_trajectory`, `progress`)
             with the settings in it (`sampler`, `steps`, `eps`, `guidance_weight` ...). `sampler_kwargs` is a mapping of
@@ -65,7 +65,7 @@ def sample_each(diffusion: Diffusion, requests: Sequence[SampleRequest], config:
     """One structure per request; their cells and numbers of atoms may differ. `config.num_samples` is not used.
 
     Raises:
-        ValueError: something is missing, contradicts the model or something else, or is out of range.
+        ValueError: a field is missing, out of range, or contradicts the model or another field.
     """
     states = [make_initial_state(diffusion.config, request) for request in requests]
     return [one.atoms()[-1] for one in iterate_from(diffusion, states, config)]
@@ -81,7 +81,7 @@ def iterate_samples(diffusion: Diffusion, request: SampleRequest, config: Sample
     """Yields `config.num_samples` samples as they are ready; checks everything before the first.
 
     Raises:
-        ValueError: something is missing, contradicts the model or something else, or is out of range.
+        ValueError: a field is missing, out of range, or contradicts the model or another field.
     """
     states = [make_initial_state(diffusion.config, request)] * config.num_samples
     return iterate_from(diffusion, states, config)
@@ -93,10 +93,10 @@ def iterate_from(
     config: SampleConfig,
     inpaint: InpaintConfig | None = None,
 ) -> Iterator[Sample]:
-    """Yields one sample per initial state, each with a key of its own; all states must prescribe the same things.
+    """Yields one sample per initial state, each with a key of its own; all states must prescribe the same quantities.
 
     Raises:
-        ValueError: the settings need a property or a force field that there is not.
+        ValueError: the settings need a property that is not given, or a force field that the model lacks.
     """
     weight = config.sampler.guidance_weight
     if weight != 1 and not any(state.conditions for state in states):
@@ -152,7 +152,7 @@ def compiled_reverse(
     capacity: int,
     images: tuple[int, int, int],
 ) -> Reverse:
-    """`make_reverse`, kept: another formula of the same sizes does not compile anything."""
+    """`make_reverse`, cached: another formula of the same sizes compiles nothing."""
     return make_reverse(config, ScoreModel({}, apply, force_field), settings, capacity=capacity, images=images)
 
 
@@ -177,7 +177,7 @@ def _frames(start: InitialState, result: ReverseResult) -> list[AtomsGraph]:
     frames = [start.graph._replace(pos=pos[:count], x=x[:count]) for pos, x in states]
     if not np.isfinite(frames[-1].pos).all():
         raise FloatingPointError(
-            "sampling gave positions that are not finite; use more steps, less guidance, or train for longer"
+            "sampling returned positions that are not finite; use more steps, less guidance, or train for longer"
         )
     if start.selected is not None:
         # The atoms that were not selected are back in place, and a relaxation must not move them.

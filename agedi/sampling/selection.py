@@ -22,10 +22,10 @@ def select(
     """The atoms to inpaint, and the atoms held fixed (by FixAtoms or `selection.freeze`).
 
     Args:
-        rng: for random selections.
+        rng: generator of random selections.
 
     Raises:
-        ValueError: the selection is empty or everything, or names fixed or unknown atoms.
+        ValueError: the selection is empty, contains every atom, or names fixed or unknown ones.
     """
     count = len(atoms)
     fixed = fixed_atoms(atoms, "MaskFixed")

@@ -86,7 +86,7 @@ def langevin_correction(problem: Problem, state: State, step: Step, key: PRNGKey
         share = (1 - step.t_next) ** settings.mixing_zeta
         unit = (1 - share) * unit - share * noise * forces / settings.temperature
         state = state._replace(overflow=state.overflow | overflow)
-    step_size = settings.corrector_snr * noise  # 0 at the end, where there is nothing left to correct
+    step_size = settings.corrector_snr * noise  # 0 at the end, where no noise is left to correct
     return problem.moved(
         state, state.y - 2 * settings.corrector_snr * step_size * unit + 2 * step_size * problem.normal(key)
     )

@@ -22,14 +22,14 @@ class FitConfig:
     optimizer: OptimizerConfig = OptimizerConfig(optimizer="adamw", clip_norm=10.0, schedule="plateau")
     # length of the training; checkpoints are written every 20 s at most, as writing can take longer than an epoch
     loop: LoopConfig = LoopConfig(max_minutes=24 * 60.0, log_every=10, checkpoint_seconds=20.0)
-    batch_size: int = 64  # structures per step, over all devices and processes
-    accumulate: int = 1  # parts of a batch that are computed one after another, to save memory
-    ema_decay: float | None = None  # decay per step of a moving average of the weights, which then replaces them
+    batch_size: int = 64  # number of structures per step, over all devices and processes
+    accumulate: int = 1  # number of parts in which a step is computed, to save memory
+    ema_decay: float | None = None  # decay per step of averaged weights, which are then saved; none: not averaged
     validation_fraction: float = setting(0.1, "val_split")  # share of the structures held out for validation
-    train_fraction: float | None = setting(None, "train_split")  # share to train on; none: all that are not held out
-    seed: int = 42  # seed of weights, held-out structures, batches and noise
+    train_fraction: float | None = setting(None, "train_split")  # share to train on; none: all not held out
+    seed: int = 42  # random seed of weights, held-out structures, batches and noise
     regressor_loss: RegressorLoss = RegressorLoss()  # loss of the force field
-    # shares of diffusion and regressor loss, as "80:20" or the regressor's share; none: regressor_loss_weight counts
+    # shares of diffusion and force field loss, as "80:20", or the latter's share; none: use regressor_loss_weight
     loss_balance: str | float | None = None
     # energies of the elements for the force field: auto (fitted), none, or eV by element, as Cu:-3.72,O:-4.95
     reference_energies: str = "auto"
@@ -37,8 +37,8 @@ class FitConfig:
     log_dir: pathlib.Path = pathlib.Path("logs")  # folder of runs version_0, version_1, ...
     name: str | None = None  # folder inside log_dir for the runs; none: log_dir itself
     tensorboard: bool = True  # write TensorBoard events beside metrics.csv
-    keep: int = 1  # number of checkpoints to resume from, besides the best one
-    wandb_project: str | None = None  # report to this project of Weights & Biases; none: do not
+    keep: int = 1  # number of checkpoints kept to resume from, besides the best one
+    wandb_project: str | None = None  # project at Weights & Biases to report to; none: no report
     progress: bool = setting(True, "progress_bar")  # show a progress bar if standard error is a terminal
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ def load_train_config(path: pathlib.Path) -> TrainConfig:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not YAML, or a key is unknown or its value wrong.
+        ValueError: the file is not YAML, a key is unknown, or a value is invalid.
     """
     values = load_values(existing(path))
     try:
@@ -113,7 +113,7 @@ def load_train_config(path: pathlib.Path) -> TrainConfig:
 
 
 def loop_config(training: FitConfig, batches_per_epoch: int) -> LoopConfig:
-    """The training loop's settings; metrics are logged at least once an epoch."""
+    """The training loop's settings; metrics are logged at least once per epoch."""
     every = training.loop.log_every
     every = batches_per_epoch if every is None else min(every, batches_per_epoch)
     return dataclasses.replace(training.loop, log_every=every)

@@ -38,7 +38,7 @@ def train_from_atoms(
         options: fields of `TrainConfig` and of the dataclasses in it.
 
     Raises:
-        ValueError: an option is wrong, or the data do not fit the model.
+        ValueError: an option is invalid, or the data do not fit the model.
         FloatingPointError: the loss is not finite.
     """
     base = None if checkpoint is None else saved_config(checkpoint)
@@ -55,7 +55,7 @@ def train_from_config(config: str | pathlib.Path | Mapping[str, Any], **override
         overrides: settings that replace those of `config`.
 
     Raises:
-        ValueError: a key is unknown or its value wrong, or the data do not fit the model.
+        ValueError: a key is unknown, a value is invalid, or the data do not fit the model.
         FloatingPointError: the loss is not finite.
     """
     values = dict(config) if isinstance(config, Mapping) else load_values(existing(config))
@@ -69,7 +69,7 @@ def saved_config(checkpoint: str | pathlib.Path) -> TrainConfig:
 
     Raises:
         FileNotFoundError: the run folder does not exist.
-        ValueError: it is not a run of AGeDi.
+        ValueError: the folder is not a run of AGeDi.
     """
     run = load_run(split_checkpoint(checkpoint)[0])
     return TrainConfig(data=run.data, diffusion=options_of(run.diffusion), fit=run.training)
@@ -98,7 +98,7 @@ def train_with(
 
 
 def _continue(config: TrainConfig, checkpoint: str | pathlib.Path, structures: Structures) -> TrainResult:
-    """Continues a run with its own model and preparation of the data, whatever `config` says of these."""
+    """Continues a run with its own model and preparation of the data, whatever `config` contains for these."""
     run = load_run(split_checkpoint(checkpoint)[0])
     ignored = [
         *_different(config.diffusion, options_of(run.diffusion)),
@@ -106,7 +106,7 @@ def _continue(config: TrainConfig, checkpoint: str | pathlib.Path, structures: S
         *_different(config.data.regressor_data, run.data.regressor_data, "regressor_data"),
     ]
     if ignored:
-        logger.warning("%s goes on with its own %s", run.run_dir, ", ".join(sorted(ignored)))
+        logger.warning("%s is continued with its own %s", run.run_dir, ", ".join(sorted(ignored)))
     source = dataclasses.replace(run.data, train=config.data.train)
     return resume(checkpoint, read_dataset(source, run.diffusion, structures), config.fit)
 

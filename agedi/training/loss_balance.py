@@ -1,4 +1,4 @@
-"""Balance of the diffusion loss and the force field loss: each is divided by its running mean and given a share.
+"""Balance of the diffusion and force field losses: each is divided by its running mean and multiplied by its share.
 
 Formula: docs/formulas/agedi.md.
 """
@@ -14,7 +14,7 @@ from agedi.data.example import GraphExample
 from agedi.loss import ExampleLoss
 from agedi.training.loss_shares import PARTS, LossBalance
 
-MOMENTUM = 0.99  # of the running means
+MOMENTUM = 0.99  # momentum of the running means, per step
 FLOOR = 1e-12  # smallest running mean that a loss is divided by
 
 Metrics = dict[str, Float[Array, ""]]
@@ -43,9 +43,9 @@ def update_means(means: RunningMeans, metrics: Metrics) -> RunningMeans:
 def make_balanced_loss(
     example_loss: ExampleLoss, balance: LossBalance
 ) -> Callable[[Any, PRNGKeyArray | None, GraphExample, RunningMeans], tuple[Float[Array, ""], Metrics]]:
-    """Returns the balanced loss: the sum of each part times its share over its running mean.
+    """Returns the balanced loss: the sum over both parts of share x loss / running mean.
 
-    It goes with `make_train_step(..., remember=update_means)`, which keeps the running means.
+    Use it with `make_train_step(..., remember=update_means)`, which updates the running means.
     """
 
     def balanced(

@@ -1,4 +1,4 @@
-"""Shares of the diffusion loss and the force field loss in the total, as users write them."""
+"""Shares of the diffusion loss and the force field loss in the total, parsed from user input."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def parse_loss_balance(given: Any) -> LossBalance | None:
     """Shares of the losses from "80:20", "80/20", "0.8-0.2", "50%:50%", a pair, a mapping, or the regressor's share.
 
     Raises:
-        ValueError: they are not two numbers of at least 0, or both are 0.
+        ValueError: the shares are not two numbers of at least 0, or both are 0.
     """
     if given is None:
         return None

@@ -1,4 +1,4 @@
-"""Slots for neighbors in training: measured on noised and clean structures of the data set."""
+"""Number of neighbor slots in training, measured on noised and clean structures of the data set."""
 
 import logging
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from agedi.noise.kernels import LatticeSums
 from agedi.noise.noisers import make_perturb
 from matterform.neighbors import images_for
 
-TRIALS = 128  # structures tried per padded length
-SPARE = 1.2  # capacity over the largest number of neighbors seen
+TRIALS = 128  # number of structures sampled per padded length
+SPARE = 1.2  # ratio of the capacity to the largest number of neighbors found
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ def measure_capacity(
 
     Args:
         padded_lengths: number of atoms that each structure is padded to.
-        sums: of the noise kernel in these cells.
-        seed: of the sample and of its noise.
+        sums: number of terms in the lattice sums of the noise kernel in these cells.
+        seed: random seed of the sample and of its noise.
     """
     cutoff = config.model.cutoff
     cells, pbcs = [np.asarray(graph.cell) for graph in graphs], [np.asarray(graph.pbc) for graph in graphs]

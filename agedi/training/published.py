@@ -1,6 +1,6 @@
-"""Settings of training as the published AGeDi names them, translated to ours.
+"""Training settings of the published AGeDi, translated to ours.
 
-Names that only differ are aliases of the fields (`lr`, `val_split`); here are those that also mean something else.
+Settings that differ only in name are aliases of the fields (`lr`, `val_split`); those here differ in meaning too.
 """
 
 import datetime
@@ -23,13 +23,13 @@ PROJECT = "agedi"
 
 
 def translate_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by our names from settings by published ones; all others are returned as they are.
+    """Translates published settings to ours; all others are returned unchanged.
 
     `max_time` (hours, a mapping of days, hours, minutes and seconds, or a timedelta) and `max_time_minutes` add up to
     `max_minutes`; both 0 means no limit. `epochs` -1 means no limit. `logger` wandb with `project` is `wandb_project`.
 
     Raises:
-        ValueError: a time is negative or no time, or the logger is unknown.
+        ValueError: a time is negative or cannot be read, or the logger is unknown.
     """
     settings = {RENAMED.get(name, name): value for name, value in values.items()}
     if settings.get("epochs") == -1:

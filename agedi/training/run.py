@@ -16,7 +16,7 @@ FILES = RunFiles(HPARAMS, f"checkpoints/{LAST}", f"checkpoints/{BEST}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """The hparams.yaml of a run."""
+    """The contents of the hparams.yaml of a run."""
 
     run_dir: pathlib.Path
     training: FitConfig
@@ -32,7 +32,7 @@ def load_run(run_dir: pathlib.Path) -> Run:
 
     Raises:
         FileNotFoundError: the run folder does not exist.
-        ValueError: it is not a run of AGeDi, or its hparams.yaml is damaged.
+        ValueError: the folder is not a run of AGeDi, or its hparams.yaml is damaged.
     """
     load_hparams(run_dir)  # explains what the folder is if it is not a run
     values = load_values(run_dir / HPARAMS)

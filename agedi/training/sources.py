@@ -27,10 +27,10 @@ NOTHING_GIVEN = Structures()
 
 
 def read_dataset(source: DataConfig, config: DiffusionConfig, structures: Structures = NOTHING_GIVEN) -> Dataset:
-    """The data set for a model, of structures that are given, or else read from the files of `source`.
+    """The data set for a model, from the given structures, or else from the files of `source`.
 
     Raises:
-        ValueError: there is no file, or its structures do not fit.
+        ValueError: no file is named, or its structures do not fit the model.
     """
     data, regressor_data, properties = structures
     if data is None:
@@ -52,7 +52,11 @@ def read_dataset(source: DataConfig, config: DiffusionConfig, structures: Struct
 
 
 def read_atoms(path: pathlib.Path) -> "list[ase.Atoms]":
-    """The structures of a file as ASE's Atoms; those that cannot be read are counted in a warning."""
+    """The structures of a file as ASE's Atoms; those that cannot be read are counted in a warning.
+
+    Raises:
+        ValueError: the file has no structure that can be read.
+    """
     from matterform.io.formats import read_structures, to_atoms
 
     structures, refused = read_structures(path)

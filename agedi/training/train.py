@@ -1,7 +1,7 @@
-"""Training of a diffusion model; a run's folder describes itself.
+"""Training of a diffusion model in a run folder that contains all its settings.
 
 `logs/version_N/` holds hparams.yaml, data.json, metrics.csv, TensorBoard events, and checkpoints/best_model and
-checkpoints/last_model, from either of which a model can be loaded and training can go on.
+checkpoints/last_model, from either of which a model can be loaded or training continued.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ from matterform.training.split import split_rows as split_numbers
 from matterform.training.state import inference_params
 from matterform.training.trainer import HeldOut, Task, check_start
 
-# A resumed run may train longer and report elsewhere; the rest must stay.
+# Settings that may change when a run is resumed: its length, and where it reports to.
 FREE_TRAINING = (
     *("loop.epochs", "loop.max_steps", "loop.max_minutes", "run_dir", "log_dir", "name"),
     *("tensorboard", "wandb_project", "progress", "keep"),
@@ -52,7 +52,7 @@ FREE = ("run_dir", "data.train", *(f"training.{name}" for name in FREE_TRAINING)
 
 
 class TrainResult(NamedTuple):
-    """What training leaves."""
+    """Result of training."""
 
     diffusion: Diffusion  # the best on the validation set, or else the last
     run_dir: pathlib.Path
@@ -60,9 +60,9 @@ class TrainResult(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Rows of a data set."""
+    """Rows of a data set to train on and to validate on."""
 
-    train: Int64[np.ndarray, " n"]  # of originals
+    train: Int64[np.ndarray, " n"]  # rows of structures that are not repeated
     validation: Int64[np.ndarray, " m"]
 
 
@@ -82,7 +82,7 @@ def train(
         options: fields of `FitConfig` that replace those of `config`.
 
     Raises:
-        ValueError: an option is wrong, or the data do not fit the model.
+        ValueError: an option is invalid, or the data do not fit the model.
         FloatingPointError: the loss is not finite.
     """
     training = fit_config(options, config)
@@ -108,7 +108,7 @@ def resume(
     """Continues a run in its folder, to the same weights as without the interruption.
 
     Args:
-        run_dir: the run folder, or its checkpoints/best_model to go back to that one.
+        run_dir: the run folder, or its checkpoints/best_model to continue from that checkpoint.
         dataset: the same data as before; by default read again from the files of the run.
         config: settings of training; by default those of the run.
         options: fields of `FitConfig` that replace those of `config`: the length of the training, and where it
@@ -116,7 +116,7 @@ def resume(
 
     Raises:
         FileNotFoundError: the run folder does not exist.
-        ValueError: it is not a run, other settings would have to change, or the data are others.
+        ValueError: the folder is not a run, a setting would change that may not, or the data differ.
     """
     folder, named = split_checkpoint(run_dir)
     before = load_run(folder)
@@ -130,9 +130,12 @@ def resume(
 
 
 def split_rows(dataset: Dataset, training: FitConfig) -> Split:
-    """Which originals to train on and which to hold out: the same whenever a run is resumed.
+    """Which structures to train on and which to hold out; the same whenever a run is resumed.
 
-    What only the force field learns from is never held out.
+    Structures for the force field only are never held out.
+
+    Raises:
+        ValueError: train_fraction leaves no structure to train on.
     """
     diffused, others = np.flatnonzero(dataset.diffuse), np.flatnonzero(~dataset.diffuse)
     numbers = split_numbers(len(diffused), training.validation_fraction, training.seed, "structures")
@@ -144,7 +147,7 @@ def split_rows(dataset: Dataset, training: FitConfig) -> Split:
 
 
 def first_params(diffusion: Diffusion, config: DiffusionConfig, seed: int) -> Params:
-    """The model's parameters, or fresh ones where the data gave it another shape."""
+    """The model's parameters; initial ones where the data changed their shape."""
     if jax.tree.map(np.shape, network(config).params) == jax.tree.map(np.shape, diffusion.params):
         return diffusion.params
     fresh = new_model(config, seed).params
@@ -172,7 +175,7 @@ def _train(
 
 
 def make_task(run: Run, dataset: Dataset, split: Split, params: Params) -> Task:
-    """What the run trains: the losses, first weights and batches."""
+    """The losses, initial weights and batches of a run."""
     training, take = run.training, make_take(dataset)
     loss_of = make_losses(run.diffusion, dataset, training)
     example_loss, balance = loss_of(split.train), parse_loss_balance(training.loss_balance)
@@ -216,7 +219,7 @@ def training_plan(dataset: Dataset, originals: Int64[np.ndarray, " n"], training
 
 
 def batches_of(rows: Int64[np.ndarray, " n"], padded: Int64[np.ndarray, " m"], training: FitConfig) -> BatchPlan:
-    """The batches of some rows of a data set, of which each row is padded to a length in `padded`."""
+    """The batches of some rows of a data set; `padded` is the padded length of every row of the data set."""
     own = padded[rows]
     plan = make_batch_plan(own, training.batch_size, np.unique(own).tolist(), training.seed)
     return with_rows(plan, rows)
@@ -225,7 +228,7 @@ def batches_of(rows: Int64[np.ndarray, " n"], padded: Int64[np.ndarray, " m"], t
 def make_losses(
     config: DiffusionConfig, dataset: Dataset, training: FitConfig
 ) -> Callable[[Int64[np.ndarray, " n"]], ExampleLoss]:
-    """`loss_of(rows)`, the loss of one example among rows of the data set, with slots for its neighbors."""
+    """Returns `loss_of(rows)`: the loss of an example among these rows, with neighbor slots measured on all rows."""
     graphs = all_graphs(dataset)
     cells, pbcs = np.stack([graph.cell for graph in graphs]), np.stack([graph.pbc for graph in graphs])
     sums = lattice_sums(cells, pbcs)

@@ -126,7 +126,7 @@ def test_molecules_are_blurred_wider_than_they_are(caplog):
     assert (config.cell, config.pbc) == (None, (False, False, False))
     assert not caplog.messages
     create_diffusion("Positions", sde="ve", cutoff=1.0, dataset=dataset, **SMALL)
-    assert "most atoms do not see each other" in caplog.messages[0]
+    assert "most atoms are farther apart than the cutoff" in caplog.messages[0]
     assert create_diffusion("Positions", dataset=dataset, **SMALL).config.sigma_max is None
 
 

@@ -71,8 +71,8 @@ def test_what_has_come_is_kept_when_stopped(run_dir, command, tmp_path, monkeypa
     [
         (["--formula", "Cu", "--n-samples", "0"], "num_samples must be a whole number of at least 1; got 0"),
         (["--formula", "Cu", "--n_samples", "many"], "many"),
-        ([], "this model does not draw species: give formula or atomic_numbers"),
-        (["-a", "4"], "this model does not draw species"),
+        ([], "this model does not sample species: give formula or atomic_numbers"),
+        (["-a", "4"], "this model does not sample species"),
         (["-f", "Pt"], "formula has Pt, but the model was trained on Cu"),
         (["-f", "Cu", "--cell", "4", "4"], "cell must be three lengths"),
         (["-f", "Cu", "--confinement", "0", "1"], "confinement contradicts the model"),

@@ -127,7 +127,7 @@ def test_canonical_cells_turn_forces_too(rng, caplog):
     atoms.calc = EMT()
     labelled(atoms, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
     dataset = create_dataset([atoms], canonical_cell=True, force_field=True)
-    assert "1 structures are turned" in caplog.text
+    assert "1 structures are rotated" in caplog.text
     turned = to_atoms(dataset.graphs[0])
     turned.calc = EMT()
     np.testing.assert_allclose(dataset.forces[0], turned.get_forces(), atol=1e-4)

@@ -26,7 +26,7 @@ def test_molecules_get_three_times_their_width(caplog):
     assert noise_of(water, "Positions") == pytest.approx(3 * width, rel=1e-5)
     assert not caplog.messages
     noise_of(water, "Positions", model=ModelConfig(cutoff=1.0))
-    assert "most atoms do not see each other" in caplog.messages[0]
+    assert "most atoms are farther apart than the cutoff" in caplog.messages[0]
 
 
 def test_walls_count_as_mirrors():

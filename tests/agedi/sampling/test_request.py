@@ -38,9 +38,9 @@ def start(config, **request):
     ("config", "asked", "words"),
     [
         # how many atoms, and which
-        (CRYSTAL, {"cell": CELL}, "does not draw species: give formula or atomic_numbers"),
-        (CRYSTAL, {"cell": CELL, "num_atoms": 3}, "does not draw species: give formula or atomic_numbers"),
-        (TYPED, {"cell": CELL}, "how many atoms"),
+        (CRYSTAL, {"cell": CELL}, "does not sample species: give formula or atomic_numbers"),
+        (CRYSTAL, {"cell": CELL, "num_atoms": 3}, "does not sample species: give formula or atomic_numbers"),
+        (TYPED, {"cell": CELL}, "the number of atoms is not given"),
         (TYPED, {"cell": CELL, "num_atoms": 0}, "num_atoms must be a whole number of at least 1; got 0"),
         (TYPED, {"cell": CELL, "num_atoms": True}, "num_atoms must be a whole number"),
         (CRYSTAL, {"cell": CELL, "formula": "Cu2O", "num_atoms": 4}, "num_atoms for 4 atoms and formula .* for 3"),
@@ -58,7 +58,7 @@ def start(config, **request):
         (CRYSTAL, {"cell": CELL, "atomic_numbers": [47]}, "atomic_numbers has Ag"),
         # positions
         (CRYSTAL, {"cell": CELL, "formula": "Cu2O", "positions": THREE}, "positions contradict the model"),
-        (ONLY_TYPES, {"cell": CELL, "num_atoms": 3}, "does not draw positions: give positions"),
+        (ONLY_TYPES, {"cell": CELL, "num_atoms": 3}, "does not sample positions: give positions"),
         (ONLY_TYPES, {"cell": CELL, "num_atoms": 2, "positions": THREE}, "num_atoms for 2 atoms and positions for 3"),
         (ONLY_TYPES, {"cell": CELL, "positions": [[0.0, 1.0]]}, "positions must be 1 times 3 finite numbers"),
         (ONLY_TYPES, {"cell": CELL, "positions": [[0.0, 1.0, np.nan]]}, "positions must be 1 times 3 finite numbers"),

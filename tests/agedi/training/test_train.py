@@ -243,7 +243,7 @@ def test_a_run_does_not_go_on_with_other_data(molecules, molecular_run):
 
 def test_options_of_the_model_do_not_change_a_run(molecules, molecular_run, caplog):
     again = train_from_atoms(molecules, checkpoint=molecular_run.run_dir, feature_size=64, mask="MaskFixed")
-    assert "goes on with its own feature_size, mask" in caplog.text
+    assert "is continued with its own feature_size, mask" in caplog.text
     assert again.diffusion.config == molecular_run.diffusion.config
 
 
