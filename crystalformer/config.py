@@ -14,30 +14,29 @@ Generation = Literal["rotary", "absolute"]
 class TransformerConfig:
     """Sizes of CrystalFormer under the names of its model cards; the defaults are those of the published weights.
 
-    `Nf` counts Fourier frequencies of a coordinate, `Kx` and `Kl` components of the coordinate and lattice mixtures,
-    `n_max` slots for sites (a crystal has at most n_max - 1). `generation` says where positions enter: `rotary`
-    turns queries and keys, `absolute` adds a learned table to the tokens (MP-20, code version 0.3).
+    `generation` is the kind of position encoding: `rotary` rotates queries and keys, `absolute` adds a learned table
+    to the tokens (MP-20, code version 0.3).
     """
 
     Nf: int = 5  # number of Fourier frequencies of a coordinate
     Kx: int = 16  # number of components in the mixture of a coordinate
     Kl: int = 4  # number of components in the mixture of the lattice
-    n_max: int = 21  # slots for sites; a crystal has at most n_max - 1
-    h0_size: int = 256  # width of the first letter's MLP; 0 makes it a table
-    num_layers: int = setting(16, "transformer_layers")  # number of layers (attention and MLP)
+    n_max: int = 21  # number of slots for sites; a crystal has at most n_max - 1 sites
+    h0_size: int = 256  # width of the MLP that predicts the first Wyckoff letter; 0 uses a table instead
+    num_layers: int = setting(16, "transformer_layers")  # number of transformer layers
     num_heads: int = 16  # number of attention heads
-    key_size: int = 64  # width of an attention head
-    model_size: int = 64  # width of the layers
+    key_size: int = 64  # width of each attention head
+    model_size: int = 64  # width of the transformer layers (channels per token)
     embed_size: int = 32  # width of the embeddings of space groups, elements and letters
-    atom_types: int = 119  # number of atom types: padding and the elements
-    wyck_types: int = 28  # number of Wyckoff letters: padding, a-z, A
-    dropout_rate: float = 0.1  # probability of dropout on the outputs of attention and MLP
-    attn_rate: float = setting(0.1, "attn_dropout")  # probability of dropout on the weights of attention
-    widening_factor: int = 4  # width of the MLP, in units of model_size
-    sigmamin: float = 1e-3  # smallest width of the lattice's normal distributions
-    generation: Generation = "rotary"  # form of positions; absolute for weights of MP-20, code version 0.3
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # number format of layers
-    remat: bool = False  # recompute layers in the backward pass, to save memory
+    atom_types: int = 119  # number of atom types, including padding
+    wyck_types: int = 28  # number of Wyckoff letters (a-z, A), including padding
+    dropout_rate: float = 0.1  # dropout probability after attention and MLP
+    attn_rate: float = setting(0.1, "attn_dropout")  # dropout probability of attention weights
+    widening_factor: int = 4  # width of the MLP as a multiple of model_size
+    sigmamin: float = 1e-3  # smallest standard deviation in the lattice mixture
+    generation: Generation = "rotary"  # position encoding; absolute for MP-20 weights of version 0.3
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # floating-point type of the layers
+    remat: bool = False  # recompute layers in the backward pass to save memory
 
     def __post_init__(self) -> None:
         positive = ("Nf", "Kx", "Kl", "num_layers", "num_heads", "key_size", "model_size", "embed_size")
@@ -71,25 +70,25 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsConfig:
-    """Which weights to use. Sizes are read off their shapes; give the others where they differ from the published."""
+    """Weights to load; the other fields are needed only if they differ from the published values."""
 
     # Weights: a .pkl, a folder of them, a run folder, or the name of a published model on this disk; by default the
-    # small model that ships.
+    # small model that comes with the package.
     model: pathlib.Path | None = setting(None, "checkpoint", "restore_path")
-    num_heads: int | None = None  # number of attention heads, where a published file has other than 16
-    key_size: int | None = None  # width of an attention head, where a published file has other than 64
-    Kx: int | None = None  # components of the coordinate mixtures, where a published file has other than 16
-    n_max: int | None = None  # largest number of sites plus one (rotary weights take any); by default 21
-    compute_dtype: str | None = None  # number format inside the network, float32 (default) or bfloat16
+    num_heads: int | None = None  # number of attention heads, if not 16
+    key_size: int | None = None  # width of each attention head, if not 64
+    Kx: int | None = None  # number of components of the coordinate mixtures, if not 16
+    n_max: int | None = None  # largest number of sites plus one; free for rotary weights; by default 21
+    compute_dtype: str | None = None  # floating-point type of the layers: float32 (default) or bfloat16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights of the parts of the loss; the coordinates have weight 1."""
 
-    lamb_a: float = 1.0  # weight of the elements
-    lamb_w: float = 1.0  # weight of the Wyckoff letters
-    lamb_l: float = 1.0  # weight of the lattice
+    lamb_a: float = 1.0  # weight of the elements in the loss
+    lamb_w: float = 1.0  # weight of the Wyckoff letters in the loss
+    lamb_l: float = 1.0  # weight of the lattice in the loss
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -99,31 +98,31 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A whole training run.
+    """Settings of a training run.
 
-    `train` and `validation` are CSV files or folders that `crystalformer prepare` made. Without `validation`, a
-    share `validation_fraction` of the training set is held out, drawn from `seed`.
+    `train` and `validation` are CSV files or folders written by `crystalformer prepare`. Without `validation`, a
+    random fraction `validation_fraction` of the training set is held out.
     """
 
     train: pathlib.Path = setting(dataclasses.MISSING, "train_path")  # CSV of crystals, or a prepared folder
     run_dir: pathlib.Path = setting(dataclasses.MISSING, "folder")  # new folder for all results, or one to resume
-    validation: pathlib.Path | None = setting(None, "valid_path")  # held-out crystals, as `train`
-    validation_fraction: float = setting(0.1, "val_split")  # share of `train` held out if no `validation` is given
+    validation: pathlib.Path | None = setting(None, "valid_path")  # held-out crystals: CSV or prepared folder
+    validation_fraction: float = setting(0.1, "val_split")  # held-out fraction if `validation` is not given
     transformer: TransformerConfig = TransformerConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig(epochs=100)
-    batch_size: int = setting(100, "batchsize")  # crystals per step, over all devices and processes
-    accumulate: int = 1  # parts in which a step is computed, one after the other, to save memory
-    # decay per step of a moving average of the weights (e.g. 0.999), which is then published
+    batch_size: int = setting(100, "batchsize")  # crystals per step on all devices together
+    accumulate: int = 1  # number of parts into which each step is split to save memory
+    # decay per step of a moving average of the weights (e.g. 0.999), published instead of them; none: no average
     ema_decay: float | None = None
     seed: int = 42  # random seed of weights, held-out crystals, batches and dropout
-    # Weights that training starts from: a .pkl, a folder of them, a run folder, or the name of a published model on
-    # this disk; by default random ones.
+    # Initial weights: a .pkl, a folder of them, a run folder, or the name of a published model on
+    # this disk; by default random.
     model: pathlib.Path | None = setting(None, "start_from", "checkpoint", "restore_path")
     publish_every: int = 50  # epochs between published files; the last epoch and the best one are always published
-    keep: int = 2  # checkpoints to resume from
-    workers: int = 1  # processes that read a CSV
+    keep: int = 2  # number of checkpoints that are kept to resume from
+    workers: int = 1  # number of processes that read a CSV
     wandb_project: str | None = None  # report to Weights & Biases as well (extra `wandb`)
 
     def __post_init__(self) -> None:

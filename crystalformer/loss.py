@@ -22,7 +22,7 @@ from matterform.training.mesh import DATA_AXIS, make_local_mesh
 
 
 class LogProb(NamedTuple):
-    """Log-probabilities of letters, coordinates (density in the angle), elements, lattice (density in model units)."""
+    """Log-probabilities (nats): letters, coordinates (density per rad), elements, lattice (density in model units)."""
 
     w: Float[Any, "*b"]
     xyz: Float[Any, "*b"]
@@ -31,14 +31,14 @@ class LogProb(NamedTuple):
 
     @property
     def total(self) -> Float[Any, "*b"]:
-        """log p of the whole crystal."""
+        """Log-probability (nats) of the whole crystal."""
         return self.w + self.xyz + self.a + self.l
 
 
 def crystal_log_prob(
     network: Network, key: PRNGKeyArray | None, crystal: Crystals, config: TransformerConfig
 ) -> LogProb:
-    """The four log-probabilities of one crystal, with at least one padding slot; no dropout without key."""
+    """The four log-probabilities (nats) of one crystal with at least one padding slot; `key=None` means no dropout."""
     G, L, XYZ, A, W = crystal
     tables = symmetry_tables()
     M = jnp.asarray(tables.multiplicity)[G - 1, W]
@@ -64,7 +64,7 @@ def _coordinate_log_prob(h, G, XYZ: Float[Array, "n 3"], W, config: TransformerC
 
 
 def lattice_log_prob(row: Float[Array, " c"], G, L: Float[Array, "6"], config: TransformerConfig) -> Float[Array, ""]:
-    """Sum over the group's free parameters of each one's own mixture, with shared weights (eq. 11)."""
+    """Log-density of the lattice parameters that are free in the space group; their mixtures share weights (eq. 11)."""
     mixture = read_lattice(row, config)
     log_prob = distributions.normal_log_prob(jnp.broadcast_to(L, mixture.mean.shape), mixture.mean, mixture.width)
     log_weight = jnp.broadcast_to(mixture.log_weight, (6, config.Kl))
@@ -97,9 +97,9 @@ def _batch_log_prob(config: TransformerConfig, mesh: Mesh):
 
 
 def log_prob(params: Params, config: TransformerConfig, crystals: Crystals, batch_size: int = 64) -> LogProb:
-    """Log-probabilities (b,) of crystals in model units, as NumPy arrays; each device does `batch_size` at a time.
+    """Log-probabilities (nats) of crystals in model units, as NumPy arrays; `batch_size` crystals per device at a time.
 
-    Crystals are grouped by length, so that the work follows their number of sites and not `n_max`.
+    Crystals are grouped by length, so that the cost depends on their number of sites rather than on `n_max`.
 
     Raises:
         ValueError: if a crystal leaves no padding slot or exceeds the vocabulary of `config`.

@@ -28,13 +28,13 @@ COLUMNS = (
     "logp_a",
     "logp_l",
     "logp",
-    "problem",  # why there is no structure, empty where there is one
+    "problem",  # reason why there is no structure; empty if there is one
     "cif",
 )
 
 
 def table_rows(crystals: Crystals, log_prob: LogProb, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """One row per crystal for `TableWriter`, numbered by `indices`; lists hold real sites only."""
+    """One row per crystal for `TableWriter`, numbered by `indices`; lists contain only real sites, no padding."""
     rows = []
     for i, crystal in enumerate(iterate_crystals(crystals)):
         n = int((crystal.W > 0).sum())
@@ -60,7 +60,7 @@ def table_rows(crystals: Crystals, log_prob: LogProb, indices: Sequence[int]) ->
 
 
 class TableWriter:
-    """Appends rows to a table, which survive a crash; `finish` sorts the file by log-probability, best first.
+    """Appends rows to a table; written rows survive a crash. `finish` sorts the file by log-probability, best first.
 
     `count` is the number of rows so far.
     """
@@ -68,10 +68,10 @@ class TableWriter:
     def __init__(
         self, path: str | pathlib.Path, columns: Sequence[str] = COLUMNS, *, resume: bool = False, replace: bool = True
     ) -> None:
-        """Starts a table, or with `resume` continues one from its complete rows.
+        """Starts a table, or continues one after its last complete row if `resume` is True.
 
         Raises:
-            ValueError: the file exists, with neither `resume` nor `replace`; or one to continue has other columns.
+            ValueError: the file exists without `resume` or `replace`, or a table to continue has other columns.
         """
         self._path, self._columns = pathlib.Path(path), tuple(columns)
         self._rows: list[Mapping[str, Any]] = []
@@ -87,13 +87,13 @@ class TableWriter:
         return len(self._rows)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends `rows` and makes them visible in the file."""
+        """Appends `rows` and flushes the file."""
         for row in rows:
             self._file.write(row)
             self._rows.append(row)
 
     def finish(self) -> list[Mapping[str, Any]]:
-        """Sorts the file and returns its rows; the cells of rows that were resumed are text, except `logp`."""
+        """Sorts the file and returns its rows; cells of rows from an earlier run are text, except `logp`."""
         self._file.close()
         self._rows.sort(key=lambda row: -row["logp"])
         write_table(self._path, self._rows, self._columns)
@@ -101,11 +101,11 @@ class TableWriter:
 
 
 def read_crystal_table(path: str | pathlib.Path, n_max: int = TransformerConfig.n_max) -> Crystals:
-    """The crystals of a table in model units, in its order; those with a `problem` too.
+    """Reads the crystals of a table in model units, including those with a `problem`, in the order of the rows.
 
     Raises:
-        ValueError: if a column is missing, a cell is no list of as many numbers as it should be, or a crystal has n_max
-            sites or more.
+        ValueError: if a column is missing, a cell is not a list of the expected length, or a crystal has n_max or more
+            sites.
     """
     rows = read_rows(path, required=("G", "L", "X", "A", "W", "M"))
     crystals = Crystals(
@@ -129,7 +129,7 @@ def read_crystal_table(path: str | pathlib.Path, n_max: int = TransformerConfig.
 
 
 def _parse_row(row: Mapping[str, str]) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """G, L, X, A, W and M; ValueError names the column that is wrong."""
+    """G, L, X, A, W and M of a row; raises ValueError with the name of an invalid column."""
     text = str(row["G"]).strip()
     if not (text.isdecimal() and 1 <= int(text) <= 230):
         raise ValueError(f"column G should be a space group's number, 1 to 230: {text!r:.60}")
@@ -141,7 +141,7 @@ def _parse_row(row: Mapping[str, str]) -> tuple[int, np.ndarray, np.ndarray, np.
 
 
 def _numbers(row: Mapping[str, str], name: str, shape: tuple[int, ...] | None) -> np.ndarray:
-    """A column's list of this shape, of any length for None."""
+    """The numbers in a cell, which must have this shape (None: any length)."""
     try:
         numbers = np.array(ast.literal_eval(row[name]), np.float64)
     except (ValueError, SyntaxError, TypeError) as error:

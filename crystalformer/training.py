@@ -32,7 +32,7 @@ from matterform.training.trainer import HeldOut, RunConfig, Task, check_start
 from matterform.training.validation import Validation
 
 PARTS = ("loss_w", "loss_xyz", "loss_a", "loss_l")
-# Settings that may change when a run is resumed: its length, outputs, speed of reading, and paths of its data.
+# Settings that may change when a run is resumed: its length, outputs, number of workers, and paths of its data.
 FREE = ("run_dir", "loop", "workers", "keep", "publish_every", "wandb_project", "train", "validation")
 
 
@@ -82,7 +82,7 @@ class PublishingConfig(RunConfig, Protocol):
 
 
 def train_and_publish(config: PublishingConfig, network: TransformerConfig, task: Task, resume: bool) -> FitResult:
-    """Trains, and publishes weights every `config.publish_every` epochs and, unless interrupted, at the end."""
+    """Trains; publishes weights every `config.publish_every` epochs and, unless interrupted, at the end."""
     publisher = make_publisher(config.run_dir, network, config.publish_every)
     trained = trainer.train(config, dataclasses.replace(task, on_epoch_end=publisher), resume)
     if trained.fit.outcome != "interrupted":
@@ -91,7 +91,7 @@ def train_and_publish(config: PublishingConfig, network: TransformerConfig, task
 
 
 def load_split(config: TrainConfig) -> Split:
-    """The training and validation crystals of a run; always the same for the same settings.
+    """Reads the training and validation crystals of a run; the same settings always give the same split.
 
     Raises:
         ValueError: the data do not fit the network, or no crystal is left to train on.
@@ -127,7 +127,7 @@ def _count(crystals: Crystals | None) -> int:
 
 
 def _first_params(config: TrainConfig, key: PRNGKeyArray, resume: bool) -> Any:
-    """Random or given initial weights; a resumed run needs only their shapes."""
+    """Initial weights, random or loaded; only their shapes matter if the run is resumed."""
     if config.model is None or resume:
         return init_params(key, config.transformer)
     return load_model(config.model, **to_dict(config.transformer)).params

@@ -1,4 +1,4 @@
-"""Which weights to use: a file, a folder, a run, a published model on this disk, or the small model that ships."""
+"""Finds and loads weights: a file, a folder, a run, a published model on this disk, or the small shipped model."""
 
 import dataclasses
 import json
@@ -21,11 +21,11 @@ ADVICE = (
 
 
 def load_model(weights: WeightsConfig | str | os.PathLike[str] | None = None, **hyperparameters: Any) -> Checkpoint:
-    """Loads weights; by default the small model that ships.
+    """Loads weights; by default those of the small model that comes with the package.
 
     Args:
         weights: a file or folder as in `find_checkpoint`, or a `WeightsConfig` that names one.
-        hyperparameters: as in `load_checkpoint`; they go before those of a `WeightsConfig`.
+        hyperparameters: as in `load_checkpoint`; they take precedence over those of a `WeightsConfig`.
 
     Raises:
         ValueError: nothing is found (see `find_checkpoint`), or the file is not a checkpoint (see `load_checkpoint`).
@@ -39,14 +39,14 @@ def load_model(weights: WeightsConfig | str | os.PathLike[str] | None = None, **
 
 
 def find_checkpoint(model: str | os.PathLike[str]) -> pathlib.Path:
-    """The .pkl file that a user means by `model`.
+    """Finds the .pkl file of weights that `model` refers to.
 
-    That is a file; a folder with .pkl files (best.pkl, or else the newest epoch); a run folder (its published/); or a
-    published model as ORG/NAME or ORG/NAME/FILE that lies in the cache of Hugging Face ($HF_HUB_CACHE, $HF_HOME/hub or
-    ~/.cache/huggingface/hub).
+    `model` is a file; a folder with .pkl files (best.pkl is preferred, then the newest epoch); a run folder (its
+    published/ is searched); or a published model, ORG/NAME or ORG/NAME/FILE, in the cache of Hugging Face
+    ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub).
 
     Raises:
-        ValueError: there is no such thing, with where published weights are found; or a folder has several candidates.
+        ValueError: nothing is found, or a folder has several candidates.
     """
     path = pathlib.Path(model)
     if path.is_file():
@@ -62,7 +62,7 @@ def find_checkpoint(model: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _checkpoint_in(folder: pathlib.Path) -> pathlib.Path:
-    """best.pkl, the newest epoch or the only .pkl of a folder, of its published/, or of the one folder below it."""
+    """best.pkl, the newest epoch or the only .pkl in a folder, in its published/, or in its only subfolder."""
     for place in (folder / PUBLISHED, folder):
         if (place / BEST).is_file():
             return place / BEST
@@ -104,7 +104,7 @@ def _in_hub_cache(model: pathlib.Path) -> pathlib.Path | None:
 
 
 def load_pretrained(**hyperparameters: Any) -> Checkpoint:
-    """The shipped weights: binary and ternary crystals of MP-20, up to 20 atoms a primitive cell (see `model_card`).
+    """The shipped weights: binary and ternary crystals of MP-20, up to 20 atoms per primitive cell (see `model_card`).
 
     `hyperparameters` are those of `load_checkpoint`.
     """
@@ -122,7 +122,7 @@ def held_out_statistics() -> dict[str, list[Any]]:
 
 
 def training_spacegroups() -> Int[np.ndarray, "230"]:
-    """How many training crystals each space group has; entry 0 is group 1."""
+    """Number of training crystals in each space group; entry 0 is group 1."""
     counts = np.zeros(230, np.int64)
     for group, count in model_card()["spacegroups"].items():
         counts[int(group) - 1] = count

@@ -24,7 +24,7 @@ from crystalformer.network.parameters import (
 from matterform.config import from_dict, to_dict
 from matterform.io.files import write_atomically
 
-# Hyper-parameters that no array shape shows, but that change the outputs; a config kept in the file goes first.
+# Hyper-parameters that change the outputs but no array shape; a config saved in the file takes precedence.
 TRAINED_WITH = ("num_heads", "key_size", "Kx", "Kl", "Nf", "sigmamin")
 EPOCH_PATTERN = re.compile(r"epoch_(\d+)")
 PUBLISHED = "published"  # folder of published files inside a run folder
@@ -43,8 +43,9 @@ class Checkpoint(NamedTuple):
 def load_checkpoint(path: str | pathlib.Path, **hyperparameters: Any) -> Checkpoint:
     """Reads a published `.pkl` of any rotary or absolute generation.
 
-    Sizes and generation are read off the arrays. What no shape shows (how 1024 splits into heads, dropout, ...) comes
-    from `hyperparameters`, by default the published value; the rest of `hyperparameters` is checked against the shapes.
+    Sizes and generation are inferred from the array shapes. Hyper-parameters that no shape determines (num_heads,
+    dropout, ...) are taken from `hyperparameters`, by default the published values; all others in `hyperparameters`
+    are checked against the shapes.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -68,7 +69,7 @@ def load_checkpoint(path: str | pathlib.Path, **hyperparameters: Any) -> Checkpo
 
 
 def _stored_config(content: dict, path: pathlib.Path) -> dict[str, Any]:
-    """The hyper-parameters that `save_checkpoint` keeps beside the tree; none in a published file."""
+    """The hyper-parameters that `save_checkpoint` saved with the tree; empty for a published file."""
     stored = content.get("config")
     if stored is None:
         return {}
@@ -94,10 +95,10 @@ def _as_arrays(tree: dict, path: pathlib.Path) -> Params:
 
 
 def infer_config(params: Params, source: str | pathlib.Path = "params", **hyperparameters: Any) -> TransformerConfig:
-    """The config of a published tree; `hyperparameters` supply what shapes do not tell.
+    """The config of a published tree; `hyperparameters` supply what the shapes do not determine.
 
     Raises:
-        ValueError: if the tree is not a whole one of the rotary or absolute generation, or contradicts
+        ValueError: if the tree is not a complete one of the rotary or absolute generation, or contradicts
             `hyperparameters`; the message begins with `source`.
     """
     try:
@@ -109,7 +110,7 @@ def infer_config(params: Params, source: str | pathlib.Path = "params", **hyperp
 
 
 def _merge_sizes(params: Params, given: dict[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters `given`, completed by what the shapes tell and checked against it."""
+    """The hyper-parameters `given`, checked against the sizes inferred from the shapes and completed by them."""
     if any(name.endswith("_embedding_table") for leaves in params.values() for name in leaves):
         raise ValueError(
             "these are formula-conditioned weights (tables named *_embedding_table), which this version cannot run; "
@@ -139,7 +140,7 @@ def _shape(params: Params, module: str, leaf: str, ndim: int) -> tuple[int, ...]
 
 
 def _sizes_of(params: Params) -> dict[str, Any]:
-    """Every size that the shapes determine."""
+    """All sizes that the shapes determine."""
     shape = functools.partial(_shape, params)
     atom_types, embed_size = shape("~", "a_embeddings", 2)
     model_size = shape("layer_norm", "scale", 1)[0]
@@ -199,10 +200,10 @@ def save_checkpoint(
     epoch: int | None = None,
     config: TransformerConfig | None = None,
 ) -> pathlib.Path:
-    """Writes the published layout: plain NumPy arrays under the published names, in a file that appears whole.
+    """Writes the published layout: plain NumPy arrays under the published names; the file is written atomically.
 
-    `path` is a file, or a folder in which the file becomes epoch_NNNNNN.pkl. A `config` is kept beside the tree, where
-    the original reader does not look, so that `load_checkpoint` needs no hyper-parameters.
+    `path` is a file, or a folder in which the file becomes epoch_NNNNNN.pkl. A `config` is saved next to the
+    tree, where the original reader ignores it, so that `load_checkpoint` needs no hyper-parameters.
 
     Raises:
         ValueError: if `path` is a folder and no `epoch` is given.

@@ -1,8 +1,8 @@
 """Pickles of arrays and optimiser states, read without executing code.
 
-A pickle is a program. Ours is run by an unpickler that contains the few constructors of checkpoints, with an inert
-stand-in for each: arrays become NumPy arrays, whatever wrote them, and optax's states stay the named
-tuples they are. Anything else is refused by name.
+A pickle is a program. This unpickler allows only the few constructors that checkpoints use, and replaces each by a
+harmless stand-in: arrays become NumPy arrays, whichever library wrote them, and optax's states stay named tuples. Any
+other global raises an error that names it.
 """
 
 import io
@@ -29,7 +29,7 @@ def read_pickle(path: pathlib.Path) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, or refers to anything else, which is then named.
+        ValueError: if the file is damaged, or refers to any other global, which the message names.
     """
     content = io.BytesIO(path.read_bytes())
     try:
@@ -48,7 +48,7 @@ class _ForbiddenGlobal(Exception):
 
 # The unpickler written in Python: the one in C fills tens of gigabytes if a damaged file gives a large memo index.
 class _ArrayUnpickler(pickle._Unpickler):
-    """Admits arrays, plain containers and optax states; refuses every other global by name."""
+    """Allows arrays, plain containers and optax states; raises `_ForbiddenGlobal` for every other global."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ADMITTED:
@@ -60,7 +60,7 @@ class _ArrayUnpickler(pickle._Unpickler):
 
 
 def _optax_state(module: str, name: str) -> Any:
-    """An optimiser state of optax: a named tuple, whose construction does nothing else. None if it is not one."""
+    """The named tuple of an optax optimiser state, whose constructor has no side effects; None for anything else."""
     if module.split(".")[0] != "optax":
         return None
     # States have moved between optax's modules; the ones that users name are also in the package itself.
@@ -70,7 +70,7 @@ def _optax_state(module: str, name: str) -> Any:
 
 
 class _PickledDtype:
-    """Stands for numpy.dtype, whose own pickles can describe types that read memory at will. Plain numbers only."""
+    """Stand-in for numpy.dtype, whose pickles can describe types that read arbitrary memory; plain numbers only."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         if not re.fullmatch(r"[biuf][1248]", code):
@@ -82,7 +82,7 @@ class _PickledDtype:
 
 
 class _PickledArray:
-    """Stands for an array that is rebuilt empty and then given its state, until the file is read."""
+    """Stand-in for an array while the file is read: created empty, its state is set later."""
 
     value: np.ndarray
 
@@ -104,18 +104,18 @@ def _scalar_from(dtype: _PickledDtype, content: bytes) -> Any:
 
 
 def _jax_array(_reconstruct: Any, _empty_array: tuple, state: tuple, *_aval: Any) -> _PickledArray:
-    """jax pickles a device array as NumPy's own recipe and, in later versions, its weak type."""
+    """A device array of JAX, pickled as NumPy's constructor and state and, in later versions, the weak type."""
     array = _PickledArray()
     array.__setstate__(state)
     return array
 
 
 def _latin1(text: str, _encoding: str) -> bytes:
-    """How bytes stand in pickles of protocol 2 and below."""
+    """Bytes, which pickles of protocol 2 and below store as Latin-1 text."""
     return text.encode("latin1")
 
 
-# Files written under NumPy 1 name numpy.core where NumPy 2 has numpy._core; jax has had several homes for its arrays.
+# Files written with NumPy 1 contain numpy.core instead of numpy._core; JAX has moved its array module several times.
 _ADMITTED = {
     ("numpy", "ndarray"): _PickledArray,
     ("numpy", "dtype"): _PickledDtype,

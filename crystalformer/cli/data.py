@@ -1,4 +1,4 @@
-"""The commands on given crystals: `crystalformer prepare` and `crystalformer score`."""
+"""The commands for existing crystals: `crystalformer prepare` and `crystalformer score`."""
 
 import dataclasses
 import pathlib
@@ -17,13 +17,13 @@ from matterform.progress import progress_bar
 class Prepare:
     """Converts a CSV of crystals (a `cif` or `structure` column, .gz or not) into sequences for training.
 
-    Writes one memory-mapped array per field, the numeric columns, and refused.csv with a reason for every refused row.
+    Writes one memory-mapped array per field, the numeric columns, and refused.csv with the reason for each refused row.
     """
 
     table: tyro.conf.Positional[pathlib.Path]  # CSV of crystals, .gz or not
-    out: Out = setting(dataclasses.MISSING, *OUT_NAMES)  # folder to write; it appears whole or not at all
+    out: Out = setting(dataclasses.MISSING, *OUT_NAMES)  # new folder for the prepared data set
     n_max: int = 21  # number of slots for sites; a crystal has at most n_max - 1 sites
-    workers: int = 1  # number of processes
+    workers: int = 1  # number of processes that convert crystals
     column: str | None = None  # name of the column with CIFs; by default cif or structure
 
 
@@ -38,7 +38,7 @@ class Score:
 
 
 def run_prepare(arguments: Prepare) -> int:
-    """Converts a table once, for training to open."""
+    """Converts a table of crystals into a prepared data set."""
     from crystalformer.data.dataset import prepare
 
     start_again = f"no folder was written; start again with: {this_command()}"
@@ -56,7 +56,11 @@ def run_prepare(arguments: Prepare) -> int:
 
 
 def run_score(arguments: Score) -> int:
-    """Reads crystals of any format and writes their log-probabilities; refused ones are named."""
+    """Reads crystals of any format and writes their log-probabilities; lists the crystals that are refused.
+
+    Raises:
+        ValueError: no crystal could be scored.
+    """
     from crystalformer.checkpoint.pretrained import load_model
     from crystalformer.data.convert import read_any
     from crystalformer.loss import log_prob

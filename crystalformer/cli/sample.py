@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Draws crystals; writes samples.csv (sorted by log-probability) and CIFs with their symmetry, as they come.
+    """Samples crystals; writes samples.csv (sorted by log-probability) and CIFs with their symmetry, chunk by chunk.
 
-    Without --spacegroup and --spacegroups-from, groups are drawn as often as the shipped model's training set has them.
+    Without --spacegroup and --spacegroups-from, space groups are sampled with the frequencies of the shipped model's
+    training set.
 
     crystalformer sample --out oxides --spacegroup 225 --elements O Mg Al Ti --num-samples 100
 
@@ -36,15 +37,16 @@ class Sample:
     """
 
     out: Out = setting(pathlib.Path("samples"), *OUT_NAMES)  # folder for samples.csv and cif/
-    num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = setting(100, "n_samples")  # number of crystals
+    # Number of crystals to sample.
+    num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = setting(100, "n_samples")
     resume: bool = False  # continue the folder of an interrupted command with the same arguments
-    spacegroup: tuple[int, ...] = ()  # numbers of space groups (1 to 230), taken in turn
-    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared) whose frequencies of groups to draw from
-    letters: tuple[str, ...] = setting((), "wyckoff")  # exactly these Wyckoff letters, in this order
+    spacegroup: tuple[int, ...] = ()  # space group numbers (1 to 230), used in turn; by default sampled
+    spacegroups_from: pathlib.Path | None = None  # data set (CSV or prepared) whose space group frequencies are used
+    letters: tuple[str, ...] = setting((), "wyckoff")  # Wyckoff letters of all sites, in alphabetic order
     elements: tuple[str, ...] = ()  # symbols of the elements allowed on every site; by default all
     constraints: pathlib.Path | None = None  # JSON such as {"atom_mask": [["V"], ["O", "S"]], "constraints": [[0, 2]]}
-    radioactive: bool = True  # whether to allow elements without a stable isotope
-    noble_gas: bool = True  # whether to allow He, Ne, Ar, Kr, Xe, Rn, Og
+    radioactive: bool = True  # allow elements without a stable isotope
+    noble_gas: bool = True  # allow the noble gases He, Ne, Ar, Kr, Xe, Rn and Og
     seed: int = 42  # random seed; the same seed gives the same crystals, whatever the chunk size
     sampling: SamplingConfig = SamplingConfig()
     mcmc: McmcConfig = McmcConfig()
@@ -52,7 +54,11 @@ class Sample:
 
 
 def run_sample(arguments: Sample) -> int:
-    """Draws crystals in chunks and writes each chunk when it is there."""
+    """Samples crystals in chunks and writes each chunk as soon as it is complete.
+
+    Raises:
+        ValueError: a setting is invalid, or the output folder contains samples and `resume` is not set.
+    """
     from crystalformer.checkpoint.pretrained import load_model
     from crystalformer.table import COLUMNS, TableWriter
     from matterform.io.tables import read_rows
@@ -88,7 +94,7 @@ def run_sample(arguments: Sample) -> int:
 
 @dataclasses.dataclass
 class _Moves:
-    """Moves of Markov chain Monte Carlo so far."""
+    """Numbers of accepted and proposed Monte Carlo moves so far."""
 
     accepted: int = 0
     proposed: int = 0
@@ -98,7 +104,7 @@ def _draw(arguments: Sample, checkpoint: "Checkpoint", done: int, moves: _Moves)
     """Rows of the table, chunk by chunk, without the `done` first crystals.
 
     Raises:
-        ValueError: before anything is drawn, if the request cannot be met.
+        ValueError: the request cannot be met; raised before anything is sampled.
     """
     import jax
 
@@ -163,7 +169,7 @@ def _rows_of(
 
 
 def choose_spacegroups(arguments: Sample, config: "TransformerConfig") -> "np.ndarray":
-    """The space group of every sample: those given, in turn, or drawn from a data set's distribution by the seed.
+    """The space group of every sample: the given ones in turn, or drawn from the frequencies of a data set.
 
     Raises:
         ValueError: if both are given, or there is nothing to sample.
@@ -188,7 +194,7 @@ def choose_spacegroups(arguments: Sample, config: "TransformerConfig") -> "np.nd
 
 
 def _write_cifs(folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes the CIFs of rows whose files are not there yet."""
+    """Writes a CIF for each row that does not have one yet."""
     from matterform.io.files import write_atomically
 
     for row in rows:
@@ -198,7 +204,7 @@ def _write_cifs(folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None
                 temporary.write_text(row["cif"], encoding="utf-8")
 
 
-# Flags of the published scripts, besides those that are names of settings.
+# Flags of the published scripts that are not names of settings.
 PUBLISHED = {"--remove_radioactive": "--no-radioactive"}
 ANSWERS = {
     "--optimizer": "sampling is a command of its own and needs no optimizer; leave it out",

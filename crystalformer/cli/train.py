@@ -1,4 +1,4 @@
-"""The commands that train: `crystalformer train`, `ppo` and `dpo`."""
+"""The training commands: `crystalformer train`, `ppo` and `dpo`."""
 
 from crystalformer.config import TrainConfig
 from crystalformer.rl.config import DpoConfig, PpoConfig
@@ -54,7 +54,7 @@ chosen crystal is the likelier one; reward_..., beta times each one's gain.
 
 
 def run_train(run: TrainingRun) -> int:
-    """Trains, or goes on with an interrupted run."""
+    """Trains, or resumes an interrupted run."""
     from crystalformer.training import train
     from matterform.training.mesh import connect
 
@@ -63,7 +63,11 @@ def run_train(run: TrainingRun) -> int:
 
 
 def run_ppo(run: TrainingRun) -> int:
-    """Fine-tunes towards a reward, or goes on with an interrupted run."""
+    """Fine-tunes towards a reward, or resumes an interrupted run.
+
+    Raises:
+        Interrupted: the run was interrupted; the message gives the command that resumes it.
+    """
     from crystalformer.rl import train_ppo
     from matterform.training.mesh import connect
 
@@ -77,7 +81,7 @@ def run_ppo(run: TrainingRun) -> int:
 
 
 def run_dpo(run: TrainingRun) -> int:
-    """Trains on pairs, or goes on with an interrupted run."""
+    """Trains on preference pairs, or resumes an interrupted run."""
     from crystalformer.rl import train_dpo
     from matterform.training.mesh import connect
 
@@ -85,7 +89,7 @@ def run_dpo(run: TrainingRun) -> int:
     return report_run("crystalformer", "dpo", run.config.run_dir, train_dpo(run.config, resume=run.resume), "published")
 
 
-# Flags of the published scripts that have a counterpart under another name, besides those of single settings.
+# Flags of the published scripts that have a counterpart under another name but are not aliases of a setting.
 PUBLISHED = {"--lr_decay": "--decay", "--num_io_process": "--workers"}
 FINE_TUNING = PUBLISHED | {"--eps_clip": "--clip-ratio"}
 ANSWERS = {

@@ -1,4 +1,4 @@
-"""Batches of crystals of similar length, cut to the length that their longest crystal needs."""
+"""Batches of crystals of similar length, truncated to the length of the longest crystal in the batch."""
 
 import numpy as np
 
@@ -10,17 +10,17 @@ BUCKETS = (3, 5, 7, 10, 14)
 
 
 def bucket_lengths(n: int) -> tuple[int, ...]:
-    """Lengths (slots per crystal) that batches of crystals with `n` slots are cut to."""
+    """Padded lengths (slots per crystal) of the batches of a data set with `n` slots per crystal."""
     return (*(length for length in BUCKETS if length < n), n)
 
 
 def plan_batches(crystals: Crystals, batch_size: int, seed: int) -> BatchPlan:
-    """A plan of batches of `batch_size` crystals of similar length, shuffled by `seed`."""
+    """Plans batches of `batch_size` crystals of similar length, shuffled with `seed`."""
     return make_batch_plan(num_slots(crystals), batch_size, bucket_lengths(crystals.W.shape[1]), seed)
 
 
 def make_take(crystals: Crystals) -> Take:
-    """A function that gathers rows cut to a bucket's length, as int32 and float32 arrays."""
+    """A function that gathers crystals truncated to a given length, as int32 and float32 arrays."""
 
     def take(rows: np.ndarray, length: int) -> Crystals:
         G, L, XYZ, A, W = crystals

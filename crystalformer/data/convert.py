@@ -1,7 +1,7 @@
 """Conversion of many crystals, from CIF texts or structures to padded arrays.
 
-Work is done in chunks, in worker processes if asked for; these are spawned and import no JAX. The order is that of the
-rows, whatever the number of processes.
+Rows are converted in chunks, optionally in worker processes, which are spawned and do not import JAX. The order of the
+rows is kept.
 """
 
 import collections
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 ROWS_AT_ONCE = 200  # about half a second of work
-CHUNKS_AHEAD = 3  # per worker; bounds what waits in memory
+CHUNKS_AHEAD = 3  # per worker; bounds the memory of pending chunks
 DEATH = (
     "a process that converts crystals died; use fewer workers if memory is short, and keep what a script does under "
     '`if __name__ == "__main__":`'
 )
 
-Progress = Callable[[int], None]  # is given the number of rows done
+Progress = Callable[[int], None]  # called with the number of rows converted so far
 
 
 class Chunk(NamedTuple):
     """The accepted crystals of some rows, and {row: reason} for the refused."""
 
-    rows: list[int]  # of the accepted crystals
+    rows: list[int]  # row number of each accepted crystal
     crystals: Crystals
     refused: dict[int, str]
 
@@ -55,13 +55,13 @@ def read_csv(
 
     Args:
         n_max: slots per crystal; crystals must have fewer sites, since the model ends each with an empty slot.
-        workers: processes; with more than one, a script needs the usual `if __name__ == "__main__":`.
-        column: where the CIFs are, "cif" or "structure" by default.
-        progress: is called with the number of rows done after each chunk.
+        workers: number of processes; with more than one, a script needs the usual `if __name__ == "__main__":`.
+        column: name of the column with the CIFs; by default "cif" or "structure".
+        progress: called after each chunk with the number of rows converted so far.
 
     Raises:
-        ValueError: `n_max` or `workers` too small, no such column, or not a table.
-        ChildProcessError: a worker died, of too little memory for instance.
+        ValueError: `n_max` or `workers` is too small, the column does not exist, or the file is not a table.
+        ChildProcessError: a worker process died, e.g. for lack of memory.
     """
     check_sizes(n_max, workers)
     chunks = [chunk for _, chunk in iterate_converted(iterate_csv(path, column), n_max, workers, progress)]
@@ -71,13 +71,17 @@ def read_csv(
 def from_structures(
     structures: "Iterable[Structure]", *, n_max: int = TransformerConfig.n_max
 ) -> tuple[Crystals, dict[int, str]]:
-    """Crystals of pymatgen structures in any cell, and {index: reason} for the refused."""
+    """Converts pymatgen structures in any cell; returns the crystals and {index: reason} for the refused.
+
+    Raises:
+        ValueError: `n_max` is too small.
+    """
     check_sizes(n_max, 1)
     return _merged([_convert(list(enumerate(structures)), n_max, crystal_from_structure)], n_max)
 
 
 class FileCrystals(NamedTuple):
-    """Crystals of a file, the place of each in it, and {place: reason} for the rest."""
+    """Crystals of a file, their positions in it, and {position: reason} for the refused entries."""
 
     crystals: Crystals
     places: list[int]
@@ -88,7 +92,7 @@ def read_any(path: str | os.PathLike[str], *, n_max: int = TransformerConfig.n_m
     """Crystals of a CSV with CIFs, or of a file or folder in any format of `matterform.io.formats`.
 
     Raises:
-        ValueError: as `read_csv`, or an unknown format.
+        ValueError: as for `read_csv`, or the format is unknown.
     """
     path = pathlib.Path(path)
     if ".csv" in path.suffixes:
@@ -108,7 +112,7 @@ def read_any(path: str | os.PathLike[str], *, n_max: int = TransformerConfig.n_m
 
 
 def convert_texts(rows: Sequence[tuple[int, str]], n_max: int) -> Chunk:
-    """Crystals of CIF texts, each with its row: what a worker process does."""
+    """Converts (row, CIF text) pairs; runs in a worker process."""
     return _convert(rows, n_max, crystal_from_text)
 
 
@@ -131,7 +135,7 @@ def _convert(rows: Sequence[tuple[int, Any]], n_max: int, read: Callable[[Any], 
 def iterate_converted(
     records: Iterator[TextRecord], n_max: int, workers: int, progress: Progress | None
 ) -> Iterator[tuple[list[TextRecord], Chunk]]:
-    """Yields the records chunk by chunk, in order, with what became of them."""
+    """Yields the records chunk by chunk, in order, with the result of their conversion."""
     done = 0
     for batch, chunk in _in_order(iter(lambda: list(itertools.islice(records, ROWS_AT_ONCE)), []), n_max, workers):
         yield batch, chunk

@@ -1,4 +1,4 @@
-"""Crystals in model units, and their way out: pymatgen structures and CIF text with its symmetry."""
+"""Crystals in model units, and their conversion to pymatgen structures and symmetric CIF text."""
 
 import functools
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def num_sites(crystals: Crystals) -> Int[Any, "*b"]:
 
 
 def num_slots(crystals: Crystals) -> Int[np.ndarray, " b"]:
-    """Slots that each crystal needs: its sites and the empty one that ends it."""
+    """Number of slots that each crystal needs: its sites and the padding slot that ends it."""
     return num_sites(crystals) + 1
 
 
@@ -63,7 +63,7 @@ def truncate(crystals: Crystals, n: int) -> Crystals:
     """The batch with `n` slots per crystal.
 
     Raises:
-        ValueError: a crystal needs more.
+        ValueError: a crystal needs more slots.
     """
     longest = int(num_slots(crystals).max(initial=1))
     if n < longest:
@@ -72,10 +72,10 @@ def truncate(crystals: Crystals, n: int) -> Crystals:
 
 
 def check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
-    """Checks on the host that the network can read a batch.
+    """Checks on the host that a batch is valid input for the network.
 
     Raises:
-        ValueError: naming the first crystal without padding, with a gap, or beyond the vocabulary.
+        ValueError: a crystal has no padding slot, a gap between sites, or a value outside the vocabulary.
     """
     if crystals.W.ndim != 2:
         raise ValueError(f"expected a batch, with W of two axes (crystals, sites); found shape {crystals.W.shape}")
@@ -101,7 +101,7 @@ def check_crystals(crystals: Crystals, config: TransformerConfig) -> None:
 
 
 def cell_parameters(crystal: Crystals) -> Float[np.ndarray, "6"]:
-    """(a, b, c) in Å and (alpha, beta, gamma) in degrees of one crystal, with its group's constraints imposed."""
+    """(a, b, c) in Å and (alpha, beta, gamma) in degrees of one crystal, with its space group's constraints imposed."""
     lattice = impose_lattice(int(crystal.G), np.asarray(crystal.L, np.float64))
     lattice = from_scaled(lattice, num_atoms(crystal))
     return np.concatenate([lattice[:3], np.degrees(lattice[3:])])
@@ -127,7 +127,11 @@ def wyckoff_sites(crystal: Crystals) -> list[Site]:
 
 
 def to_structure(crystal: Crystals) -> "Structure":
-    """All atoms of the conventional cell of one crystal, site after site."""
+    """The conventional cell of one crystal with all atoms, ordered by site.
+
+    Raises:
+        ValueError: if the crystal has no site, or a letter that its space group lacks.
+    """
     from pymatgen.core import Lattice, Structure
 
     sites = wyckoff_sites(crystal)
@@ -137,12 +141,20 @@ def to_structure(crystal: Crystals) -> "Structure":
 
 
 def to_structures(crystals: Crystals) -> "list[Structure]":
-    """All atoms of the conventional cells of a batch of crystals, as pymatgen structures."""
+    """The conventional cells of a batch of crystals, as pymatgen structures.
+
+    Raises:
+        ValueError: if a crystal has no site, or a letter that its space group lacks.
+    """
     return [to_structure(crystal) for crystal in iterate_crystals(crystals)]
 
 
 def formula(crystal: Crystals) -> str:
-    """Formula of the conventional cell in the order of its sites' elements in the periodic table, like `Na4 Cl4`."""
+    """Formula of the conventional cell with the elements in the order of their atomic numbers, e.g. `Na4 Cl4`.
+
+    Raises:
+        ValueError: if the crystal has no site, or a letter that its space group lacks.
+    """
     symbols = _element_symbols()
     counts: dict[int, int] = {}
     for site in wyckoff_sites(crystal):

@@ -1,6 +1,6 @@
-"""Data sets of crystals: a table is converted once into a folder of arrays, which opens instantly.
+"""Data sets of crystals: a table is converted once into a folder of memory-mapped arrays.
 
-A crystal that the model cannot represent is refused with the reason, never cut.
+A crystal that the model cannot represent is refused with a reason, never truncated.
 """
 
 import contextlib
@@ -43,13 +43,13 @@ def prepare(
     column: str | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Converts a CSV of any length into a folder for `open_dataset`, whole or not at all.
+    """Converts a CSV of any length into a folder for `open_dataset`, which is written atomically.
 
     The folder holds one .npy per field, `row.npy` (the row that each crystal comes from), `properties.npz` (the numeric
-    columns), `refused.csv` (row, id, reason) and `meta.json`. Arguments are those of `read_csv`.
+    columns), `refused.csv` (row, id, reason) and `meta.json`. The other arguments are those of `read_csv`.
 
     Raises:
-        ValueError: as `read_csv`; also where no crystal is accepted, or `out_dir` already holds something.
+        ValueError: as for `read_csv`; also if no crystal is accepted, or `out_dir` is not empty.
     """
     check_sizes(n_max, workers)
     refused: dict[int, str] = {}
@@ -84,17 +84,17 @@ def open_dataset(folder: str | os.PathLike[str]) -> Crystals:
     """The crystals that `prepare` wrote, as read-only memory-mapped arrays.
 
     Raises:
-        ValueError: the folder is not one that `prepare` wrote, or a later version wrote it.
+        ValueError: the folder was not written by `prepare`, or by another version of the format.
     """
     _read_meta(folder)
     return Crystals(*(np.load(pathlib.Path(folder, f"{name}.npy"), mmap_mode="r") for name in Crystals._fields))
 
 
 def load_crystals(path: pathlib.Path, config: TransformerConfig, workers: int = 1) -> Crystals:
-    """Crystals of a CSV file or of a folder that `prepare` made.
+    """Reads the crystals of a CSV file or of a folder written by `prepare`.
 
     Raises:
-        ValueError: if none is left or they exceed the sizes of the network.
+        ValueError: if no crystal is accepted, or one exceeds the sizes of the network.
     """
     if path.is_dir():
         crystals = open_dataset(path)
@@ -117,14 +117,18 @@ def load_crystals(path: pathlib.Path, config: TransformerConfig, workers: int = 
 
 
 def open_properties(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The numeric columns of the table, one value per crystal of `open_dataset`; NaN where a cell was empty."""
+    """The numeric columns of the table, one value per crystal of `open_dataset`; NaN for empty cells.
+
+    Raises:
+        ValueError: the folder was not written by `prepare`, or by another version of the format.
+    """
     _read_meta(folder)
     with np.load(pathlib.Path(folder, "properties.npz")) as file:
         return dict(file)
 
 
 def _numeric_columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The columns in which every cell is a number, a truth value or empty."""
+    """The columns in which every cell is a number, a Boolean or empty."""
     columns = {}
     for name in rows[0]:
         values = [row[name] for row in rows]

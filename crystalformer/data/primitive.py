@@ -1,6 +1,6 @@
-"""Primitive cells of crystals from their space group's centring: exact, without a search and its tolerance.
+"""Primitive cells of crystals from the centring of their space group: exact, without a search and its tolerance.
 
-A conventional cell holds up to four primitive ones, and a force field costs as much as there are atoms.
+A conventional cell contains up to four primitive cells, and the cost of a force field grows with the number of atoms.
 """
 
 import functools
@@ -42,9 +42,9 @@ TRANSLATIONS = {
 
 
 def build_structures(crystals: Crystals) -> "tuple[list[Structure | None], list[str]]":
-    """Primitive cells of sampled crystals, None where there is none, and why; the reason is empty where there is one.
+    """Primitive cells of sampled crystals (None if a crystal has none), and the reasons (empty if it has one).
 
-    Whatever was drawn, nothing is raised: no site, no cell with such a lattice or a huge one, NaN, ...
+    Never raises for a bad crystal (no sites, impossible or huge lattice, NaN, ...).
     """
     structures: list[Structure | None] = []
     problems = []
@@ -69,7 +69,10 @@ def centring(G: int) -> str:
 def first_of_translates(G: int, W: int) -> Int[np.ndarray, " p"]:
     """Indices of the operations of a Wyckoff position that give the atoms of a primitive cell.
 
-    Two that differ by a translation of the centring do so for every point, so one of them is enough.
+    Operations that differ by a centring translation give equivalent atoms, so one of them is enough.
+
+    Raises:
+        ValueError: `G` is not a space group or has no letter `W`.
     """
     rotation, translation = _in_grid(wyckoff_operations(G, W))
     kept, seen = [], set()
@@ -84,7 +87,7 @@ def first_of_translates(G: int, W: int) -> Int[np.ndarray, " p"]:
 
 
 def _primitive(crystal: Crystals, cell: Float[np.ndarray, "6"], sites: Sequence[Site]) -> "Structure":
-    """All atoms, site after site, in the orientation of the conventional cell."""
+    """The primitive cell with all atoms, ordered by site, in the orientation of the conventional cell."""
     from pymatgen.core import Lattice, Structure
 
     group = int(crystal.G)
@@ -109,14 +112,14 @@ def _problem(crystal: Crystals, cell: Float[np.ndarray, "6"]) -> str:
         return "its coordinates are not finite"
     if problem := cell_problem(cell):
         return problem
-    # Searches for neighbours walk through the empty cell, or keep a table of it, until memory runs out.
+    # In a huge cell, neighbour searches run out of memory.
     huge = cell[:3].max() > MAX_EDGE_ANG
     return f"a cell length is too large: {cell[:3].max():.3g} angstrom" if huge else ""
 
 
 @functools.cache
 def _bases(letter: str) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3 3"]]:
-    """Primitive vectors as rows, and the whole-number matrix that turns conventional coordinates into primitive."""
+    """Primitive vectors as rows, and the integer matrix that converts conventional to primitive coordinates."""
     vectors = np.array(PRIMITIVE_VECTORS[letter], np.float64)
     return vectors, np.round(np.linalg.inv(vectors))
 
@@ -129,7 +132,7 @@ def _in_grid(operations: Float[np.ndarray, "m 3 4"]) -> tuple[Int[np.ndarray, "m
 
 @functools.cache
 def _species(number: int) -> "Composition":
-    """One atom of an element, shared by all sites: pymatgen would otherwise make and check a new one for each."""
+    """One atom of an element, cached because pymatgen would otherwise build and check one for each site."""
     from pymatgen.core import Composition, Element
 
     return Composition({Element.from_Z(number): 1})

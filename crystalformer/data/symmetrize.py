@@ -1,8 +1,9 @@
-"""From one structure to its space group, conventional cell and Wyckoff sites.
+"""Finds the space group, conventional cell and Wyckoff sites of a structure.
 
-spglib finds the symmetry and idealises the cell; the choices that spglib leaves open are those of pyxtal, which made
-the published sequences: origin choice 2, and of all atoms on a site the first one in pyxtal's order of operations that
-lies on the first operation of its Wyckoff position. This module imports no JAX: worker processes run it.
+spglib finds the symmetry and idealises the cell. Where spglib leaves a choice, pyxtal's is used, because the published
+sequences were made with it: origin choice 2, and as representative of a site the first atom, in pyxtal's order of
+operations, that lies on the first operation of its Wyckoff position. Worker processes import this module, so it does
+not import JAX.
 """
 
 import functools
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     import spglib
     from pymatgen.core import Structure
 
-TOLERANCES = (1e-2, 1e-4)  # Å; the second where the first fails
-ANGLE_TOLERANCE_DEG = 5.0  # what pymatgen and pyxtal give spglib
+TOLERANCES = (1e-2, 1e-4)  # Å; the second is used if the first fails
+ANGLE_TOLERANCE_DEG = 5.0  # value of pymatgen and pyxtal
 MAX_PASSES = 4
 ON_POSITION = 1e-3  # fractional; spglib's idealised atoms are within 1e-5 of their position
 CUBIC_ANGLES_DEG = (60.0, 90.0, math.degrees(math.acos(-1 / 3)))  # primitive cells of F, P and I lattices
@@ -43,17 +44,17 @@ def crystal_from_text(text: str) -> Crystals:
     """One crystal, unpadded, from CIF text or from the JSON of a pymatgen Structure.
 
     Raises:
-        UnreadableStructure: with the reason.
+        UnreadableStructure: the text cannot be parsed, or its structure cannot be symmetrized.
     """
     cell = parse_cell(text)
     return symmetrize(cell) if cell is not None else crystal_from_structure(parse_structure(text))
 
 
 def crystal_from_structure(structure: "Structure") -> Crystals:
-    """One crystal, unpadded, from an ordered pymatgen structure; charges and spins do not count.
+    """One crystal, unpadded, from an ordered pymatgen structure; charges and spins are ignored.
 
     Raises:
-        UnreadableStructure: with the reason.
+        UnreadableStructure: partial occupancy, an unknown element, or a structure that cannot be symmetrized.
     """
     from pymatgen.core import DummySpecies
 
@@ -66,13 +67,13 @@ def crystal_from_structure(structure: "Structure") -> Crystals:
 
 
 def symmetrize(cell: Cell) -> Crystals:
-    """The crystal, unpadded, of which `cell` is one cell: primitive, conventional or any other.
+    """The crystal, unpadded, with the given cell, which may be primitive, conventional or any other.
 
     Raises:
         UnreadableStructure: the cell is degenerate, atoms coincide, spglib finds no space group, or the sites found do
-            not make up the cell.
+            not reproduce the cell.
     """
-    # spglib ends the whole process on cells that are none.
+    # spglib kills the whole process if a cell is invalid.
     if not (np.isfinite(cell.lattice).all() and np.isfinite(cell.frac).all()):
         raise UnreadableStructure("cell or coordinates are not finite")
     if abs(np.linalg.det(cell.lattice)) < MIN_VOLUME:
@@ -84,10 +85,10 @@ def symmetrize(cell: Cell) -> Crystals:
 
 
 def search_symmetry(cell: Cell) -> Crystals:
-    """As `symmetrize`, without its shortcut.
+    """Does what `symmetrize` does, always with spglib.
 
     Raises:
-        UnreadableStructure: no tolerance gives a space group whose sites make up the cell.
+        UnreadableStructure: no tolerance gives a space group whose sites reproduce the cell.
     """
     reason = ""
     for tolerance in TOLERANCES:
@@ -99,7 +100,7 @@ def search_symmetry(cell: Cell) -> Crystals:
 
 
 def _coincide(cell: Cell) -> bool:
-    """Whether two atoms, whatever their elements, are within the tolerance; spglib looks at equal elements only."""
+    """Whether two atoms of any elements are within the tolerance; spglib compares only atoms of equal elements."""
     difference = cell.frac[:, None] - cell.frac
     distances = np.linalg.norm((difference - np.rint(difference)) @ cell.lattice, axis=-1)
     return bool(np.count_nonzero(distances < TOLERANCES[0]) > len(cell.frac))
@@ -108,8 +109,8 @@ def _coincide(cell: Cell) -> bool:
 def _on_grid(cell: Cell) -> Crystals | None:
     """The crystal if its lattice is cubic and its atoms sit on 24ths of the cell edges: rock salt, fluorite, Heusler.
 
-    spglib needs most of its time for these few prototypes of high symmetry, which differ in elements and edge only.
-    Both do not matter: atoms on the grid coincide or are at least edge / 24 apart, far more than the tolerance.
+    spglib spends most of its time on these few prototypes of high symmetry, so their result is cached. It does not
+    depend on elements and edge: atoms on the grid coincide or are edge / 24 apart, far more than the tolerance.
     """
     lengths, angles = np.split(lattice_parameters(cell.lattice), 2)
     angle = next((angle for angle in CUBIC_ANGLES_DEG if np.abs(np.radians(angle) - angles).max() < ON_GRID), None)
@@ -127,7 +128,7 @@ def _on_grid(cell: Cell) -> Crystals | None:
 
 @functools.lru_cache(maxsize=4096)
 def _prototype(angle_deg: float, ticks: tuple[tuple[int, int, int], ...], labels: tuple[int, ...]) -> Crystals:
-    """A crystal on the grid with edges of 1 Å, whose elements are called 1, 2, ..."""
+    """A crystal on the grid with edges of 1 Å, whose elements are numbered 1, 2, ..."""
     import gemmi
 
     edge = 5.0
@@ -137,10 +138,10 @@ def _prototype(angle_deg: float, ticks: tuple[tuple[int, int, int], ...], labels
 
 
 def _standardized(cell: Cell, tolerance: float) -> "spglib.SpglibDataset":
-    """spglib's dataset with the idealised conventional cell, found anew until idealising moves nothing any more.
+    """spglib's dataset with the idealised conventional cell; repeated until idealising moves no atom.
 
-    A cell that is moved by almost the tolerance can have more symmetry afterwards than before. A tenth of it as the
-    limit spares a second search to 98 of 100 real crystals, and agrees with searching twice in all of them.
+    A cell that is moved by almost the tolerance can gain symmetry. With a tenth of the tolerance as the limit, 98 of
+    100 real crystals need no second search, and the result is the same as when all are searched twice.
     """
     for _ in range(MAX_PASSES):
         dataset = _dataset(cell, tolerance)
@@ -167,7 +168,7 @@ def _dataset(cell: Cell, tolerance: float) -> "spglib.SpglibDataset":
 
 
 def _displacement(cell: Cell, dataset: "spglib.SpglibDataset") -> float:
-    """How far (Å) idealising moved any atom or, by their metric, the lattice vectors."""
+    """Largest displacement (Å) of an atom or of the lattice vectors (by their metric) by idealising."""
     transformation = dataset.transformation_matrix
     difference = (cell.frac @ transformation.T + dataset.origin_shift)[:, None] - dataset.std_positions
     distances = np.linalg.norm((difference - np.rint(difference)) @ dataset.std_lattice, axis=-1)
@@ -179,7 +180,7 @@ def _displacement(cell: Cell, dataset: "spglib.SpglibDataset") -> float:
 
 
 def _crystal(cell: Cell, dataset: "spglib.SpglibDataset") -> Crystals:
-    """Wyckoff sites of an idealised conventional cell, checked to make up the whole cell and no more."""
+    """Wyckoff sites of an idealised conventional cell; checks that their orbits are exactly its atoms."""
     number, numbers = dataset.number, dataset.std_types
     if not _same_composition(cell.numbers, numbers):
         raise UnreadableStructure("the conventional cell that spglib found has another composition")
@@ -201,7 +202,7 @@ def _crystal(cell: Cell, dataset: "spglib.SpglibDataset") -> Crystals:
 
 def _orbits(dataset: "spglib.SpglibDataset") -> list[Int[np.ndarray, " m"]]:
     """The atoms of the conventional cell as groups of equivalent ones, in the order of their first atoms."""
-    # Orbits are given for the atoms that went in; those of the conventional cell share them by primitive atom.
+    # spglib gives orbits of the input atoms; atoms of the conventional cell inherit them through the primitive cell.
     orbit_of_primitive = np.empty(dataset.mapping_to_primitive.max() + 1, np.int64)
     orbit_of_primitive[dataset.mapping_to_primitive] = dataset.crystallographic_orbits
     orbit = orbit_of_primitive[dataset.std_mapping_to_primitive]
@@ -209,9 +210,9 @@ def _orbits(dataset: "spglib.SpglibDataset") -> list[Int[np.ndarray, " m"]]:
 
 
 def _representative(number: int, orbit: Float[np.ndarray, "m 3"]) -> tuple[int, list[float]]:
-    """Letter of an orbit and the coordinates, exactly on the first operation, of the atom that stands for it."""
+    """Wyckoff letter of an orbit, and the coordinates of its representative, exactly on the first operation."""
     images = apply_operations(general_operations(number), orbit[0])
-    # Of one multiplicity, an orbit fits one position: its site symmetry group has one size.
+    # Only positions of the same multiplicity as the orbit can match.
     for letter in np.flatnonzero(symmetry_tables().multiplicity[number - 1] == len(orbit)).tolist():
         operations = wyckoff_operations(number, letter)
         change = images @ operations[0, :, :3].T + operations[0, :, 3] - images
@@ -231,13 +232,13 @@ def _same_points(points: Float[np.ndarray, "m 3"], others: Float[np.ndarray, "m 
 
 
 def _same_composition(numbers: Int[np.ndarray, " n"], others: Int[np.ndarray, " m"]) -> bool:
-    """Whether two cells hold the elements in the same proportions."""
+    """Whether two cells contain the elements in the same proportions."""
     counts, other_counts = (np.bincount(z, minlength=MAX_ATOMIC_NUMBER + 1) for z in (numbers, others))
     return bool((counts * len(others) == other_counts * len(numbers)).all())
 
 
 def lattice_parameters(lattice: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "6"]:
-    """(a, b, c, alpha, beta, gamma) of lattice vectors in rows; rad."""
+    """(a, b, c, alpha, beta, gamma) of the lattice vectors (rows, Å); lengths in Å, angles in rad."""
     lengths = np.linalg.norm(lattice, axis=1)
     unit = lattice / lengths[:, None]
     cosines = np.array([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]])

@@ -1,4 +1,4 @@
-"""Densities and draws of the continuous parts: von Mises and normal mixtures."""
+"""Densities and samples of the continuous variables: von Mises and normal mixtures."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ def von_mises_log_prob(
 ) -> Float[Array, "*s"]:
     """Log-density (1/rad) of an angle (rad): kappa cos(angle - location) - log(2 pi I0(kappa)).
 
-    I0 enters scaled by exp(-kappa), so that large concentrations neither overflow nor cancel.
+    I0 is scaled by exp(-kappa), so that large concentrations cause neither overflow nor cancellation.
     """
     scaled_bessel = jax.scipy.special.i0e(concentration)
     return concentration * (jnp.cos(angle - location) - 1) - jnp.log(2 * np.pi * scaled_bessel)
@@ -30,10 +30,10 @@ def mixture_log_prob(log_weight: Float[Array, "*s k"], log_prob: Float[Array, "*
 def sample_von_mises(
     key: PRNGKeyArray, location: Float[Array, ""], concentration: Float[Array, ""], attempts: int = 8
 ) -> Float[Array, ""]:
-    """An exact draw (rad, in [-pi, pi)) by rejection: Wood, Commun. Stat. Simul. 23, 157 (1994), on the circle.
+    """Samples an angle (rad, in [-pi, pi)) exactly, by rejection (Wood, Commun. Stat. Simul. 23, 157 (1994)).
 
-    Written in b = 1/(2 kappa + sqrt(4 kappa^2 + 1)) and delta = 1 - cos(angle), none of which cancels in float32.
-    Each round draws `attempts` proposals, of which two thirds or more are accepted.
+    Formulas use b = 1/(2 kappa + sqrt(4 kappa^2 + 1)) and delta = 1 - cos(angle), to avoid cancellation in float32.
+    Each round makes `attempts` proposals, of which at least two thirds are accepted.
     """
     b = 1 / (2 * concentration + jnp.sqrt(4 * concentration**2 + 1))
     gap = 2 * b / (1 + b)  # 1 - x0 in Wood's notation
@@ -43,7 +43,7 @@ def sample_von_mises(
         z = jnp.sin(0.5 * np.pi * jax.random.uniform(sine_key, (attempts,))) ** 2
         delta = 2 * b * z / (1 - (1 - b) * z)
         log_ratio = concentration * (gap - delta) + jnp.log((gap + (1 - gap) * delta) / (gap * (2 - gap)))
-        # Not `>=`: a NaN concentration must come out as NaN, not draw for ever.
+        # Not `>=`: a NaN concentration must give NaN, not an endless loop.
         accepted = ~(log_ratio < jnp.log(jax.random.uniform(accept_key, (attempts,))))
         first = jnp.argmax(accepted)
         angle = 2 * jnp.arcsin(jnp.sqrt(jnp.minimum(0.5 * delta[first], 1.0)))

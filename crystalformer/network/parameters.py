@@ -1,8 +1,8 @@
 """The published parameter tree: names, shapes, initial values, and its form with stacked layers.
 
-A tree is what Haiku made of the original network: module name -> {leaf name -> array}, one module per part of a layer
-(docs/formulas/crystalformer.md, section 6).
-Inside our functions the layers are stacked along a leading axis, so that one compiled block is scanned over them.
+The tree is that of the original Haiku network: module name -> {leaf name -> array}, one module per part of a layer
+(docs/formulas/crystalformer.md, section 6). Inside our functions the layers are stacked along a leading axis, so that
+one compiled block is scanned over them.
 """
 
 import itertools
@@ -19,11 +19,11 @@ from crystalformer.config import TransformerConfig
 
 NUM_SPACEGROUPS = 230
 TOKENS = ("W", "A", "X", "Y", "Z")
-INITIAL_WIDTH = 0.01  # of the truncated normals that weights and tables start from
+INITIAL_WIDTH = 0.01  # standard deviation of the initial weights and tables
 CONSTANT_LEAVES = {"b": 0.0, "offset": 0.0, "scale": 1.0}
 
-Leaves = Mapping[str, np.ndarray | Array]  # of one module, on the host or on a device
-Params = Mapping[str, Leaves]  # the published tree, by module
+Leaves = Mapping[str, np.ndarray | Array]  # leaves of one module, on the host or on a device
+Params = Mapping[str, Leaves]  # the published tree: leaves by module name
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 
@@ -43,18 +43,18 @@ def _numbered(name: str, index: int) -> str:
 
 
 def first_letter_names(config: TransformerConfig) -> tuple[str, ...]:
-    """Modules of the first letter's MLP; none where it is a table."""
+    """Module names of the first letter's MLP; empty if a table is used instead."""
     return ("linear", "linear_1") if config.h0_size else ()
 
 
 def token_names(config: TransformerConfig) -> dict[str, str]:
-    """Token -> module of its projection."""
+    """Module name of each token's projection."""
     start = len(first_letter_names(config))
     return {token: _numbered("linear", start + i) for i, token in enumerate(TOKENS)}
 
 
 def layer_names(config: TransformerConfig, layer: int) -> dict[str, str]:
-    """Role -> module name in one layer."""
+    """Module names of one layer, by role."""
     attention = _numbered("multi_head_attention", layer)
     first_linear = len(first_letter_names(config)) + len(TOKENS) + 2 * layer
     return {
@@ -70,7 +70,7 @@ def layer_names(config: TransformerConfig, layer: int) -> dict[str, str]:
 
 
 def final_names(config: TransformerConfig) -> tuple[str, str]:
-    """Modules of the last normalisation and of the output."""
+    """Module names of the final normalisation and of the output layer."""
     linear = len(first_letter_names(config)) + len(TOKENS) + 2 * config.num_layers
     return _numbered("layer_norm", 2 * config.num_layers), _numbered("linear", linear)
 
@@ -116,9 +116,9 @@ def parameter_shapes(config: TransformerConfig) -> Shapes:
 
 
 def init_params(key: PRNGKeyArray, config: TransformerConfig) -> Params:
-    """Fresh float32 parameters: weights and tables from N(0, 0.01) cut at two widths, biases 0, scales 1."""
+    """Initial float32 parameters: weights and tables from N(0, 0.01^2) truncated at 2 sigma, biases 0, scales 1."""
     shapes = parameter_shapes(config)
-    # All are cut from one draw: a draw for each shape would take ten times as long to compile.
+    # Slices of one sample: sampling each shape separately takes ten times as long to compile.
     drawn = [shape for leaves in shapes.values() for leaf, shape in leaves.items() if leaf not in CONSTANT_LEAVES]
     sizes = [math.prod(shape) for shape in drawn]
     values = INITIAL_WIDTH * jax.random.truncated_normal(key, -2, 2, (sum(sizes),))
@@ -133,7 +133,7 @@ def init_params(key: PRNGKeyArray, config: TransformerConfig) -> Params:
 
 
 def as_network(params: Params, config: TransformerConfig) -> Network:
-    """The published tree by role, with its layers stacked; differentiable, so gradients keep the published names."""
+    """Converts the published tree to a `Network`; differentiable, so that gradients have the published names."""
     per_layer = [layer_names(config, layer) for layer in range(config.num_layers)]
     layers = {
         role: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[names[role]] for names in per_layer))

@@ -17,7 +17,7 @@ from crystalformer.config import TransformerConfig
 from crystalformer.network.parameters import TOKENS, Leaves, Network, Params, as_network, init_params
 from crystalformer.symmetry.wyckoff import symmetry_tables
 
-# A forbidden class gets this log-probability: finite, so that 0 * log p stays 0 and gradients stay numbers.
+# Log-probability of a forbidden class; finite, so that 0 * log p is 0 and gradients are finite.
 FORBIDDEN = -1e10
 ROTARY_BASE = 10_000.0
 
@@ -25,14 +25,14 @@ Apply = Callable[..., Float[Array, "rows columns"]]
 
 
 class Transformer(NamedTuple):
-    """A published parameter tree and the function of one crystal that computes with it."""
+    """A published parameter tree, and the network as a function of parameters and one crystal."""
 
     params: Params
     transformer: Apply
 
 
 def make_transformer(key: PRNGKeyArray, **sizes: Any) -> Transformer:
-    """Fresh parameters and the network, as the model cards call it; `sizes` are fields of `TransformerConfig`.
+    """Initial parameters and the network, with the call of the model cards; `sizes` are fields of `TransformerConfig`.
 
     `transformer(params, key, G, XYZ, A, W, M, is_train)` maps one crystal to the raw outputs `h` (5n+1, output_size).
 
@@ -62,11 +62,10 @@ def forward(
     M: Int[Array, " n"],
     config: TransformerConfig,
 ) -> Float[Array, "rows columns"]:
-    """Outputs of every row: row 5i letter, 5i+1 element and lattice, 5i+2, 3, 4 coordinates of site i.
+    """Network output: row 5i is the letter, 5i+1 the element and lattice, 5i+2, 3, 4 the coordinates of site i.
 
-    Section 2 of docs/formulas/crystalformer.md has the table of rows.
-
-    Categorical parts are normalised log-probabilities, widths and concentrations positive, unused columns 0.
+    The layout is given in docs/formulas/crystalformer.md, section 2. Categorical outputs are normalised
+    log-probabilities, widths and concentrations are positive, unused columns are 0.
     `key=None` means no dropout.
     """
     x = embed_tokens(network, G, XYZ, A, W, M, config)
@@ -91,7 +90,7 @@ def _widen(columns: Float[Array, "*rows c"], width: int) -> Float[Array, "*rows 
 
 
 def embed_tokens(network: Network, G, XYZ, A, W, M, config: TransformerConfig) -> Float[Array, "t d"]:
-    """The five tokens of every site, in the order the network reads them."""
+    """Embeddings of the five tokens W, A, X, Y, Z of every site, in this order."""
     tokens = [
         embed_letter(network, G, W, M),
         embed_element(network, G, A),
@@ -104,18 +103,18 @@ def embed_tokens(network: Network, G, XYZ, A, W, M, config: TransformerConfig) -
 
 
 def embed_letter(network: Network, G, W: Int[Array, "*n"], M: Int[Array, "*n"]) -> Float[Array, "*n d"]:
-    """Token W: the group, the letter and its multiplicity as a plain number."""
+    """Embedding of token W, from space group, letter and multiplicity (as a number)."""
     letter = network.tables["w_embeddings"][W]
     return _project(network, "W", G, jnp.concatenate([letter, M[..., None].astype(letter.dtype)], axis=-1))
 
 
 def embed_element(network: Network, G, A: Int[Array, "*n"]) -> Float[Array, "*n d"]:
-    """Token A: the group and the element."""
+    """Embedding of token A, from space group and element."""
     return _project(network, "A", G, network.tables["a_embeddings"][A])
 
 
 def embed_coordinate(network: Network, axis: str, G, x: Float[Array, "*n"], config) -> Float[Array, "*n d"]:
-    """Token X, Y or Z: the group and the Fourier features sin 2 pi k x, cos 2 pi k x for k = 1..Nf, in this order."""
+    """Embedding of X, Y or Z, from space group and Fourier features sin 2 pi k x, cos 2 pi k x (k = 1..Nf)."""
     angles = jnp.multiply.outer(2 * np.pi * x, np.arange(1, config.Nf + 1, dtype=x.dtype))
     waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return _project(network, axis, G, waves.reshape(*x.shape, 2 * config.Nf))
@@ -128,13 +127,13 @@ def _project(network: Network, token: str, G, features: Float[Array, "*n f"]) ->
 
 
 def linear(p: Leaves, x: Float[Array, "*s d"]) -> Float[Array, "*s e"]:
-    """x w + b, without asking for silent broadcasting (tests forbid it)."""
+    """x w + b, without implicit rank promotion, which the tests forbid."""
     y = x @ p["w"]
     return y + jnp.broadcast_to(p["b"], y.shape)
 
 
 def layer_norm(p: Leaves, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
-    """Normalises the last axis (eps 1e-5); statistics are never taken in half precision."""
+    """Normalises the last axis (eps 1e-5), with statistics in float32 or float64."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-5)
@@ -143,12 +142,12 @@ def layer_norm(p: Leaves, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
 
 
 def mlp(p: dict[str, Leaves], x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
-    """The block's second half: widen, tanh-approximated GELU, narrow."""
+    """Two linear layers with a tanh-approximated GELU between them."""
     return linear(p["mlp_out"], jax.nn.gelu(linear(p["mlp_in"], x), approximate=True))
 
 
 def rotate(x: Float[Array, "*s d"], position: Int[Array, "*s"]) -> Float[Array, "*s d"]:
-    """Rotary positions (arXiv 2104.09864), first half of the channels against the second."""
+    """Rotary position encoding (Su et al., arXiv:2104.09864); channel i is paired with channel i + d/2."""
     half = x.shape[-1] // 2
     frequency = ROTARY_BASE ** (-np.arange(half) / half)
     angle = jnp.multiply.outer(position, frequency).astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -180,9 +179,9 @@ def attention(
 
 
 def _dropout(key: PRNGKeyArray | None, rate: float, x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Zeroes entries with probability `rate` and scales the others; the identity without key.
+    """Zeroes entries with probability `rate` and rescales the others; the identity if `key` is None.
 
-    Two entries share one random word, which halves the cost of drawing: a sixth of a training step on CPUs.
+    Two entries share one 32-bit random word, which halves the cost of random numbers: a sixth of a step on CPUs.
     """
     if key is None or rate == 0:
         return x
@@ -200,7 +199,7 @@ def block(p, x: Float[Array, "t d"], key: PRNGKeyArray | None, config: Transform
 
 
 def run_layers(network: Network, x: Float[Array, "t d"], key: PRNGKeyArray | None, config) -> Float[Array, "t d"]:
-    """All blocks, scanned, in the compute dtype; the result is back in the dtype of `x`."""
+    """Applies all blocks (a scan) in the compute dtype; the result has the dtype of `x`."""
     layers, dtype = network.layers, x.dtype
     if config.compute_dtype == "bfloat16":
         layers, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (layers, x))
@@ -224,7 +223,7 @@ def masked_log_softmax(logits: Float[Array, "*s c"], allowed: Bool[Array, "*s c"
 
 
 def first_letter_log_probs(network: Network, G: Int[Array, ""], config) -> Float[Array, " letters"]:
-    """Distribution of the first letter: 1 .. number of letters of G (eq. 5)."""
+    """Log-probabilities of the first letter, one of the letters of G (docs/formulas/crystalformer.md, eq. 5)."""
     if config.h0_size:
         first, second = network.first_letter
         hidden = jax.nn.gelu(linear(first, network.tables["g_embeddings"][G - 1]), approximate=True)
@@ -236,7 +235,7 @@ def first_letter_log_probs(network: Network, G: Int[Array, ""], config) -> Float
 
 
 def next_letter_log_probs(raw: Float[Array, "*n c"], G, W: Int[Array, "*n"], config) -> Float[Array, "*n letters"]:
-    """Distribution of the letter after `W` (docs/formulas/crystalformer.md, eq. 6)."""
+    """Log-probabilities of the letter after `W` (docs/formulas/crystalformer.md, eq. 6)."""
     tables = symmetry_tables()
     logits = raw[..., : config.wyck_types]
     letter = jnp.broadcast_to(np.arange(config.wyck_types), logits.shape)
@@ -248,7 +247,7 @@ def next_letter_log_probs(raw: Float[Array, "*n c"], G, W: Int[Array, "*n"], con
 
 
 def element_log_probs(raw: Float[Array, "*n c"], W: Int[Array, "*n"], config) -> Float[Array, "*n elements"]:
-    """Distribution of the element of a site with letter `W`: padding if and only if the letter is padding (eq. 7)."""
+    """Log-probabilities of the element of a site with letter `W`; padding if and only if the letter is (eq. 7)."""
     logits = raw[..., : config.atom_types]
     is_padding = jnp.broadcast_to(np.arange(config.atom_types) == 0, logits.shape)
     return masked_log_softmax(logits, is_padding == (W == 0)[..., None])
@@ -263,7 +262,7 @@ class Lattice(NamedTuple):
 
 
 def lattice_columns(raw: Float[Array, "*n c"], config: TransformerConfig) -> Float[Array, "*n columns"]:
-    """The lattice part of an element row: normalised log-weights, means, positive widths, zeros."""
+    """Lattice columns of an element row: normalised log-weights, means, positive widths, zeros."""
     start, k = config.atom_types, config.Kl
     log_weight = jax.nn.log_softmax(raw[..., start : start + k], axis=-1)
     mean = raw[..., start + k : start + 7 * k]
@@ -289,7 +288,7 @@ class Coordinate(NamedTuple):
 
 
 def coordinate_columns(raw: Float[Array, "*n c"], config: TransformerConfig) -> Float[Array, "*n columns"]:
-    """A coordinate row: normalised log-weights, locations, positive concentrations."""
+    """Columns of a coordinate row: normalised log-weights, locations (rad), positive concentrations."""
     log_weight, location, concentration = jnp.split(raw[..., : 3 * config.Kx], 3, axis=-1)
     return jnp.concatenate([jax.nn.log_softmax(log_weight, axis=-1), location, jax.nn.softplus(concentration)], axis=-1)
 

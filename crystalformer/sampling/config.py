@@ -4,18 +4,18 @@ import dataclasses
 
 from matterform.config import setting
 
-TEMPERATURES = 1e-6, 1e6  # outside, float32 overflows or gives forbidden classes a chance
+TEMPERATURES = 1e-6, 1e6  # outside, float32 overflows or forbidden classes get a probability
 SMALLEST_WIDTH = 1e-6  # rad; a smaller shift is lost in float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How crystals are sampled (docs/formulas/crystalformer.md, eqs. 13 and 14)."""
+    """Settings of sampling (docs/formulas/crystalformer.md, eqs. 13 and 14)."""
 
     temperature: float = 1.0  # temperature of all distributions; below 1 sharpens them, above 1 flattens them
-    T1: float | None = None  # temperature of the first site's element; by default as the rest
-    top_p: float = 1.0  # probability up to which the likeliest letters, elements and mixture components are kept
-    # Number of crystals sampled at a time; by default what fits in 1 GiB of cache per device.
+    T1: float | None = None  # temperature of the first site's element; by default temperature
+    top_p: float = 1.0  # sample only the likeliest classes that together have this probability
+    # Number of crystals sampled at a time; by default as many as fit in 1 GiB of cache per device.
     batch_size: int | None = setting(None, "chunk_size", "batchsize")
 
     def __post_init__(self) -> None:
@@ -30,7 +30,7 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class McmcConfig:
-    """How sampled crystals are refined (docs/formulas/crystalformer.md, eqs. 18 and 19)."""
+    """Settings of the refinement of sampled crystals (docs/formulas/crystalformer.md, eqs. 18 and 19)."""
 
     # Sweeps of Markov chain Monte Carlo over all sites after sampling; 0 for none.
     mcmc_sweeps: int = setting(0, "mcmc", "nsweeps", "sweeps")

@@ -1,4 +1,4 @@
-"""Constraints on sampled crystals: letters, elements of sites, and sites that share their element."""
+"""Constraints on sampled crystals: Wyckoff letters, allowed elements, and sites that share an element."""
 
 import itertools
 import json
@@ -34,16 +34,16 @@ def make_constraints(
     no_radioactive: bool = False,
     no_noble_gas: bool = False,
 ) -> Constraints:
-    """Constraints as arrays from letters and symbols.
+    """Makes constraints from letters and element symbols.
 
     Args:
-        letters: exactly these sites, in this order ("a", "b", ...); empty for any.
+        letters: Wyckoff letters of all sites, in this order ("a", "b", ...); empty for any.
         elements: symbols allowed on every site; empty for all.
-        site_elements: symbols allowed on the first site, the second, ...; an empty list leaves a site as it is.
-        ties: pairs of sites (0-based) that share their element.
+        site_elements: symbols allowed on the first site, the second, ...; an empty list adds no constraint.
+        ties: pairs of sites (numbered from 0) that share their element.
 
     Raises:
-        ValueError: for unknown letters or symbols, too many sites, or a site that no element is left for.
+        ValueError: a letter or symbol is unknown, there are too many sites, or a site has no allowed element.
     """
     n = config.n_max
     for name, given in (("letters", letters), ("site_elements", site_elements)):
@@ -74,7 +74,7 @@ def read_constraints(path: str | pathlib.Path) -> dict[str, Any]:
     """Reads {"atom_mask": [["V", "Cr"], ["O"]], "constraints": [[2, 3]]} as arguments of `make_constraints`.
 
     Raises:
-        ValueError: if the file is not such an object.
+        ValueError: the file does not contain such an object.
     """
     try:
         content = json.loads(pathlib.Path(path).read_text())
@@ -86,17 +86,17 @@ def read_constraints(path: str | pathlib.Path) -> dict[str, Any]:
     for name, rows in content.items():
         kind = str if name == "atom_mask" else int
         lists = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
-        # By exact type, for True is an int.
+        # Not isinstance, because True is an int.
         if not lists or not all(type(entry) is kind for row in rows for entry in row):
             raise ValueError(f'{path}: "{name}" should be a list of lists of {kind.__name__}; got {rows!r:.80}')
     return {known[name]: rows for name, rows in content.items()}
 
 
 def check_constraints(constraints: Constraints, spacegroups: Int[np.ndarray, " b"], config: TransformerConfig) -> None:
-    """Checks on the host that constraints were made for this network and that letters can stand in these groups.
+    """Checks on the host that constraints fit the network, and their letters the space groups.
 
     Raises:
-        ValueError: naming the sizes, or the letter and the group.
+        ValueError: the sizes differ from those of the network, or a space group does not allow the letters.
     """
     if np.shape(constraints.elements) != (config.n_max, config.atom_types):
         raise ValueError(
@@ -135,7 +135,7 @@ def _symbols_mask(symbols: Sequence[str], config: TransformerConfig) -> Bool[np.
 
 
 def _tie_array(ties: Sequence[Sequence[int]], allowed: Bool[np.ndarray, "n elements"], n: int) -> Int[np.ndarray, " n"]:
-    """For each site the first of those it is tied to; tied sites must have an element in common."""
+    """For each site the first site that it is tied to; raises ValueError if tied sites have no element in common."""
     root = np.arange(n)
     for pair in ties:
         if len(pair) != 2 or not all(0 <= site < n - 1 for site in pair) or pair[0] == pair[1]:

@@ -1,9 +1,9 @@
-"""One token at a time through the network, with cached attention: the inner loop of sampling.
+"""Evaluates the network one token at a time with cached attention: the inner loop of sampling.
 
-Values are not cached: the weights of a softmax sum to one, so W_v and b_v may follow the mixture of inputs, where they
-are one matrix with the output. With absolute positions the keys need no cache either, because W_k may move to the
-query. Lanes (rows of the batch) are computed in groups: if unfinished lanes are in front, only their groups
-are computed.
+Values are not cached: softmax weights sum to one, so W_v and b_v can be applied after the weighted sum of the inputs,
+where they are merged with the output matrix. With absolute positions the keys need no cache either, because W_k can be
+merged with the query matrix. Lanes (rows of the batch) are computed in groups, and groups without an unfinished lane
+are skipped.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from crystalformer.network.transformer import FORBIDDEN, layer_norm, linear, mlp
 
 
 class Cache(NamedTuple):
-    """Inputs and keys of earlier tokens that attention reads, per layer and lane."""
+    """Attention inputs and keys of the earlier tokens, per layer and lane."""
 
     inputs: Float[Array, "l b t d"]  # normalised inputs of the attention
     keys: Float[Array, "l b h t k"] | None  # rotated keys; None with absolute positions
 
 
 def empty_cache(num_lanes: int, num_tokens: int, config: TransformerConfig) -> Cache:
-    """A cache for `num_tokens` positions."""
+    """An empty cache for `num_tokens` positions."""
     c, dtype = config, config.compute_dtype
     inputs = jnp.zeros((c.num_layers, num_lanes, num_tokens, c.model_size), dtype)
     if c.generation == "absolute":
@@ -35,7 +35,7 @@ def empty_cache(num_lanes: int, num_tokens: int, config: TransformerConfig) -> C
 
 
 def cache_bytes(config: TransformerConfig) -> int:
-    """Bytes that one lane needs at full length."""
+    """Size in bytes of the cache of one lane at full length."""
     shapes = jax.eval_shape(lambda: empty_cache(1, 5 * config.n_max, config))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
@@ -46,7 +46,7 @@ def grow_cache(cache: Cache, num_tokens: int) -> Cache:
 
 
 def copy_lane(cache: Cache, source: Int[Array, ""], target: Int[Array, ""]) -> Cache:
-    """Overwrites lane `target` by lane `source`."""
+    """Copies lane `source` to lane `target`."""
 
     def copy(x: Float[Array, "l b *s"]) -> Float[Array, "l b *s"]:
         return jax.lax.dynamic_update_slice_in_dim(x, jax.lax.dynamic_slice_in_dim(x, source, 1, 1), target, 1)
@@ -55,10 +55,11 @@ def copy_lane(cache: Cache, source: Int[Array, ""], target: Int[Array, ""]) -> C
 
 
 def fold_attention(network: Network, config: TransformerConfig) -> Network:
-    """The network with products of its weights where decoding applies one right after the other.
+    """Merges weight matrices that decoding applies one directly after the other.
 
-    Per head, `attention_out` becomes W_v W_o, which takes a mixture of inputs; with absolute positions `query` becomes
-    W_q W_k^T, which is compared with inputs (the term with b_k, the same for every token, leaves softmax as it is).
+    Per head, `attention_out` becomes W_v W_o, applied to the weighted sum of the inputs. With absolute positions,
+    `query` becomes W_q W_k^T, whose result is multiplied with the inputs (the term with b_k is the same for every
+    token and cancels in the softmax).
     """
     layers = jax.tree.map(jnp.asarray, dict(network.layers))
     value, key, out = (layers.pop(role) for role in ("value", "key", "attention_out"))
@@ -108,7 +109,7 @@ def decode_token(
             lanes, cache = _decode_block(p, lanes, cache, index, start, position, config)
             return jax.lax.dynamic_update_slice_in_dim(x, lanes, start, 0), cache
 
-        # Groups inside layers: a layer's weights stay in the processor's cache for all lanes.
+        # The loop over groups is inside a layer, so that its weights stay in the processor's cache.
         return jax.lax.fori_loop(0, num_groups, group, carry), None
 
     (x, cache), _ = jax.lax.scan(layer, (x, cache), (layers, jnp.arange(config.num_layers)))
@@ -116,7 +117,7 @@ def decode_token(
 
 
 def map_groups(function: Callable[[Any], Array], lanes: Any, group_size: int) -> Array:
-    """`function` of every group of lanes. Products of a fixed shape round alike, however many lanes there are."""
+    """Maps `function` over groups of lanes; fixed shapes make rounding independent of the number of lanes."""
     groups = jax.tree.map(lambda x: x.reshape(-1, group_size, *x.shape[1:]), lanes)
     results = jax.lax.map(function, groups)
     return results.reshape(-1, *results.shape[2:])
@@ -125,7 +126,7 @@ def map_groups(function: Callable[[Any], Array], lanes: Any, group_size: int) ->
 def _decode_block(
     p: Any, x: Float[Array, "g d"], cache: Cache, layer: Any, start: Any, position: Any, config: TransformerConfig
 ) -> tuple[Float[Array, "g d"], Cache]:
-    """`transformer.block` for one token of the lanes from `start` on, whose past is in the cache."""
+    """`transformer.block` for one token of the group of lanes from `start` on, with earlier tokens in the cache."""
     y = layer_norm(p["attention_norm"], x)
     query = (linear(p["query"], y) * config.key_size**-0.5).reshape(x.shape[0], config.num_heads, -1)
     inputs = jax.lax.dynamic_update_slice(cache.inputs, y[None, :, None], (layer, start, position, 0))

@@ -1,6 +1,6 @@
-"""One class, coordinate or lattice drawn from the network's outputs, at a temperature, and projection onto a position.
+"""Samples a class, coordinate or lattice from network outputs, and projects coordinates onto Wyckoff positions.
 
-The equations are those of docs/formulas/crystalformer.md, section 4.
+Equation numbers refer to docs/formulas/crystalformer.md, section 4.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Temperature(NamedTuple):
 def draw_class(
     key: PRNGKeyArray, log_probs: Float[Array, " c"], temperature: Float[Array, ""], top_p: Float[Array, ""]
 ) -> Int[Array, ""]:
-    """One of the classes that `top_p` keeps, with probability proportional to p^(1 / temperature) (eqs. 13 and 14)."""
+    """Samples one of the classes kept by `top_p` with probability proportional to p^(1 / temperature) (eqs. 13, 14)."""
     return jax.random.categorical(key, keep_likeliest(log_probs / temperature, top_p)).astype(jnp.int32)
 
 
@@ -41,7 +41,7 @@ def keep_likeliest(log_probs: Float[Array, " c"], top_p: Float[Array, ""]) -> Fl
 
 
 def draw_coordinate(key: PRNGKeyArray, mixture: Coordinate, temperature: Temperature) -> Float[Array, ""]:
-    """A fractional coordinate (eq. 15): a component, then its von Mises angle 2 pi (x - 1/2)."""
+    """Samples a fractional coordinate x (eq. 15): a component, then its von Mises angle 2 pi (x - 1/2)."""
     component_key, angle_key = jax.random.split(key)
     k = draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
     concentration = mixture.concentration[k] / temperature.every
@@ -49,7 +49,7 @@ def draw_coordinate(key: PRNGKeyArray, mixture: Coordinate, temperature: Tempera
 
 
 def draw_lattice(key: PRNGKeyArray, G: Int[Array, ""], mixture: Lattice, temperature: Temperature) -> Float[Array, "6"]:
-    """Lattice in model units (eq. 17): one component for all six parameters, then the group's constraints."""
+    """Samples a lattice in model units (eq. 17): one component for all parameters, then the constraints of G."""
     component_key, normal_key = jax.random.split(key)
     k = draw_class(component_key, mixture.log_weight, temperature.every, temperature.top_p)
     width = mixture.width[k] * jnp.sqrt(temperature.every)

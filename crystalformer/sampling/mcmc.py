@@ -1,7 +1,7 @@
 """Refinement of sampled crystals by Markov chain Monte Carlo (docs/formulas/crystalformer.md, section 5).
 
-Space group and letters stay. A move takes one site, or the sites tied to it, proposes an allowed element and shifted
-coordinates, and is accepted by the Metropolis rule for logp_w + logp_xyz + logp_a. Lattices are redrawn at the end.
+Space group and letters are fixed. A move proposes an allowed element and shifted coordinates for one site and the sites
+tied to it; it is accepted by the Metropolis rule for logp_w + logp_xyz + logp_a. Lattices are sampled anew at the end.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from matterform.config import named
 
 
 class Refined(NamedTuple):
-    """Crystals after the last sweep, and how many moves of real sites were accepted and proposed."""
+    """Crystals after the last sweep, and the numbers of accepted and proposed moves of real sites."""
 
     crystals: Crystals
     accepted: int
@@ -37,7 +37,7 @@ class Refined(NamedTuple):
 
     @property
     def acceptance(self) -> float:
-        """The share of moves that were accepted."""
+        """Fraction of moves that were accepted."""
         return self.accepted / self.proposed
 
 
@@ -56,20 +56,19 @@ def refine(
 ) -> Refined:
     """Refines crystals in model units by `mcmc_sweeps` moves of every site.
 
-    Crystal i uses `fold_in(key, first_index + i)` alone, so a long list may be refined part by part.
-
-    Elements follow the constraints after the first sweep, whatever the templates came with.
+    Crystal i depends only on `fold_in(key, first_index + i)`, so a long list may be refined in parts. Elements satisfy
+    the constraints after the first sweep, even if those of the input do not.
 
     Args:
-        constraints: what `make_constraints` returned.
-        temperature: divides log-probabilities in the Metropolis rule (eq. 19), and that of the new lattice (eq. 17).
-        batch_size: crystals refined at a time.
-        first_index: of the first crystal, where several calls refine parts of one set.
-        mcmc: number of sweeps, and width of a shift.
+        constraints: returned by `make_constraints`.
+        temperature: temperature of the Metropolis rule (eq. 19) and of the new lattice (eq. 17).
+        batch_size: number of crystals refined at a time.
+        first_index: index of the first crystal, if several calls refine parts of one set.
+        mcmc: number of sweeps, and width of the shifts.
         options: fields of `McmcConfig`, which replace those of `mcmc`; `sweeps` and `width` for short.
 
     Raises:
-        ValueError: the network cannot read the crystals, or a count, width or temperature is out of range.
+        ValueError: the network cannot represent the crystals, or a count, width or temperature is out of range.
     """
     mcmc = dataclasses.replace(mcmc or McmcConfig(), **named(McmcConfig, options))
     crystals = Crystals(*(np.asarray(field) for field in crystals))
@@ -96,7 +95,7 @@ def _refine_batches(
     settings: tuple[Any, ...],
     batch_size: int,
 ) -> tuple[Crystals, Float[np.ndarray, "2"]]:
-    """Crystals refined in batches of one size, and their numbers of accepted and proposed moves."""
+    """Refines crystals in batches of equal size; returns them with the numbers of accepted and proposed moves."""
     batches, moves = [], np.zeros(2)
     for start in range(0, len(templates.G), batch_size):
         rows = np.arange(start, min(start + batch_size, len(templates.G)))
@@ -119,7 +118,7 @@ def _check_templates(crystals: Crystals, config: TransformerConfig) -> None:
 
 
 def _with_first_slots(crystals: Crystals, refined: Crystals) -> Crystals:
-    """`crystals` with what refinement changed; the slots beyond are padding."""
+    """`crystals` with their first slots replaced by the refined ones; all later slots are padding."""
     n = refined.W.shape[1]
     XYZ, A = np.array(crystals.XYZ), np.array(crystals.A)
     XYZ[:, :n], A[:, :n] = refined.XYZ, refined.A
@@ -147,7 +146,7 @@ def refine_crystal(
     temperature: Float[Array, ""],
     config: TransformerConfig,
 ) -> tuple[Crystals, Float[Array, "2"]]:
-    """One crystal after `sweeps` moves of each slot; how many moves of real sites were accepted, and proposed."""
+    """Refines one crystal by `sweeps` moves of each slot; counts accepted and proposed moves of real sites."""
     move_key, lattice_key = jax.random.split(key)
     slots = crystal.W.shape[0] - 1  # the last one is padding
 
@@ -158,7 +157,7 @@ def refine_crystal(
     def move(number: Int[Array, ""], state):
         crystal, current, counts = state
         sweep, site = number // slots, number % slots
-        # By sweep and site, not by number: the padding that a crystal came with must not change its chain.
+        # Keys by sweep and site, not by move number: the amount of padding must not change the chain of a crystal.
         propose_key, accept_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(move_key, sweep), site))
         proposed = propose(propose_key, crystal, site, constraints, width, config)
         new = energy(proposed)
@@ -181,10 +180,10 @@ def propose(
     width: Float[Array, ""],
     config: TransformerConfig,
 ) -> Crystals:
-    """Moves `site` and the sites tied to it (eq. 18): one element for all, uniform among the allowed; a shift for each.
+    """Moves `site` and the sites tied to it (eq. 18): one allowed element for all, drawn uniformly; a shift for each.
 
-    The proposal is symmetric: a shift and its opposite are equally likely, and projecting onto the Wyckoff position,
-    an affine map that leaves its points in place, keeps that.
+    The proposal is symmetric: a shift and its opposite are equally likely. This remains true after the projection onto
+    the Wyckoff position, because it is an affine map that does not move points of that position.
     """
     element_key, *shift_keys = jax.random.split(key, 4)
     n = crystal.W.shape[0]
@@ -204,14 +203,14 @@ def propose(
 
 
 def _tied_to(site: Int[Array, ""], constraints: Constraints, n: int) -> Bool[Array, " n"]:
-    """The sites that share their element with `site`, itself included."""
+    """Mask of the sites that share their element with `site`, including `site`."""
     sites = jnp.arange(n)
     root = jnp.where(constraints.ties[:n] >= 0, constraints.ties[:n], sites)
     return root == root[site]
 
 
 def _keeps_constraints(crystal: Crystals, site: Int[Array, ""], constraints: Constraints) -> Bool[Array, ""]:
-    """Whether the sites that move with `site` have one element, an allowed one."""
+    """Whether the sites tied to `site` all have the same, allowed element."""
     A, n = crystal.A, crystal.W.shape[0]
     moved = _tied_to(site, constraints, n) & (crystal.W > 0)
     return jnp.all(~moved | ((A[site] == A) & constraints.elements[site][A]))
@@ -224,7 +223,7 @@ def _project(G: Int[Array, ""], W: Int[Array, ""], point: Float[Array, "3"]) -> 
 def redraw_lattice(
     network: Network, key: PRNGKeyArray, crystal: Crystals, temperature: Float[Array, ""], config: TransformerConfig
 ) -> Crystals:
-    """The crystal with a lattice drawn from the network, given all its sites."""
+    """Replaces the lattice by a sample from the network, given all sites of the crystal."""
     M = jnp.asarray(symmetry_tables().multiplicity)[crystal.G - 1, crystal.W]
     h = forward(network, None, crystal.G, crystal.XYZ, crystal.A, crystal.W, M, config)
     mixture = read_lattice(h[5 * jnp.sum(crystal.W > 0) + 1], config)

@@ -22,9 +22,9 @@ from crystalformer.sampling.sampler import Sampler, make_sampler
 from matterform.config import named
 from matterform.training.mesh import DATA_AXIS, make_local_mesh
 
-# Lanes computed together on CPUs, where less work takes less time; elsewhere all lanes of a device are one group.
+# Lanes computed together on CPUs; on other devices all lanes are one group, since smaller groups save no time there.
 CPU_GROUP = 16
-CHUNK_BYTES = 2**30  # of cache on each device, unless a chunk size is given
+CHUNK_BYTES = 2**30  # size of the cache on each device, if no chunk size is given
 
 
 def sample(
@@ -43,10 +43,10 @@ def sample(
     Crystal i depends on `fold_in(key, first_index + i)` and on no other crystal.
 
     Args:
-        spacegroups: numbers, 1 to 230.
-        constraints: what `make_constraints` returned.
-        first_index: of the first crystal, where several calls or processes sample parts of one set.
-        sampling: temperature and the like.
+        spacegroups: space group numbers, 1 to 230.
+        constraints: returned by `make_constraints`.
+        first_index: index of the first crystal, if several calls or processes sample parts of one set.
+        sampling: temperature, top_p and chunk size.
         options: fields of `SamplingConfig`, which replace those of `sampling`.
 
     Raises:
@@ -76,7 +76,11 @@ def sample_chunks(
     sampling: SamplingConfig | None = None,
     **options: Any,
 ) -> Iterator[Crystals]:
-    """The crystals of `sample`, chunk by chunk as they are sampled; the same arguments and errors."""
+    """Yields the crystals of `sample` chunk by chunk; the arguments are the same.
+
+    Raises:
+        ValueError: a space group or a setting is out of range, or a constraint cannot be met.
+    """
     sampling = dataclasses.replace(sampling or SamplingConfig(), **named(SamplingConfig, options))
     spacegroups = np.asarray(spacegroups)
     check_spacegroups(spacegroups)
@@ -114,7 +118,7 @@ def _iterate_chunks(
 
 @functools.cache
 def _compiled(config: TransformerConfig, group_size: int, mesh: Mesh) -> Sampler:
-    """The kernel over all local devices; parameters are in the published tree."""
+    """The compiled sampler for all local devices, as a function of the published parameters."""
     sampler = make_sampler(config, group_size)
     by_lanes, everywhere = PartitionSpec(DATA_AXIS), PartitionSpec()
     return jax.jit(
@@ -129,7 +133,7 @@ def _compiled(config: TransformerConfig, group_size: int, mesh: Mesh) -> Sampler
 
 
 def check_spacegroups(spacegroups: np.ndarray) -> None:
-    """Checks that there is a list of space group numbers.
+    """Checks that `spacegroups` is a list of space group numbers.
 
     Raises:
         ValueError: the list is empty or not of integers, or a number is not in 1..230.

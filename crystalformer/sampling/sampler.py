@@ -1,8 +1,8 @@
 """The compiled kernel that samples a batch of crystals (docs/formulas/crystalformer.md, section 4).
 
-Crystals are sampled in lanes, the rows of the batch, which move in step, five tokens per site. The lane of a finished
-crystal is skipped, and the kernel stops when all crystals are finished. Every random number depends on the crystal's
-own key alone, so the result does not depend on batches or devices.
+Each crystal is a lane, a row of the batch; all lanes sample the same token at the same time, five tokens per site.
+Lanes of finished crystals are skipped, and the kernel stops when all crystals are finished. Random numbers depend only
+on the key of the crystal, so the result does not depend on batches or devices.
 """
 
 import functools
@@ -48,15 +48,15 @@ from crystalformer.sampling.draws import (
 )
 from crystalformer.symmetry.wyckoff import symmetry_tables
 
-# Numbers of sites at which the cache that attention reads grows; the kernel has one loop for each.
+# Numbers of sites at which the attention cache grows; the kernel has one loop per size.
 STRETCHES = (2, 4, 6, 9, 13)
 
 
 class PartialCrystals(NamedTuple):
-    """Crystals being sampled, one per lane, unfinished ones in front; without the axis b, one of them."""
+    """Unfinished and finished crystals, one per lane, unfinished ones first; without the axis b, one crystal."""
 
     key: Key[Array, "*b"]
-    index: Int[Array, "*b"]  # the crystal's place in the chunk
+    index: Int[Array, "*b"]  # the crystal's index in the chunk
     crystal: Crystals
     row: Float[Array, "*b columns"]  # raw output of the network after the last token
     finished: Bool[Array, "*b"]
@@ -66,7 +66,7 @@ Sampler = Callable[..., Crystals]
 
 
 def make_sampler(config: TransformerConfig, group_size: int) -> Sampler:
-    """The pure function `sampler(network, keys, G, requested, temperature, constraints) -> Crystals`, to be compiled.
+    """Returns the pure function `sampler(network, keys, G, requested, temperature, constraints) -> Crystals`.
 
     It samples a crystal in every requested lane and returns padding in the others. The number of lanes is a multiple
     of `group_size`.
@@ -117,7 +117,7 @@ def _unfinished_before(stop: int) -> Callable[[State], Bool[Array, ""]]:
 def make_add_token(
     network: Network, temperature: Temperature, constraints: Constraints, config: TransformerConfig, group_size: int
 ) -> Callable[[State], State]:
-    """The function that draws the next token of every unfinished lane and feeds it to the network."""
+    """A function that samples the next token of every unfinished lane and evaluates the network on it."""
     settings = temperature, constraints, config
     draws = [functools.partial(draw, settings) for draw in (_draw_letter, _end_or_draw_element, _draw_coordinate)]
     embeddings = [functools.partial(_embed, network, token, config) for token in TOKENS]
@@ -129,7 +129,7 @@ def make_add_token(
         def draw(lane: PartialCrystals) -> PartialCrystals:
             return jax.lax.switch(jnp.minimum(token, 2), draws, lane, site, token)
 
-        # All lanes take the same branch, so the choice is not mapped: one branch is computed, not all of them.
+        # All lanes take the same branch, so the switch is not vmapped, and only one branch is computed.
         lanes = jax.vmap(draw)(lanes)
         lanes, cache = unfinished_first(lanes, cache)
         embed = jax.vmap(lambda crystal: jax.lax.switch(token, embeddings, crystal, site))
@@ -142,7 +142,7 @@ def make_add_token(
 
 
 def unfinished_first(lanes: PartialCrystals, cache: Cache) -> tuple[PartialCrystals, Cache]:
-    """Swaps finished lanes in front with unfinished ones behind them; only the latter take their cache along."""
+    """Moves unfinished lanes to the front, by swaps with finished lanes, whose cache is not kept."""
     lane = jnp.arange(lanes.finished.shape[0])
     in_front = lane < jnp.sum(~lanes.finished)
     holes, count = _positions(lanes.finished & in_front)
@@ -153,13 +153,13 @@ def unfinished_first(lanes: PartialCrystals, cache: Cache) -> tuple[PartialCryst
 
 
 def _positions(mask: Bool[Array, " b"]) -> tuple[Int[Array, " b"], Int[Array, ""]]:
-    """Where `mask` is True, in increasing order, then entries beyond the end; and how many there are."""
+    """Indices where `mask` is True in increasing order, filled up with indices out of range, and their number."""
     (where,) = jnp.nonzero(mask, size=mask.shape[0], fill_value=mask.shape[0])
     return where, jnp.sum(mask)
 
 
 def _embed(network: Network, token: str, config: TransformerConfig, crystal: Crystals, site) -> Float[Array, " d"]:
-    """The token of one crystal's site `site`."""
+    """Embedding of one token of the site number `site` of a crystal."""
     G, W = crystal.G, crystal.W[site]
     if token == "W":
         return embed_letter(network, G, W, jnp.asarray(symmetry_tables().multiplicity)[G - 1, W])
@@ -174,7 +174,7 @@ Settings = tuple[Temperature, Constraints, TransformerConfig]
 def _draw_letter(
     settings: Settings, lane: PartialCrystals, site: Int[Array, ""], token: Int[Array, ""]
 ) -> PartialCrystals:
-    """The site's letter: by the network's rules, the constraints, and padding in the last slot."""
+    """Samples the letter of a site, subject to the constraints; the last slot is always padding."""
     temperature, constraints, config = settings
     G, W = lane.crystal.G, lane.crystal.W
     first = lane.row[: config.wyck_types]
@@ -190,7 +190,7 @@ def _draw_letter(
 def _end_or_draw_element(
     settings: Settings, lane: PartialCrystals, site: Int[Array, ""], token: Int[Array, ""]
 ) -> PartialCrystals:
-    """After a letter: the element, among those allowed there or that of a tied site. After padding: the lattice."""
+    """Samples the element (an allowed one, or that of a tied site); after the padding letter, samples the lattice."""
     temperature, constraints, config = settings
     crystal, W = lane.crystal, lane.crystal.W[site]
     element_key, lattice_key = jax.random.split(_key(lane, site, token))
@@ -210,7 +210,7 @@ def _end_or_draw_element(
 def _draw_coordinate(
     settings: Settings, lane: PartialCrystals, site: Int[Array, ""], token: Int[Array, ""]
 ) -> PartialCrystals:
-    """A coordinate, drawn, then projected onto the Wyckoff position, which fixes it where it is not free."""
+    """Samples a coordinate and projects it onto the Wyckoff position, which determines it if it is not free."""
     temperature, _, config = settings
     axis = token - TOKENS.index("X")
     G, W, XYZ = lane.crystal.G, lane.crystal.W[site], lane.crystal.XYZ

@@ -1,7 +1,7 @@
-"""Lattice parameters (a, b, c, alpha, beta, gamma): which of them a space group leaves free, and what it imposes.
+"""Constraints of space groups on the lattice parameters (a, b, c, alpha, beta, gamma).
 
 Angles are radians. Lengths are Å, or "scaled": divided by the cube root of the number of atoms in the conventional
-cell. Functions take one crystal and compute in the namespace of their array, NumPy on the host or `jax.numpy`.
+cell. Functions take one crystal and compute with the library of their array argument, NumPy or `jax.numpy`.
 """
 
 import functools
@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 
 @functools.cache
 def free_parameters() -> Bool[np.ndarray, "230 6"]:
-    """True where a parameter is free in space group G (row G - 1): the ones that the likelihood counts."""
-    systems = {  # first and last group, free (a b c alpha beta gamma)
+    """True where a parameter is free in space group G (row G - 1); only these enter the likelihood."""
+    systems = {  # (first group, last group): whether a, b, c, alpha, beta, gamma are free
         (1, 2): (1, 1, 1, 1, 1, 1),
         (3, 15): (1, 1, 1, 0, 1, 0),
         (16, 74): (1, 1, 1, 0, 0, 0),
@@ -30,7 +30,7 @@ def free_parameters() -> Bool[np.ndarray, "230 6"]:
 
 
 def impose_lattice(G: Int[Any, ""] | int, lattice: Float[Any, "6"]) -> Float[Any, "6"]:
-    """Replaces the parameters that are not free in space group `G` by what it imposes; lengths in any unit."""
+    """Sets the parameters that are not free in space group `G` to their required values; lengths in any unit, rad."""
     xp = lattice.__array_namespace__()
     a, c = lattice[0], lattice[2]
     right = xp.full_like(a, math.pi / 2)
@@ -40,12 +40,12 @@ def impose_lattice(G: Int[Any, ""] | int, lattice: Float[Any, "6"]) -> Float[Any
 
 
 def to_scaled(lattice: Float[Any, "*b 6"], num_atoms: Int[Any, "*b"] | int) -> Float[Any, "*b 6"]:
-    """Divides lengths (Å) by cbrt(num_atoms), atoms per conventional cell; angles stay."""
+    """Divides lengths (Å) by the cube root of the number of atoms per conventional cell; angles are unchanged."""
     return _scale_lengths(lattice, num_atoms, -1 / 3)
 
 
 def from_scaled(lattice: Float[Any, "*b 6"], num_atoms: Int[Any, "*b"] | int) -> Float[Any, "*b 6"]:
-    """Undoes `to_scaled`: lengths in Å again."""
+    """The inverse of `to_scaled`; returns lengths in Å."""
     return _scale_lengths(lattice, num_atoms, 1 / 3)
 
 
@@ -56,7 +56,7 @@ def _scale_lengths(lattice: Float[Any, "*b 6"], num_atoms: Int[Any, "*b"] | int,
 
 
 def cell_problem(cell: np.ndarray) -> str:
-    """Why no cell has these lengths (angstrom) and angles (degrees); empty if there is one."""
+    """The reason why no cell with these lengths (Å) and angles (degrees) exists; empty if one exists."""
     lengths, angles = cell[:3], np.radians(cell[3:])
     if not np.isfinite(cell).all():
         return "its lattice is not finite"

@@ -17,18 +17,18 @@ LETTERS = "-abcdefghijklmnopqrstuvwxyzA"  # the index of a letter is its W
 
 
 class SymmetryTables(NamedTuple):
-    """Per space group and letter, indexed [G - 1, W]; letter 0 and letters a group lacks have multiplicity 0."""
+    """Tables indexed [G - 1, W]; the multiplicity of letter 0, and of letters that a group does not have, is 0."""
 
     multiplicity: Int[np.ndarray, "230 28"]
     num_letters: Int[np.ndarray, " 230"]
     first_op: Float[np.ndarray, "230 28 3 4"]  # affine map onto the representative's line, plane or point
     has_no_freedom: Bool[np.ndarray, "230 28"]  # the rotation part of `first_op` is zero
-    free_coordinate: Bool[np.ndarray, "230 28 3"]  # rows of that rotation part that are not zero
+    free_coordinate: Bool[np.ndarray, "230 28 3"]  # whether a row of that rotation part is not zero
 
 
 @functools.cache
 def symmetry_tables() -> SymmetryTables:
-    """Loads the tables that the model needs, as read-only NumPy arrays."""
+    """Loads the symmetry tables as read-only NumPy arrays."""
     offset, operations = _operations()
     multiplicity = np.diff(offset).reshape(230, 28).astype(np.int32)
     present = multiplicity > 0
@@ -49,7 +49,7 @@ def symmetry_tables() -> SymmetryTables:
 
 
 def wyckoff_operations(G: int, W: int) -> Float[np.ndarray, "m 3 4"]:
-    """All operations of a Wyckoff position: applied to any point, they give its orbit on that position.
+    """All operations of a Wyckoff position; applied to any point, they give an orbit of that position.
 
     Raises:
         ValueError: if `G` is not a space group or has no letter `W`.
@@ -65,7 +65,11 @@ def wyckoff_operations(G: int, W: int) -> Float[np.ndarray, "m 3 4"]:
 
 
 def general_operations(G: int) -> Float[np.ndarray, "m 3 4"]:
-    """All operations of a space group: those of its last letter, the general position."""
+    """All operations of a space group: those of its last letter, the general position.
+
+    Raises:
+        ValueError: if `G` is not a space group.
+    """
     return wyckoff_operations(G, int(symmetry_tables().num_letters[G - 1]))
 
 
@@ -76,7 +80,7 @@ def apply_operations(operations: Float[np.ndarray, "m 3 4"], point: Float[np.nda
 
 @functools.cache
 def origin_shifts() -> Float[np.ndarray, "230 3"]:
-    """Shift of fractional coordinates from spglib's default settings to ours (row G - 1): from origin choice 1 to 2."""
+    """Shift of fractional coordinates from origin choice 1 (spglib's default) to 2 (ours); row G - 1 is group G."""
     with np.load(SPACEGROUPS_NPZ) as file:
         shifts = file["origin_shift"] / 24.0
     shifts.setflags(write=False)
@@ -84,7 +88,7 @@ def origin_shifts() -> Float[np.ndarray, "230 3"]:
 
 
 def count_spacegroups(groups: Int[Any, " b"]) -> Int[np.ndarray, "230"]:
-    """How often each space group occurs; entry 0 is group 1."""
+    """Number of occurrences of each space group; entry 0 is group 1."""
     return np.bincount(groups, minlength=231)[1:]
 
 
@@ -110,7 +114,7 @@ def letter_index(letter: str) -> int:
 
 @functools.cache
 def _operations() -> tuple[Int[np.ndarray, " p"], Float[np.ndarray, "m 3 4"]]:
-    """Where each (group, letter) begins, 230 * 28 + 1 numbers, and the operations of all, one after the other."""
+    """The start of each (group, letter), 230 * 28 + 1 numbers, and the concatenated operations of all positions."""
     with np.load(SPACEGROUPS_NPZ) as file:
         offset = np.concatenate([[0], file["multiplicity"].astype(np.int64).ravel().cumsum()])
         translation = file["translation"][..., None] / 24.0

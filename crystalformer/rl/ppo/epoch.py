@@ -40,7 +40,7 @@ class PpoProgress(NamedTuple):
 
 
 class PpoContext(NamedTuple):
-    """What is constant during a run: settings, initial policy, reward, and compiled steps."""
+    """Constants of a run: settings, initial policy, reward, and compiled steps."""
 
     config: PpoConfig
     initial: Policy  # initial weights, which are the reference model, on the devices of this process

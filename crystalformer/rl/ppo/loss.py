@@ -21,7 +21,7 @@ from crystalformer.rl.config import ObjectiveConfig
 
 
 class PpoExample(NamedTuple):
-    """One sampled crystal, or a batch, with what the loss needs of it; log-probabilities in nats."""
+    """One sampled crystal, or a batch, with the inputs of the loss; log-probabilities in nats."""
 
     crystal: Crystals
     logp_old: Float[Any, "*b"]  # under the weights that sampled it
@@ -37,8 +37,8 @@ def make_ppo_loss(config: TransformerConfig, objective: ObjectiveConfig):
     """
 
     def example_loss(params: Params, key: PRNGKeyArray | None, example: PpoExample):
-        # The sampler always ends a crystal at the last slot, for which the network only has a high probability. So the
-        # log-probability of the rare crystals of n_max - 1 sites is slightly too low, here and in logp_old alike.
+        # The sampler always ends a crystal at the last slot, while the network's probability of that is below 1. So the
+        # log-probability of the rare crystals of n_max - 1 sites is slightly too low, both here and in logp_old.
         logp = crystal_log_prob(as_network(params, config), None, example.crystal, config).total
         return ppo_loss(logp, example, objective)
 

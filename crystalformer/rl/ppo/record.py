@@ -109,7 +109,7 @@ class EpochWriter:
             "epoch": epoch,
             "problems": problems,
             "spacegroups": {str(group): count for group, count in _counts(rollout.crystals.G.tolist())},
-            "elements": dict(_counts(_elements(rollout.crystals))),  # number of crystals with each
+            "elements": dict(_counts(_elements(rollout.crystals))),  # number of crystals that contain each element
         }
         if jax.process_index() == 0:
             with self._epochs.open("a", encoding="utf-8") as file:
@@ -119,7 +119,7 @@ class EpochWriter:
         """Writes samples/epoch_NNNNNN.csv: the table of `crystalformer sample` with rewards and their details."""
         if jax.process_index() != 0:
             return
-        # Failures are known of the samples of this process, which come first.
+        # The reasons of failures are known only for the samples of this process, which come first.
         reasons = [*rollout.local.problems, *[""] * (len(rollout.rewards) - len(rollout.local.problems))]
         extra = ("reward", "reward_problem", *self._details)
         table = TableWriter(self._folder / "samples" / f"epoch_{epoch:06d}.csv", (*COLUMNS, *extra))

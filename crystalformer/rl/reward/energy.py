@@ -57,7 +57,7 @@ def ehull_reward(
 
 
 def force_reward(potential: Potential, stress_weight: float = RewardConfig.stress_weight) -> Reward:
-    """-log(mean |F| + stress_weight * mean |stress|): large near a minimum of the energy.
+    """-log(mean |F| + stress_weight * mean |stress|), which is large near a minimum of the energy.
 
     The means are over the Cartesian components of all forces (eV/Å) and over the six components of the stress (eV/Å³);
     absolute values are clipped to [1e-2, 1e2] before averaging.

@@ -123,7 +123,7 @@ def open_reward(config: RewardConfig) -> Iterator[Reward]:
             functools.cache(lambda: stack.enter_context(open_workers(config.reward_workers))),
         )
         parts = [_kind(name).make(name, config, context) for name in config.reward]
-        # After the models, which import PyTorch.
+        # Set after the models are loaded, which imports PyTorch.
         stack.enter_context(torch_threads(config.potential.threads))
         weights = config.weights or (1.0,) * len(parts)
         alone = len(parts) == 1 and weights == (1.0,)
@@ -152,7 +152,7 @@ def check_reward(config: RewardConfig) -> None:
         if getattr(config, field) is not None:
             existing(getattr(config, field))
     if config.composition_penalty:
-        compositional_validity([])  # without SMACT an ImportError
+        compositional_validity([])  # raises ImportError if SMACT is not installed
 
 
 def _check_unused(config: RewardConfig) -> None:

@@ -168,7 +168,7 @@ def _padded(structure: "pymatgen.core.Structure", cell: Float[np.ndarray, "3 3"]
     while size < len(structure):
         size *= 2
     empty = size - len(structure)
-    # Wrapped in float64, so that atoms far from the origin lose nothing in float32.
+    # Wrapped in float64, so that atoms far from the origin keep their precision in float32.
     positions = (structure.frac_coords % 1.0) @ structure.lattice.matrix
     return Padded(
         np.pad(np.array(structure.atomic_numbers, np.int32), (0, empty)),

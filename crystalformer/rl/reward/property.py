@@ -26,6 +26,9 @@ def property_reward(
 
     Args:
         largest_error: larger errors, and structures without a value, count as this error.
+
+    Raises:
+        ValueError: when structures are scored, if the model predicts more than one number per structure.
     """
     worst = -largest_error if form == "absolute" else -(largest_error**2)
 
@@ -45,6 +48,9 @@ def dielectric_reward(dielectric_model: PropertyModel, gap_model: PropertyModel)
 
     The dielectric constant is the mean eigenvalue of the predicted tensor, which is given as six components
     (xx, yy, zz first), as nine, or as its mean eigenvalue. Negative predictions count as 0.
+
+    Raises:
+        ValueError: when structures are scored, if the predictions have another number of components.
     """
 
     def score(structures: "Sequence[pymatgen.core.Structure]") -> Scores:
