@@ -22,7 +22,7 @@ DESCRIPTION = """Score-based diffusion of molecules, crystals and surfaces: posi
 `agedi COMMAND --help` explains a command. Lengths are in angstrom, energies in eV, forces in eV/angstrom."""
 
 TRAIN_ALIASES = {
-    **{f"--{name}": f"--{ours}" for name, ours in RENAMED.items()},
+    **{f"--{name}": f"--{ours}".replace("_", "-") for name, ours in RENAMED.items()},
     **{"-e": "--epochs", "-b": "--batch-size", "-r": "--cutoff", "-m": "--architecture", "-s": "--seed"},
 }
 ALWAYS_COMPILED = {"--compile": "not needed: sampling is always compiled"}

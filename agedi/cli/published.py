@@ -37,6 +37,8 @@ OTHER_FLAGS = {
     **{"--help": 0, "-h": 0, "--resume": 0, "--distributed": 0, "--non-periodic": 0, "--compile": 0},
     **{"--sphere-center": 3, "--sphere-radius": 1},
 }
+# Values of --schedule, which is the learning rate's, that only --noise-schedule has.
+NOISE_SCHEDULES = ("linear", "exponential")
 # Flags of `train` whose values `translate_settings` understands.
 TRANSLATED = ("--max-time", "--max-time-minutes", "--logger", "--project", "--epochs")
 
@@ -161,6 +163,8 @@ def _training(bare: list[str], given: list[Given]) -> tuple[list[str], list[Give
             others += [Given("--run-dir", values), Given("--resume", [])]
         elif flag == "--architecture" and values not in ([], ["PaiNN"]):
             raise UsageError(f"the network is PaiNN; got {values[0]!r}. To go on with a run: --run-dir RUN --resume")
+        elif flag == "--schedule" and values and values[0] in NOISE_SCHEDULES:
+            others.append(Given("--noise-schedule", values))
         elif flag in TRANSLATED and values:
             settings[flag.removeprefix("--").replace("-", "_")] = values[0]
         else:

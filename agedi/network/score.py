@@ -102,7 +102,7 @@ def require_force_field(model: ScoreModel, purpose: str) -> None:
         ValueError: the model has no force field.
     """
     if model.force_field is None:
-        raise ValueError(f"{purpose} needs a force field, and this model was trained without one (--force_field)")
+        raise ValueError(f"{purpose} needs a force field, and this model was trained without one (--force-field)")
 
 
 def _score(

@@ -150,5 +150,5 @@ def _check_force_field(model: ScoreModel, settings: ReverseConfig) -> None:
     if uses_forces and model.force_field is None:
         raise ValueError(
             "guidance by forces (ff_guidance, sampler ffpc) needs a model with a force field; this one has none: "
-            "train with --force_field, or sample without it"
+            "train with --force-field, or sample without it"
         )

@@ -2,8 +2,8 @@
 
     python experiments/rl/band_gap_model.py --table mp20_biternary.csv.gz --out runs/gap_model
 
-Writes the folder that `crystalformer ppo --reward property --property-path` takes, and errors.json with the errors on
-held-out crystals. A brief training on few crystals: good enough to steer by, not to publish gaps with.
+Writes the folder that the reward `property` of `crystalformer ppo` takes as --property-path, and errors.json with the
+errors on held-out crystals. A brief training on few crystals: good enough to steer by, not to publish gaps with.
 """
 
 import dataclasses

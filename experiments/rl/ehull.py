@@ -1,11 +1,11 @@
 """The published recipe towards stable crystals: PPO with minus the energy above the hull as reward.
 
-    python experiments/rl/ehull.py --model epoch_005500.pkl --mlff_model orb --mlff_path orb-v2-20241011.ckpt \
-        --convex_path convex_hull_pbe_2023.12.29.json.bz2 --run-dir runs/rl_ehull
+    python experiments/rl/ehull.py --model epoch_005500.pkl --mlff-model orb --mlff-path orb-v2-20241011.ckpt \
+        --convex-path convex_hull_pbe_2023.12.29.json.bz2 --run-dir runs/rl_ehull
 
 Batches of 1000 crystals, five steps of Adam at 1e-5 on each, clip range 0.2, beta 0.1, 200 epochs (CrystalFormer-RL,
 arXiv 2504.02367). `matterform hull` makes of the hull's file a folder that opens instantly. Other force fields:
---mlff_model mace, matgl, or chgnet, which needs no file. Space groups: --spacegroup 225 62 or --spacegroups-from data.
+--mlff-model mace, matgl, or chgnet, which needs no file. Space groups: --spacegroup 225 62 or --spacegroups-from data.
 Every flag of `crystalformer ppo` overrides the recipe; `--resume` goes on with an interrupted run.
 """
 

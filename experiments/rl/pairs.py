@@ -5,7 +5,7 @@
 
 Every flag of `crystalformer dpo` overrides the recipe; `--resume` goes on with an interrupted run. A first look, with
 the small model that ships: leave out --model. A scored table is made of samples, whose energies above a hull (a
-folder of `matterform hull`) are those of a potential, CHGNet unless --mlff_model names another:
+folder of `matterform hull`) are those of a potential, CHGNet unless --mlff-model names another:
 
     crystalformer sample --num-samples 4000 --out samples
     matterform above-hull samples/samples.csv --hull hulls/mp --out scored.csv

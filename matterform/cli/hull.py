@@ -45,7 +45,7 @@ class References:
 
     Needed to compare a potential with a hull of formation energies. Says what the fit leaves, and where most.
 
-    matterform references mp_20.csv --out references.json --mlff_model chgnet
+    matterform references mp_20.csv --out references.json --mlff-model chgnet
     """
 
     table: tyro.conf.Positional[pathlib.Path]  # crystals with their energies of formation: CSV, or extxyz with info
@@ -64,7 +64,7 @@ class AboveHull:
     A potential's energies get the Materials Project's corrections of 2020 unless they contain them (CHGNet's do;
     --mlff-corrected says it of others). References must be those of the same potential.
 
-    matterform above-hull samples/samples.csv --hull hulls/alexandria --mlff_model orb --mlff_path orb-v2.ckpt
+    matterform above-hull samples/samples.csv --hull hulls/alexandria --mlff-model orb --mlff-path orb-v2.ckpt
     """
 
     structures: tyro.conf.Positional[pathlib.Path]  # crystals: CSV with CIFs, CIF files or a folder, extxyz, traj, LMDB

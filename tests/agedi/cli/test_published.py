@@ -145,3 +145,10 @@ def test_short_and_long_flags_mean_the_same():
     long = "--noisers Positions --feature-size 8 --batch_size 8 --cutoff 3 --epochs 7 --max-minutes 123"
     assert parsed(f"train x.traj {long}") == short
     assert dataclasses.replace(short, data=dataclasses.replace(short.data, train=None)) != short
+
+
+def test_names_that_the_optimizer_has_too_mean_the_diffusion_where_the_published_package_says_so():
+    config = parsed("train x.xyz --eps 1e-4 --schedule exponential")
+    assert (config.diffusion.smallest_time, config.diffusion.noise_schedule) == (1e-4, "exponential")
+    assert (config.fit.optimizer.adam_eps, config.fit.optimizer.schedule) == (1e-8, "plateau")
+    assert parsed("train x.xyz --schedule cosine").fit.optimizer.schedule == "cosine"
