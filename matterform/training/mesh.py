@@ -1,7 +1,7 @@
 """One mesh axis over all devices of all processes: parameters replicated, batches split by rows."""
 
 import contextlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -34,6 +34,7 @@ def initialize_distributed(
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
+@runtime_checkable
 class Processes(Protocol):
     """How the processes of a run find each other: the flags of every training command."""
 

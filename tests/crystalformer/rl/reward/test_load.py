@@ -10,7 +10,7 @@ from pymatgen.core import Lattice, Structure
 
 from crystalformer.rl.config import RewardConfig
 from crystalformer.rl.reward.load import check_reward, open_reward
-from matterform.arguments import parse
+from matterform.arguments import Command, parse
 from matterform.config import from_dict, to_dict
 from matterform.potentials.base import Properties, PropertyModel
 from matterform.potentials.config import PotentialConfig
@@ -38,7 +38,7 @@ def references(tmp_path) -> pathlib.Path:
 
 def test_flags_become_a_config(tmp_path):
     arguments = "--reward ehull my_rewards:density --weights 1 0.5 --convex-path hull --mlff_model orb --workers 2"
-    config = parse(RewardConfig, "test", arguments.split())
+    config = parse(Command("test", RewardConfig, lambda config: 0), "prog", arguments.split())
     assert config.reward == ("ehull", "my_rewards:density")
     assert config.weights == (1.0, 0.5)
     assert config.potential == PotentialConfig(mlff_model="orb", workers=2)
