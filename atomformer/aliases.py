@@ -1,9 +1,9 @@
-"""Published names of command line flags: silent aliases of ours, or one line that names our way.
+"""Published names of command line flags: hidden aliases of our flags, or a message that names the replacement.
 
-They are TrainingArguments of Hugging Face and flags of its example scripts, by which the published library is trained.
+They are the TrainingArguments of Hugging Face and flags of its example scripts, which train the published library.
 """
 
-# Flags with exactly one counterpart here.
+# Flags with an exact counterpart here.
 TRAINING_ALIASES = {
     "--output_dir": "--run-dir",
     "--num_train_epochs": "--epochs",

@@ -60,7 +60,8 @@ class PredictArguments:
     structures: tyro.conf.Positional[pathlib.Path]  # file or folder of structures, in any format
     model: str = setting(dataclasses.MISSING, *MODEL_NAMES)  # run folder, model folder, .safetensors or Hugging Face id
     out: Out = setting(pathlib.Path("predicted.extxyz"), *OUT_NAMES)  # file for the results, format by its suffix
-    features: pathlib.Path | None = None  # .npz file for the hidden states: system (m, dim), atoms (n, dim), offsets
+    # .npz file for the hidden states: system (m, dim), atoms (n, dim), offsets (m + 1,); none: not written
+    features: pathlib.Path | None = None
     split: str | None = None  # split of a Hugging Face folder, e.g. test
 
 
@@ -73,17 +74,18 @@ class EvaluateArguments:
 
     structures: tyro.conf.Positional[pathlib.Path]  # file or folder of structures with known values
     model: str = setting(dataclasses.MISSING, *MODEL_NAMES)  # run folder, model folder, .safetensors or Hugging Face id
-    out: Out = setting(pathlib.Path("evaluation"), *OUT_NAMES)  # folder; replaces an earlier evaluation there
+    # folder for the results; replaces an earlier evaluation there
+    out: Out = setting(pathlib.Path("evaluation"), *OUT_NAMES)
     label_columns: tuple[str, ...] = ()  # properties with the known labels; none: those the model was trained on
     task: Task | None = None  # ATOM3D task whose metrics to report; none: all metrics of the model's problem
     split: str | None = None  # split of a Hugging Face folder, e.g. test
 
 
 def run_prepare(arguments: PrepareArguments) -> int:
-    """Converts a source and lists what was refused.
+    """Runs `atomformer prepare`: converts a source and lists the structures that cannot be used.
 
     Raises:
-        ValueError: a split of a source that has none, or as `atomformer.prepare_dataset`.
+        ValueError: --split is given for a source without splits, or as `atomformer.prepare_dataset`.
     """
     from atomformer.data.converters import iterate_raw
     from atomformer.data.sources import iterate_rows, prepare_dataset
@@ -102,7 +104,7 @@ def run_prepare(arguments: PrepareArguments) -> int:
 
 
 def run_training(command: str, run: TrainingRun) -> int:
-    """Trains, or continues an interrupted run."""
+    """Runs `atomformer pretrain` or `atomformer finetune`: trains, or continues an interrupted run."""
     import jax
 
     from atomformer.training import train
@@ -130,7 +132,7 @@ def run_training(command: str, run: TrainingRun) -> int:
 
 
 def run_predict(arguments: PredictArguments) -> int:
-    """Predicts structure by structure."""
+    """Runs `atomformer predict`: predicts structure by structure."""
     from atomformer.checkpoint.published import from_pretrained
     from atomformer.data.rows import row_to_atoms
     from atomformer.prediction.predict import annotate, predict_rows
@@ -138,7 +140,7 @@ def run_predict(arguments: PredictArguments) -> int:
 
     model = from_pretrained(arguments.model)
     rows = _usable_rows(arguments.structures, arguments.split, model.config)
-    system, atoms = [], []  # hidden states, if asked for
+    system, atoms = [], []  # hidden states, if requested
     count = 0
 
     def annotated():
@@ -159,7 +161,7 @@ def run_predict(arguments: PredictArguments) -> int:
 
 
 def run_evaluate(arguments: EvaluateArguments) -> int:
-    """Predicts and compares; prints the errors and writes the values behind them."""
+    """Runs `atomformer evaluate`: prints the errors and writes known and predicted values."""
     from atomformer.checkpoint.published import from_pretrained
     from atomformer.prediction.evaluation import evaluate, write_evaluation
 
@@ -210,7 +212,7 @@ def main(argv: Sequence[str] | None = None, recipe: TrainConfig | None = None) -
 
 
 def _nothing_written(out: pathlib.Path):
-    """Ctrl-C in the block: outputs appear whole or not at all."""
+    """Reports after Ctrl-C in the block that no output was written: outputs appear whole or not at all."""
     return on_interrupt(lambda: f"nothing was written to {out}; start again with: {this_command()}")
 
 
@@ -218,7 +220,7 @@ def _usable_rows(path: pathlib.Path, split: str | None, config: "AtomformerConfi
     """The rows of a source that the model can use; the others are named on standard error.
 
     Raises:
-        ValueError: there is no such row.
+        ValueError: the source has no usable row.
     """
     from atomformer.data.inputs import reference_energy
     from atomformer.data.sources import iterate_rows

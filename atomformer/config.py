@@ -62,14 +62,14 @@ class AtomformerConfig:
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # number type of activations; parameters are float32
     heads: tuple[str, ...] = ("formation_energy", "forces")  # output heads; set by the loss in training
-    conservative: bool = False  # forces and denoised coordinates are derivatives of the energy, not separate heads
+    conservative: bool = False  # compute forces and denoised coordinates as derivatives of the energy
     num_labels: int = 1  # number of outputs of the head for labels: targets or classes
-    problem: Problem = "regression"  # what the labels are: numbers, truth values or one class
+    problem: Problem = "regression"  # kind of labels: numbers, truth values or one class
     label_names: tuple[str, ...] = ()  # names of the labels; set by the data in training
-    label_mean: tuple[float, ...] = ()  # property units; label = mean + scale x output; none: 0
-    label_scale: tuple[float, ...] = ()  # property units; factor of the output; none: 1
-    periodic: Periodic = "none"  # distances in a cell: ignoring it, to the nearest image, or to all images
-    cutoff: float = 6.0  # Å; cutoff of distances with `--periodic images`; unused otherwise
+    label_mean: tuple[float, ...] = ()  # mean in property units; label = mean + scale x output; none: 0
+    label_scale: tuple[float, ...] = ()  # factor of the output in property units; none: 1
+    periodic: Periodic = "none"  # distances ignore the cell, or are to the nearest or to all images
+    cutoff: float = 6.0  # cutoff of distances with `--periodic images`, Å; unused otherwise
     energy: EnergyScale = EnergyScale()
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class AtomformerConfig:
 
     @property
     def energy_head(self) -> str | None:
-        """The head whose energy is reported and differentiated: the total one where both are there."""
+        """The head whose energy is reported and differentiated: the total energy if the model has both."""
         return next((name for name in reversed(ENERGY_HEADS) if name in self.heads), None)
 
 
@@ -131,10 +131,10 @@ class LossConfig:
     masked: float = 0.0  # weight of predicting the elements of masked atoms
     denoising: float = 0.0  # weight of coordinate denoising
     errors_per_atom: bool = False  # divide energy errors by the number of atoms
-    error: Literal["l1", "l2"] = "l1"  # kind of errors: absolute (l1) or squared (l2)
-    # Probability that an atom is masked; cosine: a share cos(pi u / 2) of the atoms, u ~ U(0, 1).
+    error: Literal["l1", "l2"] = "l1"  # error measure: absolute (l1) or squared (l2)
+    # Probability that an atom is masked; cosine: a share cos(pi u / 2) of all atoms with u ~ U(0, 1).
     mask_probability: float | Literal["cosine"] = 0.15
-    noise_ang: float = 0.05  # Å; standard deviation of the noise on coordinates of atoms that are not fixed
+    noise_ang: float = 0.05  # standard deviation of the noise on coordinates of atoms that are not fixed, Å
 
     def __post_init__(self) -> None:
         for name in (*CLEAN_TERMS, *CORRUPTED_TERMS):
@@ -151,7 +151,7 @@ class LossConfig:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """The terms that are on."""
+        """The terms with a positive weight."""
         return tuple(name for name in (*CLEAN_TERMS, *CORRUPTED_TERMS) if getattr(self, name))
 
 
@@ -185,7 +185,7 @@ class TrainConfig:
     loss: LossConfig = LossConfig(formation_energy=1.0, forces=1.0)
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig(epochs=10)
-    batch_size: int = setting(128, "batchsize")  # structures per step, over all devices and processes
+    batch_size: int = setting(128, "batchsize")  # number of structures per step, over all devices and processes
     accumulate: int = 1  # number of parts in which a step is computed, to save memory
     ema_decay: float | None = None  # decay per step of averaged weights for use, e.g. 0.999; none: not averaged
     seed: int = 42  # random seed of weights, held-out structures, batches, masks and noise
@@ -247,4 +247,4 @@ class FinetuneConfig(TrainConfig):
         optimizer="adamw", learning_rate=1e-4, weight_decay=0.01, clip_norm=5.0, schedule="cosine"
     )
     loop: LoopConfig = LoopConfig(epochs=50)
-    batch_size: int = setting(16, "batchsize")  # structures per step, over all devices and processes
+    batch_size: int = setting(16, "batchsize")  # number of structures per step, over all devices and processes

@@ -27,7 +27,7 @@ VALIDATION_SEED = 0  # in validation, masks and noise of a structure are the sam
 
 
 def required_heads(loss: LossConfig, conservative: bool) -> tuple[str, ...]:
-    """The heads that the loss terms train, and an energy head if other outputs are its gradient."""
+    """The heads that the loss terms train, and an energy head if other outputs are derivatives of it."""
     forces = "total_forces" if loss.total_energy else "forces"
     by_term = {"forces": forces, "relaxed_coords": "coords", "denoising": "coords", "labels": "classification"}
     heads = [by_term.get(name, name) for name in loss.active]
@@ -185,7 +185,7 @@ def clean_errors(
     """Errors of the `Outputs` for the structure without corruption."""
     target = example.targets[name]
     known = jnp.isfinite(target)
-    target = jnp.where(known, target, 0.0)  # NaN would reach the gradient
+    target = jnp.where(known, target, 0.0)  # NaN would spread to the gradient
     match name:
         case "forces" | "relaxed_coords":
             found = outputs.forces if name == "forces" else outputs.coords

@@ -42,7 +42,7 @@ ENCODER_SIZES = ("vocab_size", "dim", "num_heads", "depth", "mlp_ratio", "k")
 
 
 def train(config: TrainConfig, resume: bool = False) -> FitResult:
-    """Trains until the loop ends, is interrupted or stops early; returns its result.
+    """Trains until the loop ends, is interrupted or stops early; returns the result of the loop.
 
     Raises:
         ValueError: the run folder holds another run, there is nothing to resume, or the data do not fit the network.
@@ -67,7 +67,7 @@ def make_task(config: TrainConfig, split: Split, model: AtomformerConfig, start:
     """
     columns = label_columns(config)
     required = requirements(config.loss, columns)
-    take_stored = make_take(split.train, model, required)  # first, because it refuses unusable data
+    take_stored = make_take(split.train, model, required)  # first, because it checks the data
 
     def example_loss(dataset: Dataset) -> ExampleLoss:
         return make_example_loss(model, config.loss, average_counts(dataset, config.loss, columns))
@@ -100,7 +100,11 @@ def fingerprints(split: Split) -> dict[str, Any]:
 
 
 def publish(folder: pathlib.Path, model: Pretrained) -> None:
-    """Writes the model, replacing an earlier one of the same run."""
+    """Writes the model, replacing an earlier one of the same run.
+
+    Raises:
+        ValueError: as `save_pretrained`.
+    """
     if jax.process_index() == 0:
         model = model._replace(params=jax.tree.map(np.asarray, model.params))
         fresh = folder.with_name(f".{folder.name}.new")
@@ -111,7 +115,7 @@ def publish(folder: pathlib.Path, model: Pretrained) -> None:
 
 
 def label_columns(config: TrainConfig) -> tuple[str, ...]:
-    """The properties that the loss term `labels` learns."""
+    """Names of the properties that the loss term `labels` trains."""
     return config.label_columns or ("labels",)
 
 
@@ -139,7 +143,8 @@ def resolve_model(config: TrainConfig, dataset: Dataset, start: AtomformerConfig
         and model.energy == EnergyScale()
         and set(heads) & set(start.heads) & {*ENERGY_HEADS, *FORCE_HEADS}
     ):
-        model = dataclasses.replace(model, energy=start.energy)  # what the heads that are taken over were trained with
+        # The heads of the initial model were trained with its scale.
+        model = dataclasses.replace(model, energy=start.energy)
     if config.loss.labels:
         changes |= _label_settings(config, dataset)
     energy = next((name for name in ENERGY_HEADS if getattr(config.loss, name)), None)
@@ -157,7 +162,7 @@ def _replaced(
     """The config with `values`, which must not contradict the user's settings (except `free` fields).
 
     Raises:
-        ValueError: a field has neither its default nor the value that it would get.
+        ValueError: a field has another value than its default, and not the one that it would get.
     """
     default = AtomformerConfig()
     for name, value in values.items():
@@ -182,12 +187,12 @@ def _label_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         problem, num_labels = task.problem, task.num_labels
         if problem != "multiclass" and labels.shape[1] != num_labels:
             found = f"{', '.join(columns)} hold {labels.shape[1]}"
-            raise ValueError(f"task {config.task} learns {num_labels} labels a structure; the label columns {found}")
+            raise ValueError(f"task {config.task} learns {num_labels} labels per structure; the label columns {found}")
     elif problem == "multiclass":
         num_labels = max(config.network.num_labels, int(np.nanmax(labels)) + 1)
     settings: dict[str, Any] = {"problem": problem, "num_labels": num_labels}
     settings["label_names"] = _label_names(dataset, columns)
-    if problem == "multiclass":  # a wrong number of columns is refused with the data
+    if problem == "multiclass":  # the number of columns is checked with the data
         settings["label_names"] = tuple(f"{columns[0]}[{i}]" for i in range(num_labels))
     if problem == "regression" and config.standardize:
         scale = np.nanstd(labels, axis=0)

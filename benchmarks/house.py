@@ -1,4 +1,4 @@
-"""How do the modules of each package hang together? Counts their imports in any checkout.
+"""Import structure of each package: counts the imports between modules in any checkout.
 
     python benchmarks/house.py                 # this checkout
     python benchmarks/house.py ../base --tree  # another one, with its tree
@@ -130,7 +130,7 @@ def level(module: str) -> int | None:
 
 @functools.cache
 def moved() -> dict[str, str]:
-    """Old name -> new name, from the table in CHANGELOG.md: so that an old checkout is measured by the same order."""
+    """Old name -> new name, from the table in CHANGELOG.md, so that an old checkout is measured by the same levels."""
     text = CHANGELOG.read_text(encoding="utf-8") if CHANGELOG.exists() else ""
     return dict(re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|", text, re.MULTILINE))
 

@@ -1,4 +1,4 @@
-"""What every benchmark shares: timed calls, what the machine can do, and JSON lines that say where they come from."""
+"""Shared by all benchmarks: timed calls, limits of the machine, and JSON lines with the origin of the results."""
 
 import datetime
 import json
@@ -18,9 +18,9 @@ import numpy as np
 def time_calls(calls: Mapping[str, Callable[[], Any]], repeats: int = 5, burst: int = 1) -> dict[str, dict[str, float]]:
     """Seconds of each call: the first (with compilation) and the median of later ones.
 
-    The calls take turns, so that other load on the machine meets all of them and ratios can be trusted. In its turn a
-    call is made `burst` times and the last one counts: by then caches are its own, and another library's threads, which
-    may wait actively for a while, have come to rest.
+    The calls take turns, so that other load on the machine affects all of them and ratios are reliable. In its turn a
+    call is made `burst` times and the last one counts: by then its data are in the caches, and the threads of other
+    libraries, which may wait actively for a while, are idle.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     first: dict[str, float] = {}
@@ -41,7 +41,7 @@ def time_call(function: Callable[..., Any], *args: Any, repeats: int = 5) -> dic
 
 
 def machine_limits() -> dict[str, float]:
-    """What this machine reaches now: float32 multiply-adds in large matrices, and bytes read from memory (1e9 / s)."""
+    """Current limits of this machine: float32 multiply-adds in large matrices, and bytes read from memory (1e9 / s)."""
     size, length = 2048, 2**27  # matrices of 16 MiB, a vector of 512 MiB: no cache holds it
     matrix, vector = jnp.ones((size, size)), jnp.ones(length)
     times = time_calls({"multiply": lambda: product(matrix, matrix), "read": lambda: total(vector)}, repeats=7)
@@ -56,17 +56,17 @@ total = jax.jit(jnp.sum)
 
 
 def peak_rss_mib() -> float:
-    """The most memory that this process has held since its start."""
+    """Peak memory (MiB) of this process since its start."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def num_parameters(params: Any) -> int:
-    """Numbers in a parameter tree."""
+    """The number of parameters in a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def report(row: Mapping[str, Any], out: pathlib.Path | None = None) -> None:
-    """Prints `row` and where it was measured as one JSON line, and appends it to `out`."""
+    """Prints `row`, with machine and versions, as one JSON line, and appends it to `out`."""
     line = json.dumps({**_rounded(row), **_origin()})
     print(line, flush=True)
     if out is not None:

@@ -50,7 +50,11 @@ class PositionNoiser(NamedTuple):
 
 
 def make_position_noiser(config: DiffusionConfig, sums: LatticeSums | None = None) -> PositionNoiser | None:
-    """The noiser of positions that a config names, if any; training needs the lattice `sums` of its cells."""
+    """The noiser of positions in a config, if any; training needs the lattice `sums` of its cells.
+
+    Raises:
+        ValueError: sigma_max is not set.
+    """
     name = position_noiser(config)
     if name is None:
         return None

@@ -152,7 +152,11 @@ def compiled_reverse(
     capacity: int,
     images: tuple[int, int, int],
 ) -> Reverse:
-    """`make_reverse`, cached: another formula of the same sizes compiles nothing."""
+    """`make_reverse`, cached: another formula of the same sizes compiles nothing.
+
+    Raises:
+        ValueError: as `make_reverse`.
+    """
     return make_reverse(config, ScoreModel({}, apply, force_field), settings, capacity=capacity, images=images)
 
 

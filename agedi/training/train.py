@@ -175,7 +175,11 @@ def _train(
 
 
 def make_task(run: Run, dataset: Dataset, split: Split, params: Params) -> Task:
-    """The losses, initial weights and batches of a run."""
+    """The losses, initial weights and batches of a run.
+
+    Raises:
+        ValueError: loss_balance cannot be read.
+    """
     training, take = run.training, make_take(dataset)
     loss_of = make_losses(run.diffusion, dataset, training)
     example_loss, balance = loss_of(split.train), parse_loss_balance(training.loss_balance)

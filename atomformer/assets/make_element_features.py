@@ -1,6 +1,6 @@
 """Writes element_features.csv beside this script: `python atomformer/assets/make_element_features.py`.
 
-It needs `pip install mendeleev`, which nothing else does. Masses (ASE, IUPAC 2016), covalent radii (Cordero et al.,
+Only this script needs `pip install mendeleev`. Masses (ASE, IUPAC 2016), covalent radii (Cordero et al.,
 2008), Pauling electronegativities and periods come from matterform.elements; groups (none for Ce-Lu and Th-Lr), first
 ionisation energies, densities (predicted from Fm on), melting and boiling points, counts of known isotopes and specific
 heats from mendeleev 1.3. Where mendeleev has no melting or boiling point, or one for each allotrope, pymatgen's is
@@ -76,7 +76,7 @@ def feature_row(number: int, record: Record) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Writes the table, one line an element."""
+    """Writes the table, one line per element."""
     warnings.filterwarnings("ignore", message=".*multiple allotropes")
     warnings.filterwarnings("ignore", message="No data available for")
     path = pathlib.Path(__file__).with_name("element_features.csv")

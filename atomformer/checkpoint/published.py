@@ -43,7 +43,7 @@ SPECIAL_TOKENS = {
     "eos_token_id": EOS,
     "cls_token_id": GRAPH,
 }
-# Transformers' names of what labels mean.
+# Kind of labels -> its name in Transformers.
 PROBLEM_TYPES = {
     "regression": "regression",
     "binary": "multi_label_classification",
@@ -55,7 +55,7 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 class Pretrained(NamedTuple):
-    """Parameters, config and network of a model: `apply(params, key, structure) -> Outputs` of one structure."""
+    """Parameters, config and network of a model: `apply(params, key, structure)` gives the `Outputs` of a structure."""
 
     params: Params
     config: AtomformerConfig
@@ -86,7 +86,7 @@ def from_pretrained(source: str | os.PathLike[str]) -> Pretrained:
 
 
 def save_pretrained(folder: str | os.PathLike[str], model: Pretrained) -> None:
-    """Writes `config.json` and `model.safetensors` in the published layout, both or none.
+    """Writes `config.json` and `model.safetensors` in the published layout, either both or none.
 
     `from_pretrained` returns exactly the same model.
 
@@ -99,7 +99,8 @@ def save_pretrained(folder: str | os.PathLike[str], model: Pretrained) -> None:
     with write_atomically(folder) as temporary:
         temporary.mkdir()
         write_config(temporary, model.config)
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})  # transformers refuses files without it
+        # transformers does not read files without the metadata
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
 
 
 def read_config(path: str | os.PathLike[str]) -> AtomformerConfig:
@@ -161,9 +162,10 @@ def _parse_config(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
 
 
 def _published_heads(architectures: list[str], found: tuple[str, ...]) -> tuple[str, ...]:
-    """The heads to expect where the config does not list them.
+    """The expected heads of a model whose config does not list them.
 
-    The architecture's, so that none goes missing unnoticed, unless the weights have others, as fine-tuned ones do.
+    These are the heads of the architecture, so that a missing one is noticed, unless the weights have others (as
+    fine-tuned ones do).
     """
     named = next((ARCHITECTURES[name] for name in architectures if name in ARCHITECTURES), ())
     return found if found and not set(found) & set(named) else (*named, *(head for head in found if head not in named))

@@ -44,8 +44,8 @@ def from_published(tensors: Mapping[str, np.ndarray], config: AtomformerConfig) 
     """Our tree, of float32 NumPy arrays, from tensors under their published names.
 
     Raises:
-        ValueError: names the fields of `config` that the tensors contradict or else every tensor that is missing,
-            unexpected, misshapen or not of floats.
+        ValueError: the tensors do not fit `config`. The message names the fields that they contradict, or else every
+            tensor that is missing, unexpected, of the wrong shape or not of floats.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if problems := _problems(shapes, config):
@@ -67,7 +67,7 @@ def to_published(params: Params, config: AtomformerConfig) -> dict[str, np.ndarr
     """Tensors under their published names from our tree; the inverse of `from_published`.
 
     Raises:
-        ValueError: the tree is not one of `config`'s; the message names every leaf.
+        ValueError: the tree does not fit `config`; the message names every leaf that differs.
     """
     found = {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
@@ -87,13 +87,13 @@ def to_published(params: Params, config: AtomformerConfig) -> dict[str, np.ndarr
 
 
 def heads_among(names: Iterable[str]) -> tuple[str, ...]:
-    """The heads with at least one tensor."""
+    """The heads that have at least one of the tensors `names`."""
     modules = {name.split(".")[0] for name in names}
     return tuple(head for head in HEADS if modules & set(HEAD_MODULES[head]))
 
 
 def sizes_among(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The fields of the config that follow from the shapes of tensors."""
+    """The sizes in the config that follow from the shapes of the tensors."""
     sizes = {}
     if blocks := [int(match[1]) for name in shapes if (match := BLOCK.match(name))]:
         sizes["depth"] = max(blocks) + 1

@@ -1,6 +1,6 @@
 """Flattened batches for message-passing models: all atoms in one list, edges within a radius, Laplacian encodings.
 
-The published library's collator offers the same with its option to flatten. Our own transformer reads padded batches
+They correspond to the published library's collator with its option to flatten. Our own transformer reads padded batches
 (`atomformer.data.examples`); these functions serve other models on the same data. They run on the host.
 """
 
@@ -32,7 +32,7 @@ class RadiusEdges(NamedTuple):
 
 
 class FlatBatch(NamedTuple):
-    """The N atoms of several structures in one list; None where `flatten` was not asked for it."""
+    """The N atoms of several structures in one list; None for fields that `flatten` was not requested to compute."""
 
     tokens: Int[np.ndarray, " N"]
     positions: Float[np.ndarray, "N 3"]  # Å

@@ -23,19 +23,19 @@ from matterform.io.files import appending, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "atomformer-dataset-1"  # the number changes when older programs cannot read the folder
+FORMAT = "atomformer-dataset-1"  # the number is increased when older versions cannot read the folder
 ROWS_AT_ONCE = 1000
 PIECE = 1_000_000  # entries of a column read or filled at once
 FINGERPRINTED = 1000
 
 
 class Column(NamedTuple):
-    """How one column is stored."""
+    """Storage of one column."""
 
     per_atom: bool
     dtype: type[np.generic]
     shape: tuple[int, ...]  # of one entry
-    missing: float  # stands for a missing value
+    missing: float  # value of missing entries
 
 
 # The columns in `ALWAYS` are in every data set, the others if a row has them.

@@ -17,7 +17,7 @@ from matterform.reduction import minkowski_cell
 from matterform.training.batches import Take
 
 PER_ATOM_TARGETS = ("forces", "relaxed_coords")
-KEPT_PERIODIC = 10_000  # number of structures whose edges stay in memory: 0.1 MB each for 100 atoms and a cutoff of 6 Å
+KEPT_PERIODIC = 10_000  # structures whose edges stay in memory: 0.1 MB each for 100 atoms and a cutoff of 6 Å
 
 
 class StructureExample(NamedTuple):
@@ -142,7 +142,7 @@ def pad_edges(edges: Sequence[Edges], capacity: int) -> Edges:
 def stack_labels(
     dataset: Dataset, columns: Sequence[str], indices: Int[np.ndarray, " k"] | slice = slice(None)
 ) -> Float[np.ndarray, "k labels"]:
-    """Property columns, scalars or vectors, side by side; of all structures or of some."""
+    """Property columns, scalars or vectors, side by side, of all structures or of those in `indices`."""
     parts = [np.asarray(dataset.structures[name][indices]) for name in columns]
     return np.concatenate([part[:, None] if part.ndim == 1 else part for part in parts], axis=1)
 
@@ -151,7 +151,8 @@ def check_dataset(dataset: Dataset, config: AtomformerConfig, required: Requirem
     """Checks that the network and its losses can use the data.
 
     Raises:
-        ValueError: names the missing column, the wrong labels, or the elements without token or reference energy.
+        ValueError: a column is missing, labels are wrong, or elements have no token or reference energy; named in the
+            message.
     """
     for name in (*required.targets, *required.label_columns):
         if name not in dataset.atoms and name not in dataset.structures:
@@ -177,12 +178,12 @@ def check_labels(labels: Float[np.ndarray, "m labels"], config: AtomformerConfig
     expected = 1 if config.problem == "multiclass" else config.num_labels
     if labels.shape[1] != expected:
         raise ValueError(
-            f"the label columns {columns} hold {labels.shape[1]} numbers a structure; "
+            f"the label columns {columns} hold {labels.shape[1]} numbers per structure; "
             f"a network with num_labels = {config.num_labels} for a {config.problem} problem needs {expected}"
         )
     if config.problem == "regression":
         return
-    # Indexing on devices clamps: a class that is not there would be learned as another.
+    # Indexing on devices clamps: a class out of range would be learned as another one.
     classes, known = 2 if config.problem == "binary" else config.num_labels, labels[np.isfinite(labels)]
     if len(wrong := known[(known < 0) | (known >= classes) | (known != np.round(known))]):
         raise ValueError(f"the label columns {columns} must hold classes 0 to {classes - 1}; found {wrong[0]:g}")

@@ -33,8 +33,8 @@ def input_row(structure: Any, config: AtomformerConfig) -> Row:
     """The columns that the network reads, checked.
 
     Raises:
-        ValueError: the argument is no structure, two atoms are at the same place, or the model has no reference energy
-            of an element.
+        ValueError: the argument is not a structure, two atoms are at the same place, or the model has no reference
+            energy of an element.
     """
     import ase
 

@@ -1,4 +1,4 @@
-"""Reference energies per element, and the scale of what is left of the energies without them."""
+"""Reference energies per element, and the scale of the residual energies."""
 
 import os
 
@@ -10,8 +10,8 @@ from atomformer.data.rows import row_from_atoms
 from matterform.elements import element_table
 from matterform.io.formats import read_structures, to_atoms
 
-ROUNDING = 1e-11  # of energies in double precision, after the fit
-STRUCTURES_AT_ONCE = 10_000  # of a data set that may be larger than memory
+ROUNDING = 1e-11  # relative rounding error of fitted energies in double precision
+STRUCTURES_AT_ONCE = 10_000  # bounds the memory for a data set that is larger than it
 
 
 def isolated_energies(path: str | os.PathLike[str]) -> dict[int, float]:

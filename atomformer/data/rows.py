@@ -1,4 +1,4 @@
-"""Rows: structures as dicts of named columns, between files and data sets, and their checks.
+"""Rows: structures as dicts of named columns, in which files are read and data sets written; and their checks.
 
 Known columns; all but the first two may be absent, which means that the value is missing:
 

@@ -45,7 +45,7 @@ class Summary(NamedTuple):
     """Result of `prepare_dataset`."""
 
     accepted: int  # number of rows written
-    refused: dict[int, str]  # index -> reason
+    refused: dict[int, str]  # index of an unusable entry -> reason
 
 
 def iterate_rows(path: str | os.PathLike[str], *, split: str | None = None) -> Iterator[ReadRow]:
@@ -76,7 +76,7 @@ def iterate_rows(path: str | os.PathLike[str], *, split: str | None = None) -> I
 
 
 def load_dataset(path: str | os.PathLike[str], *, split: str | None = None) -> tuple[Dataset, dict[int, str]]:
-    """The data set at `path`, and the reasons {index: reason} why entries were refused.
+    """The data set at `path`, and {index: reason} of the entries that cannot be used.
 
     A folder written by `prepare_dataset` is memory-mapped, which takes no time; other sources are read into memory.
 
@@ -114,7 +114,7 @@ def prepare_dataset(
 
 
 def _accepted(reads: Iterable[ReadRow], refused: dict[int, str]) -> Iterator[Row]:
-    """The rows that can be used; the reasons for refusing the others are added to `refused`."""
+    """The rows that can be used; the reasons why the others cannot are added to `refused`."""
     for index, row, reason in reads:
         if row is None:
             refused[index] = reason
@@ -200,7 +200,7 @@ def _database_entries(path: pathlib.Path) -> Iterator["AtomsRow"]:
     from ase.io.formats import UnknownFileTypeError
 
     if path.suffix == ".db":
-        with path.open("rb") as file:  # SQLite would turn an empty file into a database
+        with path.open("rb") as file:  # SQLite would make an empty file a database
             mark = file.read(len(SQLITE_MARK))
         if mark != SQLITE_MARK:
             raise ValueError(f"{path} is no SQLite database, so no ASE database; it begins with {mark!r}")

@@ -48,5 +48,5 @@ def _load(path: pathlib.Path, split: str | None) -> Dataset:
     dataset, refused = load_dataset(path, split=split)
     if refused:
         row, reason = next(iter(refused.items()))
-        logger.warning("%s: refused %d of its structures; the first is %d: %s", path, len(refused), row, reason)
+        logger.warning("%s: %d of its structures cannot be used; the first is %d: %s", path, len(refused), row, reason)
     return dataset

@@ -37,7 +37,7 @@ def attention_biases(
     """The biases of all blocks; row 0 is the system token. Padding is not masked here.
 
     Raises:
-        ValueError: the config asks for explicit periodic images, but the structure has no edges.
+        ValueError: the config has explicit periodic images, but the structure has no edges.
     """
     if config.periodic == "images":
         return _image_biases(encoder, tokens, structure, config)
@@ -92,7 +92,7 @@ def _image_biases(encoder, tokens, structure: Structure, config: AtomformerConfi
     weights = jnp.concatenate([seen, jnp.ones(3 * rows - 2, seen.dtype)])
     u = pair_coordinates(encoder["pair"], tokens[first], tokens[second], distances, config.vocab_size)
     biases = block_biases(encoder["pair"], encoder["blocks"], u)
-    # Each row's own highest: against one of all rows, a row of low biases would vanish.
+    # The largest bias of each row: relative to that of all rows, a row of low biases would underflow.
     highest = jax.lax.stop_gradient(jax.ops.segment_max(biases, first, rows))
     terms = weights[:, None] * jnp.exp(biases - highest[first])
     sums = jnp.zeros((rows, rows, config.depth), terms.dtype).at[first, second].add(terms)
@@ -179,7 +179,7 @@ def _backward(residuals, dy):
 
 @jax.checkpoint  # so that the second derivative, which conservative forces need, keeps nothing of size p x k either
 def _gradients(u, y, dy, means, widths, matrix):
-    # Without the barrier the compiler sees that the forward pass computed the same, and keeps it until now.
+    # Without the barrier the compiler would reuse these arrays from the forward pass, and keep them until now.
     u, dy = jax.lax.optimization_barrier((u, dy))
     half_z, density, centred, inverse_std = _gaussians(u, means, widths)
     # The backward pass of LayerNorm, h - mean(h) - normed mean(normed h) with h = matrix dy, whose two means over k

@@ -12,7 +12,7 @@ from atomformer.network.parameters import layer_norm
 
 
 class Outputs(NamedTuple):
-    """Outputs for one structure; None where the model has no such head. Values in rows of padding are meaningless."""
+    """Outputs for one structure; None where the model has no such head. Values in rows of padding are undefined."""
 
     hidden: Float[Array, "rows d"]  # row 0 is the system token, rows 1.. the atoms
     formation_energy: Float[Array, ""] | None = None  # eV; less the config's reference energies, like total_energy
@@ -75,7 +75,7 @@ def add_derivatives(outputs, structure, heads, config: AtomformerConfig) -> Outp
         deformation = jnp.eye(3, dtype=strain.dtype) + 0.5 * (strain + strain.T)
         cell = None if structure.cell is None else structure.cell @ deformation
         found = outputs(structure._replace(positions=positions @ deformation, cell=cell))
-        return getattr(found, config.energy_head or ""), found  # the config makes sure that there is one
+        return getattr(found, config.energy_head or ""), found  # every conservative config has an energy head
 
     no_strain = jnp.zeros((3, 3), structure.positions.dtype)
     (slope, virial), found = jax.grad(energy, argnums=(0, 1), has_aux=True)(structure.positions, no_strain)

@@ -1,4 +1,4 @@
-"""The parameter tree: names, shapes, initial values, and LayerNorm, which every part applies.
+"""The parameter tree: names, shapes and initial values; and LayerNorm, which all modules use.
 
 Blocks are stacked on a leading axis; linear layers are (in, out).
 """

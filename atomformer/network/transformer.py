@@ -58,7 +58,11 @@ def make_apply(config: AtomformerConfig) -> Apply:
 def encode(
     encoder: Mapping[str, Any], key: PRNGKeyArray | None, structure: Structure, config: AtomformerConfig
 ) -> Float[Array, "rows d"]:
-    """Hidden states of the system token (row 0) and of the atoms after the last block; there is no final norm."""
+    """Hidden states of the system token (row 0) and of the atoms after the last block; there is no final norm.
+
+    Raises:
+        ValueError: as `attention_biases`.
+    """
     tokens = jnp.concatenate([jnp.full((1,), GRAPH), structure.tokens])
     mask = jnp.concatenate([jnp.ones((1,), bool), structure.mask])
     biases = attention_biases(encoder, tokens, structure, config)
@@ -72,7 +76,7 @@ def encode(
 
     # Only the large matrix products of a block are kept for the backward pass, with gradient checkpointing nothing:
     # recomputing the rest is cheaper than writing it to memory and reading it back.
-    if config.gradient_checkpointing or not config.conservative:  # a second derivative would pay twice
+    if config.gradient_checkpointing or not config.conservative:  # a second derivative would recompute twice
         policy = None if config.gradient_checkpointing else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # the scan itself prevents it
     blocks = {name: encoder["blocks"][name] for name in BLOCK_LEAVES}

@@ -24,7 +24,7 @@ WINDOW_ATOMS = 30_000
 
 
 class _Group(NamedTuple):
-    """Properties that are equal for all structures of a batch."""
+    """Properties shared by all structures of a batch."""
 
     length: int
     has_types: bool

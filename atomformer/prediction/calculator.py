@@ -60,7 +60,8 @@ class Calculator(AseCalculator):
         The stress needs three periodic directions.
 
         Raises:
-            ValueError: positions that are not finite, two atoms at the same place, elements without reference energy.
+            ValueError: a position is not finite, two atoms are at the same place, or an element has no reference
+                energy.
         """
         super().calculate(atoms, properties, system_changes)
         row = input_row(self.atoms, self.config)

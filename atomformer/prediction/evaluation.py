@@ -22,7 +22,7 @@ MEV = 1000.0
 
 
 class Evaluation(NamedTuple):
-    """Errors, and the known and predicted values behind them by quantity."""
+    """Errors, and the known and predicted values of each quantity."""
 
     metrics: dict[str, float]
     pairs: dict[str, tuple[np.ndarray, np.ndarray]]  # energies (eV), forces (components, eV/Å), labels (m, t)
@@ -40,7 +40,7 @@ def evaluate(
         label_columns: properties with the known labels; by default those that the model was trained on.
 
     Raises:
-        ValueError: a row cannot be used, or no row has a value of anything that the model predicts.
+        ValueError: a row cannot be used, or no row has a known value of a predicted quantity.
     """
     columns = label_columns or _columns(model.config)
     found: dict[str, list[tuple[Any, Any]]] = {}
@@ -100,7 +100,7 @@ def force_errors(known: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def _columns(config: AtomformerConfig) -> tuple[str, ...]:
-    """The property columns that a model's labels stand for; entries of a vector, and classes, are called name[i]."""
+    """The property columns of a model's labels; entries of a vector, and classes, are named name[i]."""
     return tuple(dict.fromkeys(re.sub(r"\[\d+\]$", "", name) for name in config.label_names)) or ("labels",)
 
 

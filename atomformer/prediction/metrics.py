@@ -29,19 +29,31 @@ ATOM3D = {
 
 
 def mae(predictions: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> float:
-    """Mean absolute error, in the unit of the labels."""
+    """Mean absolute error, in the unit of the labels.
+
+    Raises:
+        ValueError: all labels are missing, or a prediction is not finite.
+    """
     predictions, labels = _labelled(predictions, labels)
     return float(np.abs(predictions - labels).mean())
 
 
 def rmse(predictions: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> float:
-    """Root of the mean squared error, in the unit of the labels."""
+    """Root of the mean squared error, in the unit of the labels.
+
+    Raises:
+        ValueError: all labels are missing, or a prediction is not finite.
+    """
     predictions, labels = _labelled(predictions, labels)
     return float(np.sqrt(np.square(predictions - labels).mean()))
 
 
 def pearson(predictions: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> float:
-    """Pearson's linear correlation; NaN if either side is constant, e.g. for predictions of an untrained head."""
+    """Pearson's linear correlation; NaN if either side is constant, e.g. for predictions of an untrained head.
+
+    Raises:
+        ValueError: all labels are missing, or a prediction is not finite.
+    """
     from scipy.stats import pearsonr
 
     predictions, labels = _labelled(predictions, labels)
@@ -51,7 +63,11 @@ def pearson(predictions: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"
 
 
 def spearman(predictions: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> float:
-    """Spearman's correlation of ranks, with the mean rank for equal values; NaN if either side is constant."""
+    """Spearman's correlation of ranks, with the mean rank for equal values; NaN if either side is constant.
+
+    Raises:
+        ValueError: all labels are missing, or a prediction is not finite.
+    """
     from scipy.stats import spearmanr
 
     predictions, labels = _labelled(predictions, labels)
@@ -61,7 +77,11 @@ def spearman(predictions: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m
 
 
 def accuracy(classes: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> float:
-    """Share of right classes."""
+    """Share of predictions with the correct class.
+
+    Raises:
+        ValueError: all labels are missing, or a prediction is not finite.
+    """
     classes, labels = _labelled(classes, labels)
     return float((classes == labels).mean())
 
@@ -70,7 +90,7 @@ def auroc(scores: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"]) -> f
     """Area under the ROC curve: probability that a random positive scores above a random negative; ties count half.
 
     Raises:
-        ValueError: the labels are of one class only, or not 0 and 1.
+        ValueError: all labels are of one class, or a label is neither 0 nor 1.
     """
     from scipy.stats import mannwhitneyu
 
@@ -113,8 +133,8 @@ def task_metrics(
         metrics: the metrics to compute, such as `ATOM3D["LBA"].metrics`; None computes all of the problem.
 
     Raises:
-        ValueError: an unknown problem or metric, shapes that do not match, a target without labels, labels that are no
-            classes, or predictions that are not finite.
+        ValueError: the problem or a metric is unknown, shapes do not match, a target has no labels, a label is not a
+            class, or a prediction is not finite.
     """
     if problem not in METRICS:
         raise ValueError(f"unknown problem {problem!r}: expected {', '.join(METRICS)}")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Prediction(NamedTuple):
     """The predictions for one structure; None where the model has no such head."""
 
-    formation_energy: float | None = None  # eV, the references included, like total_energy
+    formation_energy: float | None = None  # eV, including reference energies, like total_energy
     total_energy: float | None = None  # eV
     forces: Float[np.ndarray, "n 3"] | None = None  # eV/Å
     stress: Float[np.ndarray, "3 3"] | None = None  # eV/Å³, ASE's sign; conservative, in three periodic directions
@@ -34,19 +34,19 @@ class Prediction(NamedTuple):
     coords: Float[np.ndarray, "n 3"] | None = None  # Å, denoised or relaxed
     labels: Float[np.ndarray, " labels"] | None = None  # in the labels' units, or logits of classes
     probabilities: Float[np.ndarray, " labels"] | None = None  # of each label, or of each class
-    system_features: Float[np.ndarray, " dim"] | None = None  # hidden states, where asked for
+    system_features: Float[np.ndarray, " dim"] | None = None  # hidden states, if requested
     atom_features: Float[np.ndarray, "n dim"] | None = None
 
     @property
     def energy(self) -> float | None:
-        """The energy (eV) that forces belong to: the total one where the model has both."""
+        """The energy (eV) that belongs to the forces: the total energy if the model has both."""
         return self.formation_energy if self.total_energy is None else self.total_energy
 
 
 def predict(
     model: Pretrained, structures: Iterable[AnyStructure]
 ) -> tuple[Float[np.ndarray, " m"], list[Float[np.ndarray, "n 3"]]]:
-    """Energies (eV, the references included) and forces (eV/Å) of m structures.
+    """Energies (eV, including reference energies) and forces (eV/Å) of m structures.
 
     Raises:
         ValueError: a structure cannot be used, or the model does not predict both energies and forces.
@@ -101,7 +101,7 @@ def predict_rows(
 def embed(
     model: Pretrained, structures: Iterable[AnyStructure], *, max_pairs: int = MAX_PAIRS
 ) -> tuple[Float[np.ndarray, "m dim"], list[Float[np.ndarray, "n dim"]]]:
-    """Features: the encoder's last states of the system token and of the atoms of m structures.
+    """Features of m structures: the encoder's last hidden states of the system token and of the atoms.
 
     Raises:
         ValueError: a structure cannot be used.
@@ -127,7 +127,7 @@ def annotate(atoms: "ase.Atoms", prediction: Prediction, label_names: Sequence[s
     annotated = atoms.copy()
     stress = None if prediction.stress is None else full_3x3_to_voigt_6_stress(prediction.stress)
     results = {"energy": prediction.energy, "forces": prediction.forces, "stress": stress}
-    annotated.calc = SinglePointCalculator(annotated, **results)  # which leaves out what is None
+    annotated.calc = SinglePointCalculator(annotated, **results)  # omits results that are None
     if prediction.total_energy is not None and prediction.formation_energy is not None:
         annotated.info["formation_energy"] = prediction.formation_energy
     if prediction.coords is not None:

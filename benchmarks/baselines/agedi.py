@@ -1,9 +1,9 @@
-"""AGeDi's sampling written plainly: what our score model and sampler are measured against.
+"""A plain implementation of AGeDi's sampling, the baseline for our score model and sampler.
 
-As the existing package and most codes for graphs do it: a Python loop over the steps, neighbour lists of every
-structure made on the host in every step, all atoms concatenated into one graph with a list of edges, messages added
-up by `segment_sum`, and one compiled function for the network and the update. It reads our parameter tree, so tests can
-hold it to the same numbers.
+It works like the published package and most graph codes: a Python loop over the steps, neighbour lists of every
+structure made on the host in every step, all atoms concatenated into one graph with a list of edges, messages summed
+by `segment_sum`, and one compiled function for the network and the update. It reads our parameter tree, so tests check
+that its results are equal.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from agedi.config import DiffusionConfig, ModelConfig
 from agedi.sampling.plan import Step
 
-EDGE_STEP = 16384  # edges are padded to a multiple, or each step would be compiled anew
+EDGE_STEP = 16384  # edges are padded to a multiple of it; otherwise each step would be recompiled
 Finder = Callable[[ase.Atoms, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -32,21 +32,21 @@ class Edges(NamedTuple):
 
 
 def find_with_matscipy(atoms: ase.Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs and whole cells between them."""
+    """Indices of all neighbor pairs within `cutoff` (Å), and the lattice translations between them."""
     from matscipy.neighbours import neighbour_list
 
     return neighbour_list("ijS", atoms, cutoff)
 
 
 def find_with_ase(atoms: ase.Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs and whole cells between them."""
+    """Indices of all neighbor pairs within `cutoff` (Å), and the lattice translations between them."""
     from ase.neighborlist import neighbor_list
 
     return neighbor_list("ijS", atoms, cutoff)
 
 
 def all_edges(structures: Sequence[ase.Atoms], find: Finder, cutoff: float) -> Edges:
-    """The edges of the concatenated graph; those that fill the array are longer than the cutoff."""
+    """The edges of the concatenated graph; padding edges are longer than the cutoff."""
     parts, first = [], 0
     for atoms in structures:
         i, j, shift = find(atoms, cutoff)

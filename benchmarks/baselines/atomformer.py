@@ -1,8 +1,8 @@
-"""AtomFormer written plainly in JAX: what our network and training step are measured against.
+"""A plain implementation of AtomFormer in JAX, the baseline for our network and training step.
 
-A straightforward port: a Python loop over the blocks, each of which normalises the whole (n, n, k) pair embedding anew
-and projects to both halves of its output. It reads our parameter tree, so tests can hold it to the same numbers and
-only the way of computing differs.
+A straightforward port: a Python loop over the blocks, each of which normalises the whole (n, n, k) pair embedding again
+and projects to both halves of its output. It reads our parameter tree, so tests check that its results are equal; only
+the way of computing differs.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ SYSTEM_TYPE = 3
 
 
 class Predictions(NamedTuple):
-    """What the heads read off a batch; None where the model has no such head."""
+    """Outputs of the heads for a batch; None where the model has no such head."""
 
     hidden: Float[Array, "b rows d"]  # row 0 is the system token
     formation_energy: Float[Array, " b"] | None  # eV
@@ -50,9 +50,9 @@ def s2ef_loss(
     has_formation_energy: Bool[Array, " b"],
     forces: Float[Array, "b n 3"],
 ) -> Float[Array, ""]:
-    """L1 of the energies there are + L1 of the real atoms' force components."""
+    """L1 error of the known energies plus that of the force components of real atoms."""
     found = forward(params, config, batch)
-    assert found.formation_energy is not None  # the loss is one of models with both heads
+    assert found.formation_energy is not None  # this loss needs a model with both heads
     assert found.forces is not None
     real = jnp.broadcast_to(batch.mask[..., None], forces.shape)
     energy_loss = jnp.mean(jnp.abs(found.formation_energy - formation_energy), where=has_formation_energy)
@@ -76,7 +76,7 @@ def encode(encoder: Mapping[str, Any], config: AtomformerConfig, structure: Stru
 
 
 def pair_embedding(pair, config: AtomformerConfig, tokens, positions) -> Float[Array, "rows rows k"]:
-    """k normal densities of the distances (Å), scaled and shifted first by the pair of tokens."""
+    """k normal densities at the distances (Å), which are first scaled and shifted by the pair of tokens."""
     square = jnp.sum((positions[:, None] - positions[None]) ** 2, axis=-1)
     apart = square > 0
     distances = jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0)  # finite slope at distance 0

@@ -1,7 +1,7 @@
-"""AtomFormer written plainly in PyTorch: what our network and training step are measured against.
+"""A plain implementation of AtomFormer in PyTorch, a baseline for our network and training step.
 
-Modules have the names of the published weights, so `load_state_dict` reads `model.safetensors` as it is. Needs nothing
-but torch, so that it also runs in an environment of its own.
+Modules have the names of the published weights, so `load_state_dict` reads `model.safetensors` as it is. It needs only
+torch, so it also runs in a separate environment.
 """
 
 import math
@@ -15,7 +15,7 @@ NUM_FEATURES, NUM_TOKEN_TYPES = 17, 4
 
 
 class GaussianEmbedding(nn.Module):
-    """Distances (Å) to k normal densities, scaled and shifted first by the pair of tokens."""
+    """k normal densities at the distances (Å), which are first scaled and shifted by the pair of tokens."""
 
     def __init__(self, vocab_size: int, k: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class GaussianEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP in parallel; the attention is biased by this block's own reading of the pair embedding."""
+    """Attention and MLP in parallel; the attention is biased by this block's own projection of the pair embedding."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int, k: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Atoms, with a system token at their mean in front, to their states (b, 1 + n, dim)."""
+    """Hidden states (b, 1 + n, dim) of a system token at the mean of the atoms, and of the atoms."""
 
     def __init__(
         self, *, dim: int, num_heads: int, depth: int, k: int, mlp_ratio: int = 4, vocab_size: int = 123
@@ -104,7 +104,7 @@ class Structure2EnergyAndForces(nn.Module):
         return hidden, energy, self.force_head(self.force_norm(hidden[:, 1:]))
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """L1 of the energies there are + L1 of the real atoms' force components."""
+        """L1 error of the known energies plus that of the force components of real atoms."""
         _, energy, forces = self(batch["input_ids"], batch["coords"], batch["attention_mask"])
         known, real = batch["has_formation_energy"], batch["attention_mask"].bool()
         energy_loss = functional.l1_loss(energy[known], batch["formation_energy"][known])
@@ -112,7 +112,7 @@ class Structure2EnergyAndForces(nn.Module):
 
 
 class SystemRegression(nn.Module):
-    """Labels of a whole structure, read off the system token."""
+    """Labels of a whole structure, predicted from the system token."""
 
     def __init__(self, num_labels: int, *, dim: int, **sizes: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""CrystalFormer written plainly: what our network, training step and sampler are measured against.
+"""A plain implementation of CrystalFormer, the baseline for our network, training step and sampler.
 
 Haiku modules, a Python loop over the layers, every crystal at its full n_max slots, and a sampler that runs the whole
-network five times a site. It reads the published parameter tree, and the heads, draws and keys are those of
-`crystalformer`: so tests can hold it to the same numbers and the same crystals, and only the way of computing differs.
+network five times per site. It reads the published parameter tree, and the heads, draws and keys are those of
+`crystalformer`. Tests check that numbers and crystals are equal; only the way of computing differs.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from crystalformer.symmetry.wyckoff import symmetry_tables
 
 
 class MultiHeadAttention(hk.Module):
-    """Causal self-attention; rotary positions unless the config says absolute."""
+    """Causal self-attention; rotary positions unless the config has absolute ones."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class MultiHeadAttention(hk.Module):
 
 
 def rotate(x):
-    """Turns the two halves of each head's channels against each other, by angles that grow with the position."""
+    """Rotary embedding: rotates pairs of channels of each head by angles that grow with the position."""
     t, h, k = x.shape
     angle = np.arange(t)[:, None] / 10_000 ** (2 * np.arange(k // 2) / k)
     angle = np.broadcast_to(np.concatenate([angle, angle], -1)[:, None], (t, h, k)).astype(np.float32)

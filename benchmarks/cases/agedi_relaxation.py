@@ -2,9 +2,9 @@
 
     python benchmarks/cases/agedi_relaxation.py --out benchmarks/results/agedi_relaxation.jsonl
 
-Random weights at the published sizes, so nothing converges and both ways take all steps; random structures of 8 to 32
-atoms. `ours` is `agedi.relax`; `ase` is `ase.optimize.LBFGS` with the same force field as a calculator, compiled once
-per padded length. Both include the conversion from and to ASE.
+The weights are random, at the published sizes, so nothing converges and both ways take all steps. The structures are
+random, with 8 to 32 atoms. `ours` is `agedi.relax`; `ase` is `ase.optimize.LBFGS` with the same force field as a
+calculator, compiled once per padded length. Both include the conversion from and to ASE.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ NEVER = 1e-9  # eV/Å: no structure converges
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Sizes and options of the benchmark."""
 
     structures: int = 32  # number of structures
     least_atoms: int = 8  # smallest number of atoms
@@ -42,7 +42,7 @@ class Options:
     steps: int = 10  # steps of each relaxation
     repeats: int = 3  # timed runs after the first
     quick: bool = False  # a small network and few structures, to see that it runs
-    out: pathlib.Path | None = None  # file that the line is appended to
+    out: pathlib.Path | None = None  # file to which the result is appended as one line of JSON
 
 
 class ForceField(Calculator):
@@ -98,7 +98,7 @@ def with_cpu_time(call: Callable[[], Any], seconds: list[float]) -> Callable[[],
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """One line."""
+    """The results as one line of JSON."""
     sizes: dict[str, Any] = {"feature_size": 8, "n_rbf": 8, "n_blocks": 2, "cutoff": 4.0} if options.quick else {}
     if options.quick:
         options = dataclasses.replace(options, structures=4, most_atoms=12, steps=2, repeats=1)

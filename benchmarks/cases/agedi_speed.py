@@ -5,8 +5,9 @@
 Fresh weights at the published sizes; 64 random structures of 8 to 32 atoms. All take turns in one process. `sampler` is
 the whole reverse process, neighbour search included, as one compiled scan for each chunk of structures of similar
 size; `network` the same number of evaluations of the network, as a scan too, on neighbours that are given; `matscipy`
-and `ase` are `plain_agedi.py`, whose steps make neighbour lists on the host. Times are of one step of all structures:
-a step's work does not depend on how many there are, so few are run. `training` is one gradient of all structures.
+and `ase` are `baselines/agedi.py`, whose steps make neighbour lists on the host. Times are of one step of all
+structures: the work per step does not depend on the number of steps, so few are run. `training` is one
+gradient of all structures.
 """
 
 import dataclasses
@@ -42,18 +43,18 @@ NO_PROPERTY = jnp.zeros((), bool)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Sizes and options of the benchmark."""
 
-    structures: int = 64
-    least_atoms: int = 8
-    most_atoms: int = 32
-    density: float = 0.05  # atoms an Å³, as in silicon
-    chunk: int = 16  # structures in a compiled scan; sorted by size first
-    steps: int = 10  # of ours and of the network
-    plain_steps: int = 3
-    repeats: int = 5
+    structures: int = 64  # number of structures
+    least_atoms: int = 8  # smallest number of atoms
+    most_atoms: int = 32  # largest number of atoms
+    density: float = 0.05  # atoms per Å³, as in silicon
+    chunk: int = 16  # structures per compiled scan, after sorting by size
+    steps: int = 10  # number of steps of our sampler and evaluations of the network
+    plain_steps: int = 3  # number of steps of the plain samplers
+    repeats: int = 5  # number of timed runs after the first
     quick: bool = False  # a small network and few structures, to see that it runs
-    out: pathlib.Path | None = None  # file that the line is appended to
+    out: pathlib.Path | None = None  # file to which the result is appended as one line of JSON
 
 
 def random_structures(options: Options) -> list[ase.Atoms]:
@@ -94,7 +95,7 @@ def make_sampler(
 
 
 def make_evaluations(config: DiffusionConfig, model: ScoreModel, options: Options) -> Callable[..., Any]:
-    """`evaluations(params, graphs)`: the network alone, as often as the sampler asks it, on given edges."""
+    """`evaluations(params, graphs)`: the network alone, as often as the sampler evaluates it, on given edges."""
     levels, score = jnp.zeros(len(config.noisers)), in_groups(model.apply)
 
     def single(params: Any, graph: AtomsGraph) -> jax.Array:
@@ -125,7 +126,7 @@ def make_gradient(model: ScoreModel) -> Callable[..., Any]:
 
 
 def with_cpu_time(call: Callable[[], Any], seconds: list[float]) -> Callable[[], Any]:
-    """The call, which also notes the seconds that all its threads have computed: other load adds little to them."""
+    """The call, which also records the CPU seconds of all its threads; other load adds little to these."""
 
     def run() -> Any:
         start = time.process_time()
@@ -137,7 +138,7 @@ def with_cpu_time(call: Callable[[], Any], seconds: list[float]) -> Callable[[],
 
 
 def ratios(times: dict[str, float]) -> dict[str, float]:
-    """How much the sampler costs over its network, and how many times as much the plain way costs."""
+    """Ratios of the times of the sampler to its network, and of the plain samplers to ours."""
     return {
         "sampler_over_network": times["sampler"] / times["network"],
         "matscipy_over_sampler": times["matscipy"] / times["sampler"],
@@ -146,12 +147,12 @@ def ratios(times: dict[str, float]) -> dict[str, float]:
 
 
 def temporary_mib(function: Any, *arguments: Any) -> float:
-    """What a compiled function holds besides its inputs and outputs."""
+    """Temporary memory (MiB) of a compiled function, besides its inputs and outputs."""
     return function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes / 2**20
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """One line."""
+    """The results as one line of JSON."""
     sizes: dict[str, Any] = {"feature_size": 8, "n_rbf": 8, "n_blocks": 2, "cutoff": 4.0} if options.quick else {}
     if options.quick:
         options = dataclasses.replace(options, structures=4, most_atoms=12, chunk=2, repeats=1, steps=2, plain_steps=1)

@@ -1,11 +1,11 @@
-"""How fast are AtomFormer's forward pass and training step, against plain JAX and plain PyTorch, and what do they hold?
+"""Speed and memory of AtomFormer's forward pass and training step, compared with plain JAX and plain PyTorch.
 
     python benchmarks/cases/atomformer_speed.py --out benchmarks/results/atomformer_speed.jsonl
 
 `step` lines: one forward pass and one training step (loss of energies and forces, gradient, AdamW) of our network, of
 the plain per-block form in JAX and of the same architecture in PyTorch (where torch is installed), taking turns. `rate`
-is the floating-point rate of the matrix products the published architecture asks for, over that of a large product on
-this machine; ours does fewer, because both halves of a block's output go to the residual and are added beforehand.
+is the floating-point rate of the matrix products in the published architecture, over that of a large product on this
+machine; our network needs fewer, because both halves of a block's output go to the residual and are added beforehand.
 `memory` lines: bytes that the compiled training step needs besides its arguments and results. `epoch` line: a training
 epoch over structures of mixed sizes, in buckets of lengths and padded to the largest.
 """
@@ -37,28 +37,29 @@ from matterform.training.step import Batch, make_train_step
 
 DATA = pathlib.Path(os.environ.get("MATTERFORM_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
 MIXED = ("3bpa_train_300K", "acac_train_300K", "mlearn_Si_train", "mlearn_Mo_train")
-# Atoms of the structures in these files, where the files are not at hand: number of atoms -> how many.
+# For use without these files: number of atoms -> number of structures of that size.
 MIXED_COUNTS = {27: 500, 15: 500, 64: 145, 63: 57, 54: 163, 53: 21, 96: 1, 24: 5, 36: 3, 18: 2, 12: 2}
 LOSS = LossConfig(formation_energy=1.0, forces=1.0)
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.01
-BURST = 3  # successive calls of a contender, of which the last counts
+BURST = 3  # successive calls of an implementation, of which the last is timed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Sizes and options of the benchmark."""
 
-    cases: tuple[str, ...] = ("tiny,8,48", "base,8,48", "base,4,160")  # size, structures, atoms
-    memory: bool = True
-    epoch: bool = True
+    # network size, number of structures, atoms per structure
+    cases: tuple[str, ...] = ("tiny,8,48", "base,8,48", "base,4,160")
+    memory: bool = True  # measure the memory of a training step as well
+    epoch: bool = True  # measure an epoch over structures of mixed sizes as well
     torch: bool = True  # compare with PyTorch as well
-    repeats: int = 5
+    repeats: int = 5  # number of timed runs after the first
     quick: bool = False  # the smallest shapes, to see that it runs
-    out: pathlib.Path | None = None  # file that the lines are appended to
+    out: pathlib.Path | None = None  # file to which the results are appended as lines of JSON
 
 
 def main(options: Options) -> None:
-    """Prints a line a case."""
+    """Prints one line per case."""
     if options.quick:
         options = dataclasses.replace(options, cases=("tiny,2,8",), repeats=1)
     for case in options.cases:
@@ -72,7 +73,7 @@ def main(options: Options) -> None:
 
 
 def measure_steps(size: str, structures: int, atoms: int, options: Options) -> dict[str, Any]:
-    """Forward pass and training step of all contenders on the same shapes."""
+    """Forward pass and training step of all implementations on the same shapes."""
     config = model_config(size)
     batch = make_batch(structures, atoms)
     params, apply = make_transformer(jax.random.key(0), config)
@@ -223,7 +224,7 @@ def measure_memory(atom_counts: tuple[int, ...]) -> list[dict[str, Any]]:
             for name, function in (("ours", ours), ("plain", plain)):
                 compiled = jax.jit(jax.grad(function)).lower(params, batch).compile()
                 found = compiled.memory_analysis()
-                assert found is not None  # CPU and GPU both tell
+                assert found is not None  # available on CPU and GPU
                 row["temporary_mib"][f"{name}, depth {depth}"] = found.temp_size_in_bytes / 2**20
         rows.append(row)
     return rows

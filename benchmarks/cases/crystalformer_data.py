@@ -2,9 +2,9 @@
 
     python benchmarks/cases/crystalformer_data.py mp20.csv.gz >> benchmarks/results/crystalformer_data.jsonl
 
-One JSON line a table. The slow path reads every k-th row, ours all rows in one process and in two. On a machine that
-does other work, trust the ratios; what then tells of scaling is CPU time: that of the parent is the serial part, and
-that of two workers should be that of one.
+One JSON line per table. The slow path reads every k-th row, ours all rows in one process and in two. On a busy machine
+only the ratios are reliable, and scaling follows from CPU time: that of the parent is the serial part, and that of two
+workers should equal that of one.
 """
 
 import json
@@ -60,7 +60,7 @@ def measure(path: pathlib.Path) -> dict[str, object]:
     sample = cifs[:: max(1, len(cifs) // SLOW_ROWS)]
     read_slowly(cifs[0])  # imports and tables are not counted
     crystal_from_text(cifs[0])
-    # Alternating, so that other load on the machine meets both.
+    # Alternating, so that other load on the machine affects both.
     pairs = np.array([(seconds(read_slowly, cif), seconds(crystal_from_text, cif)) for cif in sample])
     slow_ms, same_rows_ms = 1e3 * pairs.mean(0)
     all_rows_ms = 1e3 * seconds(lambda: [crystal_from_text(cif) for cif in cifs]) / len(cifs)

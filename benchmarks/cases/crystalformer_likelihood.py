@@ -1,10 +1,10 @@
-"""How much faster is a training epoch with batches cut to the length of their crystals, and how much sooner compiled?
+"""How much faster is a training epoch with batches cut to the length of their crystals, and its compilation?
 
     python benchmarks/cases/crystalformer_likelihood.py --out benchmarks/results/crystalformer_likelihood.jsonl
 
 One optimiser step (loss, gradient, Adam; dropout on) is timed for each bucket of lengths that training uses, for the
-full n_max slots, and for the plain network of unrolled Haiku layers at full length. An epoch follows from how many
-batches of the data fall into each bucket. The time of a step depends on shapes alone, not on what the crystals are.
+full n_max slots, and for the plain network of unrolled Haiku layers at full length. The time of an epoch follows from
+the number of batches in each bucket. The time of a step depends only on shapes, not on the crystals.
 """
 
 import collections
@@ -34,27 +34,29 @@ from matterform.training.state import init_state
 from matterform.training.step import Batch, make_train_step
 
 # Slots needed (sites + 1) by the 7,140 binary and ternary crystals of MP-20 (Materials Project, CC BY 4.0):
-# how many need 3, 4, ... 21.
+# number of crystals that need 3, 4, ... 21.
 LENGTH_COUNTS = (908, 3064, 1282, 687, 409, 219, 169, 109, 103, 30, 50, 11, 11, 12, 23, 1, 39, 5, 8)
 DATA = pathlib.Path(os.environ.get("MATTERFORM_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Sizes and options of the benchmark."""
 
-    data: pathlib.Path = DATA / "mp20_biternary.csv.gz"  # where it is missing, crystals of the same lengths in P1
-    generation: Literal["rotary", "absolute"] = "rotary"
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of ours; the plain network computes in float32
-    batch: int = 100
-    repeats: int = 3
+    # table of crystals; if missing, random ones of the same lengths
+    data: pathlib.Path = DATA / "mp20_biternary.csv.gz"
+    generation: Literal["rotary", "absolute"] = "rotary"  # kind of positions
+    # number type of our activations; the plain network uses float32
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    batch: int = 100  # number of crystals per step
+    repeats: int = 3  # number of timed runs after the first
     plain: bool = True  # time the plain network too
     quick: bool = False  # a small network and small batches, to see that it runs
-    out: pathlib.Path | None = None  # file that the line is appended to
+    out: pathlib.Path | None = None  # file to which the result is appended as one line of JSON
 
 
 def load(path: pathlib.Path, n_max: int) -> Crystals:
-    """The crystals of a table, or made-up ones with as many sites as the real ones have."""
+    """The crystals of a table, or random ones with as many sites as the real ones."""
     if path.exists():
         return read_csv(path, n_max=n_max)[0]
     rng = np.random.default_rng(0)
@@ -82,7 +84,7 @@ def repeated_step(step: Callable, state: Any, batch: Batch) -> Callable[[], Any]
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """One line: each bucket, the full length, the plain network, and the epochs that follow."""
+    """The results as one line of JSON: each bucket, the full length, the plain network, and the epochs that follow."""
     sizes: dict[str, Any] = {"num_layers": 2, "num_heads": 2} if options.quick else {}
     config = TransformerConfig(generation=options.generation, compute_dtype=options.compute_dtype, **sizes)
     batch_size, n_max = (10 if options.quick else options.batch), config.n_max

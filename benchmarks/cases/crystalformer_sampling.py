@@ -1,10 +1,10 @@
-"""How many crystals a second does our sampler draw, against the plain one of 105 full passes in the same run?
+"""How many crystals per second does our sampler draw, against the plain one of 105 full passes in the same run?
 
     python benchmarks/cases/crystalformer_sampling.py --out benchmarks/results/crystalformer_sampling.jsonl
 
-Fresh weights at the published sizes. How long crystals are decides our speed, so the logit of padding is set to give
-`--mean-sites` sites in the commonest space groups; the plain sampler's work is the same whatever it draws. It takes
-minutes a hundred crystals, so it draws fewer: it is bound by arithmetic at any batch, as `--plain-batch 100` shows.
+Initial weights at the published sizes. Our speed depends on the lengths of the crystals, so the logit of padding is set
+to give `--mean-sites` sites in the commonest space groups; the plain sampler's work is always the same. It takes
+minutes per hundred crystals, so it draws fewer: arithmetic limits it at any batch size (see `--plain-batch 100`).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from crystalformer.sampling.sampler import STRETCHES
 from crystalformer.symmetry.wyckoff import symmetry_tables
 
 # The 20 commonest space groups among 7,140 binary and ternary crystals of MP-20 (Materials Project, CC BY 4.0):
-# group -> how many crystals; two thirds of all.
+# group -> number of crystals; two thirds of all.
 SPACEGROUP_COUNTS = {
     **{225: 995, 62: 416, 139: 406, 194: 353, 12: 308, 166: 283, 221: 273, 63: 247, 123: 155, 189: 143},
     **{71: 140, 164: 136, 129: 135, 15: 125, 187: 121, 227: 116, 2: 114, 191: 113, 148: 109, 216: 109},
@@ -35,17 +35,18 @@ SPACEGROUP_COUNTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Sizes and options of the benchmark."""
 
-    generation: Literal["rotary", "absolute"] = "rotary"
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of ours; the plain sampler computes in float32
-    batch: int = 100
-    plain_batch: int = 10
-    repeats: int = 5
-    plain_repeats: int = 1
-    mean_sites: float = 4.4  # of the binary and ternary crystals of MP-20: 4.2
+    generation: Literal["rotary", "absolute"] = "rotary"  # kind of positions
+    # number type of our activations; the plain sampler uses float32
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    batch: int = 100  # number of crystals per batch
+    plain_batch: int = 10  # number of crystals per batch of the plain sampler
+    repeats: int = 5  # number of timed runs after the first
+    plain_repeats: int = 1  # number of timed runs of the plain sampler after the first
+    mean_sites: float = 4.4  # mean number of sites per crystal; binary and ternary crystals of MP-20: 4.2
     quick: bool = False  # a small network and small batches, to see that it runs
-    out: pathlib.Path | None = None  # file that the line is appended to
+    out: pathlib.Path | None = None  # file to which the result is appended as one line of JSON
 
 
 def expected_sites(padding_logit: float, groups: np.ndarray, n_max: int) -> float:
@@ -57,7 +58,7 @@ def expected_sites(padding_logit: float, groups: np.ndarray, n_max: int) -> floa
         fixed = tables.has_no_freedom[G - 1, 1:]
         follows = known & ((letters > letters[:, None]) | ((letters == letters[:, None]) & ~fixed[:, None]))
         step = follows / (follows.sum(1, keepdims=True) + np.exp(padding_logit))
-        letter = known / known.sum()  # distribution of the site's letter; what is missing from 1 has ended
+        letter = known / known.sum()  # distribution of the site's letter; the remainder to 1 has ended
         sites = 0.0
         for _ in range(n_max - 1):
             sites += letter.sum()
@@ -83,13 +84,13 @@ def with_padding_logit(params: Params, config: TransformerConfig, logit: float) 
 
 
 def work(sites: np.ndarray, config: TransformerConfig) -> dict[str, float]:
-    """Tokens fed to the network, lanes computed for them, and the least they cost: see README.md for the formulas."""
+    """Tokens of the network, lanes computed for them, and their least cost (formulas: benchmarks/README.md)."""
     c, width, hidden = config, config.num_heads * config.key_size, config.widening_factor * config.model_size
     stops = np.array([*(stretch for stretch in STRETCHES if stretch < c.n_max), c.n_max]) * 5
     ends = 5 * sites + 1  # the padding letter is the last token of a crystal
     positions = np.arange(ends.max())
     lanes = CPU_GROUP * -(-(ends > positions[:, None]).sum(1) // CPU_GROUP)
-    attended = stops[np.searchsorted(stops, positions, side="right")]  # attention reads all that its stretch holds
+    attended = stops[np.searchsorted(stops, positions, side="right")]  # attention reads all tokens of its stretch
     keys = width if c.generation == "rotary" else 0
     square = c.num_heads * c.model_size**2  # a product of two projections, as `fold_attention` makes them
     weights = (2 * c.model_size * width if keys else square) + square + 2 * c.model_size * hidden
@@ -116,7 +117,7 @@ def rates(times: dict[str, float], batch: int) -> dict[str, Any]:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """One line: ours, then the plain sampler (so that the peak of memory of ours is its own)."""
+    """The results as one line of JSON: our sampler first, so that its peak of memory excludes the plain one."""
     sizes: dict[str, Any] = {"num_layers": 2, "num_heads": 2} if options.quick else {}
     config = TransformerConfig(generation=options.generation, compute_dtype=options.compute_dtype, **sizes)
     batch, plain_batch = (16, 2) if options.quick else (options.batch, options.plain_batch)

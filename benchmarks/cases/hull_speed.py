@@ -2,8 +2,8 @@
 
     python benchmarks/cases/hull_speed.py mp20_biternary.csv.gz --out benchmarks/results/hull_speed.jsonl
 
-Two JSON lines. `hull`: some hundred crystals of the table against the hull of the whole table: ours on an index opened
-anew, with every system's hull built in the call (`ours`), ours once more (`ours_again`), and pymatgen in two ways.
+Two JSON lines. `hull`: some hundred crystals of the table against the hull of the whole table: ours on a newly opened
+index, with every system's hull built in the call (`ours`), a second call (`ours_again`), and pymatgen in two ways.
 `plain` finds the entries of each crystal's elements, makes them from dictionaries and builds a phase diagram, as
 reward functions that read a file of entries do; `plain_ready` keeps the entries of the whole table ready.
 `index`: how long the table takes to index as a table and as a `.json.bz2` of computed entries with structures, and how
@@ -28,12 +28,12 @@ from matterform.stability.hull_files import index_hull
 
 
 def main() -> None:
-    """Measures both and reports."""
+    """Measures hulls and indexing, and reports both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=pathlib.Path)
-    parser.add_argument("--crystals", type=int, default=400)
+    parser.add_argument("table", type=pathlib.Path, help="CSV table of crystals")
+    parser.add_argument("--crystals", type=int, default=400, help="number of crystals (default: %(default)s)")
     parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--quick", action="store_true", help="shows that it runs; the numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="few crystals, to see that it runs")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     crystals, repeats = (20, 1) if arguments.quick else (arguments.crystals, 3)
@@ -116,7 +116,7 @@ def computed_entries(structures: list[Any], formation: np.ndarray) -> list[dict[
 
 
 def elements_of(composition: Any) -> set[str]:
-    """Symbols of the elements."""
+    """Symbols of the elements in a composition."""
     return {element.symbol for element in composition}
 
 
@@ -162,7 +162,7 @@ def time_indexing(table: pathlib.Path, structures: list[Any], folder: pathlib.Pa
 
 
 def with_structure(structure: Any) -> dict[str, Any]:
-    """A crystal as the dictionary of a ComputedStructureEntry, its energy made up."""
+    """A crystal as the dictionary of a ComputedStructureEntry, with an arbitrary energy."""
     from pymatgen.entries.computed_entries import ComputedStructureEntry
 
     structure = structure.copy()

@@ -1,8 +1,8 @@
-"""How fast do potentials evaluate crystals in batches, against one by one, and against their package's own way?
+"""How fast do potentials evaluate crystals in batches, compared with one by one and with their package's own calls?
 
     python benchmarks/cases/potentials_speed.py --count 24 --out benchmarks/results/potentials_speed.jsonl
 
-One JSON line a model and wanted quantity, for the packages that are installed: CPU seconds (with one thread those of a
+One JSON line per model and quantity, for the packages that are installed: CPU seconds (with one thread those of a
 quiet machine, whatever else is running) for all crystals at each batch size; `speedup` is one by one over the default
 batch size, which must be at least 1. CHGNet has its real weights, the others random ones of the published sizes (matgl:
 the package's default sizes). Calculators of Orb, MACE and matgl always compute forces and stress. The crystals are the
@@ -145,12 +145,12 @@ def main() -> None:
     """Measures every installed package."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--packages", default=",".join(CASES), help="separated by commas")
-    parser.add_argument("--count", type=int, default=64, help="crystals")
-    parser.add_argument("--sizes", default=",".join(map(str, BATCH_SIZES)), help="of batches, separated by commas")
+    parser.add_argument("--packages", default=",".join(CASES), help="packages to measure, separated by commas")
+    parser.add_argument("--count", type=int, default=64, help="number of crystals (default: %(default)s)")
+    parser.add_argument("--sizes", default=",".join(map(str, BATCH_SIZES)), help="batch sizes, separated by commas")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu", help="of the models")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    parser.add_argument("--device", default="cpu", help="device of the models")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of PyTorch")
     parser.add_argument("--quick", action="store_true", help="4 crystals, once")
     arguments = parser.parse_args()
     count, repeats = (4, 1) if arguments.quick else (arguments.count, arguments.repeats)

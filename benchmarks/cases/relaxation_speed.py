@@ -28,14 +28,14 @@ NEVER = 1e-9  # eV/Å: no crystal converges
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Sizes and options of the benchmark."""
 
     table: tyro.conf.Positional[pathlib.Path]  # crystals in any format; the first ones are used
     crystals: int = 32  # number of crystals
     steps: int = 10  # steps of each relaxation
     repeats: int = 2  # timed runs after the first
     quick: bool = False  # few crystals and steps, to see that it runs
-    out: pathlib.Path | None = None  # file that the line is appended to
+    out: pathlib.Path | None = None  # file to which the result is appended as one line of JSON
 
 
 def displaced_crystals(options: Options) -> list[pymatgen.core.Structure]:
@@ -74,7 +74,7 @@ def with_cpu_time(call: Callable[[], Any], seconds: list[float]) -> Callable[[],
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """One line."""
+    """The results as one line of JSON."""
     if options.quick:
         options = dataclasses.replace(options, crystals=4, steps=2, repeats=1)
     crystals = displaced_crystals(options)

@@ -1,23 +1,23 @@
-"""What does the reward of one epoch of fine-tuning cost, against one crystal at a time with general tools?
+"""How long does the reward of one epoch of fine-tuning take, against general tools with one crystal at a time?
 
     python benchmarks/cases/reward_epoch.py --out benchmarks/results/reward_epoch.jsonl
 
 A batch of crystals drawn by the shipped model, CHGNet's energies, MP2020 corrections, energies above a hull. Ours is
 the reward that `crystalformer ppo` calls: primitive cells, batches, energies only, corrections without VASP's input,
-hulls of a chemical system as matrices (built anew in every repetition, as if no system had been met before). The plain
+hulls of a chemical system as matrices (rebuilt in every repetition, as if every system were new). The plain
 ways take one crystal after the other: energy, U values from MPRelaxSet's INCAR (in memory), the compatibility class,
 and a PhaseDiagram of the entries of its system, which are looked up in a dictionary:
 
 - `plain`: the conventional cell and the ASE calculator, which computes forces and stress with the energy;
 - `plain_primitive`: the same of our primitive cells;
-- `plain_energy`: of our primitive cells, the energy only, which leaves hardly anything but the network itself.
+- `plain_energy`: of our primitive cells, the energy only, which takes hardly more time than the network itself.
 
-Ours refuses some crystals before the network sees them (atoms too close, isolated, cells too dense), for which the
-plain ways may work longest. So every way is also timed on those crystals alone that ours gives a value: `accepted`.
+Our reward rejects some crystals before the network is evaluated (atoms too close, isolated, cells too dense), on which
+the plain ways may take longest. So every way is also timed on the crystals with a value in our reward only: `accepted`.
 Most of the plain hull's time goes to the few crystals of eight elements and more, which not every batch has.
 
 The hull's entries are the table's formation energies, made total ones by references fitted to CHGNet. Its energies
-contain the corrections already; that they are added once more, on all sides alike, is to measure what they cost.
+already contain the corrections; all ways add them once more, to measure their cost.
 """
 
 import contextlib
@@ -55,22 +55,22 @@ from matterform.stability.references import fit_references
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-NOT_COMPUTABLE = (ValueError, RuntimeError)  # isolated atoms, an element that is unknown, a hull without a corner
+NOT_COMPUTABLE = (ValueError, RuntimeError)  # isolated atoms, an unknown element, a hull without a corner
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Sizes and options of the benchmark."""
 
     table: pathlib.Path = pathlib.Path(os.environ.get("MATTERFORM_DATA", "../shared/data"), "mp20_biternary.csv.gz")
-    batch: int = 200
-    repeats: int = 3
-    fitted: int = 600  # crystals of the table that the references are fitted to
-    threads: int = 1  # of PyTorch
-    workers: int = 0  # processes of ours
-    seed: int = 0
+    batch: int = 200  # number of crystals
+    repeats: int = 3  # number of timed runs after the first
+    fitted: int = 600  # number of crystals to which the references are fitted
+    threads: int = 1  # number of threads of PyTorch
+    workers: int = 0  # number of worker processes of our reward
+    seed: int = 0  # random seed of the crystals
     quick: bool = False  # a small batch, to see that it runs
-    out: pathlib.Path | None = None  # file that the line is appended to
+    out: pathlib.Path | None = None  # file to which the result is appended as one line of JSON
 
 
 class PlainHull(NamedTuple):
@@ -210,7 +210,7 @@ def timed(watch: Stopwatch, name: str, function: Callable[..., Any]) -> Callable
 
 
 def draw(options: Options) -> tuple[Crystals, float]:
-    """The batch, and the seconds of drawing one like it once the sampler is compiled."""
+    """The batch, and the seconds that a compiled sampler takes to draw a similar one."""
     checkpoint = load_pretrained()
     groups = draw_spacegroups(training_spacegroups(), options.batch, [options.seed])
     for seed in (options.seed + 1, options.seed):
@@ -221,7 +221,7 @@ def draw(options: Options) -> tuple[Crystals, float]:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """One row of results."""
+    """The results as one line of JSON."""
     if options.quick:
         options = dataclasses.replace(options, batch=12, fitted=100, repeats=1)
     crystals, sampling = draw(options)
@@ -253,7 +253,9 @@ def run(options: Options) -> dict[str, Any]:
         times = time_calls({name: kept(name) for name in calls}, options.repeats)
     ours = {name: results[name].values for name in ("ours", "ours_accepted")}
     cpu = {name: float(np.median(seconds[1:])) for name, seconds in cpu_seconds.items()}
-    own = {name: "ours_accepted" if name.endswith("_accepted") else "ours" for name in calls}  # what to compare with
+    own = {
+        name: "ours_accepted" if name.endswith("_accepted") else "ours" for name in calls
+    }  # the call to compare with
     return {
         "benchmark": "reward_epoch",
         "batch": options.batch,
@@ -267,7 +269,7 @@ def run(options: Options) -> dict[str, Any]:
             for name in calls
             if name not in ours
         },
-        # Of this process; on a busy machine they say more than the clock.
+        # CPU seconds of this process; on a busy machine they are more reliable than wall time.
         "cpu_s": cpu,
         "cpu_ratio": {name: cpu[name] / cpu[own[name]] for name in calls if name not in ours},
         "phases_s": {name: result.seconds for name, result in results.items()},

@@ -330,7 +330,7 @@ MISTAKES = {
     "no whole classes": (finetune(*GAP, "--problem", "multiclass"), "must hold classes 0 to"),
     "labels of a task": (
         finetune(*GAP, "--task", "SMP"),
-        "task SMP learns 20 labels a structure; the label columns gap hold 1",
+        "task SMP learns 20 labels per structure; the label columns gap hold 1",
     ),
     "references": (finetune(*TOTAL, "--isolated-atoms", "hydrogen.xyz"), "the isolated atoms lack C, O, Si, Cl"),
     "no lone atoms": (finetune(*TOTAL, "--isolated-atoms", "toys.xyz"), "must be a single atom with an energy"),

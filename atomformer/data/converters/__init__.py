@@ -1,4 +1,4 @@
-"""Readers of the raw pre-training sets as they are distributed, row by row; memory does not grow with a set.
+"""Readers of the raw pre-training sets as they are distributed, row by row in bounded memory.
 
 `atomformer.data.sources.prepare_dataset(iterate_raw(kind, path), out)` converts one of them for training.
 """
@@ -21,7 +21,7 @@ CONVERTERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def iterate_raw(kind: str, path: str | os.PathLike[str], **options: Any) -> Iterator[ReadRow]:
-    """The structures of a raw set in their order; entries that cannot be used have a reason instead of a row.
+    """Yields the structures of a raw set in order; an entry that cannot be used has a reason instead of a row.
 
     Args:
         kind: one of `CONVERTERS`; the docstring of its module documents the format and the `options`.

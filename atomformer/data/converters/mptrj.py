@@ -50,13 +50,13 @@ def _iterate_entries(path: str | os.PathLike[str], energy_key: str) -> Iterator[
             with open_stream(file) as stream:
                 for mp_id, frames in ijson.kvitems(stream, "", use_float=True):
                     if not isinstance(frames, dict):
-                        frames = {mp_id: frames}  # refused below, with its name
+                        frames = {mp_id: frames}  # reported below, with its name
                     for frame_id, frame in frames.items():
                         yield functools.partial(_read_frame, mp_id, frame_id, frame, energy_key)
         except ijson.JSONError as error:
             raise ValueError(
                 f"{file} is not JSON, or is cut off ({one_line(error)[:200]}); fetch it again, or "
-                "write null where it says NaN, which JSON does not have"
+                "replace NaN, which JSON does not have, by null"
             ) from error
 
 

@@ -1,6 +1,6 @@
 """OC20 (doi:10.1021/acscatal.0c04525) and OC22 (doi:10.1021/acscatal.2c05426): adsorbates on surfaces, S2EF.
 
-A split is a folder with `N.extxyz.xz` (frames; also read decompressed or as .gz) and beside it `N.txt.xz`, a line per
+A split is a folder with `N.extxyz.xz` (frames; also read decompressed or as .gz) and beside it `N.txt.xz`, one line per
 frame: `system_id,frame_number,reference_energy` as in `random2181546,frame0,-317.20`. OC22 has no reference energies;
 its frames come as such pairs, as extxyz alone, or as ASE trajectories (.traj). LMDBs of either release contain pickles,
 which are not read because they can run code.
@@ -58,7 +58,7 @@ def _iterate_entries(path: str | os.PathLike[str], release: str) -> Iterator[Ent
 
 
 def _zip_frames(file: pathlib.Path, log: pathlib.Path) -> Iterator[tuple[Frame, str, str]]:
-    """Each frame with its line and where the line is. A pair of files has about 5000 frames."""
+    """Each frame with its line and the place of that line. A pair of files has about 5000 frames."""
     with open_stream(log) as stream:
         lines = stream.read().decode(errors="replace").split("\n")
     lines = lines[:-1] if lines[-1] == "" else lines

@@ -2,7 +2,7 @@
 
 Formats are extxyz (.xz, .gz or plain; frames with energy, forces and in `info` the name of the framework, numbers of
 adsorbates, ...) and the newer LMDBs of ASE rows (.aselmdb). The first LMDBs contain pickles of PyTorch Geometric, which
-are refused because they can run code.
+are not read because they can run code.
 """
 
 import functools

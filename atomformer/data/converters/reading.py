@@ -1,4 +1,4 @@
-"""Shared by the converters: files in numerical order, compressed or not; their frames; reasons for bad structures."""
+"""Reading shared by the converters: files in numerical order, compressed or not, and their frames."""
 
 import contextlib
 import functools
@@ -40,7 +40,7 @@ def read_entries(path: str | os.PathLike[str], entries: Iterable[Entry]) -> Iter
         try:
             row = check_row(read())
         except (ValueError, LookupError, TypeError) as error:
-            # Our own messages are sentences; a KeyError is only readable with its name.
+            # Our own messages are sentences; the message of a KeyError is only readable with its name.
             reason = one_line(error) if isinstance(error, ValueError) else reason_of(error)
             yield ReadRow(index, None, reason)
         else:

@@ -1,6 +1,6 @@
 """SPICE (Eastman et al. 2023, doi:10.1038/s41597-022-01882-6): conformations of molecules, in one HDF5 file.
 
-A group per molecule: `atomic_numbers` (n,), `conformations` (m, n, 3), `dft_total_energy` and `formation_energy` (m,),
+One group per molecule: `atomic_numbers` (n,), `conformations` (m, n, 3), `dft_total_energy`, `formation_energy` (m,),
 `dft_total_gradient` (m, n, 3), `smiles` and `subset`. Units are the attributes `units` of the arrays, or if missing
 those of the documentation: bohr, hartree, hartree/bohr. Other arrays (charges, bond orders, moments) are ignored.
 """
@@ -36,7 +36,7 @@ def iterate_rows(path: str | os.PathLike[str]) -> Iterator[ReadRow]:
     """The conformations, molecule by molecule in the order of the file (alphabetical). Forces are minus the gradient.
 
     `molecule` (the group's name), `smiles` and `subset` are kept as properties. A conformation with a NaN coordinate,
-    total energy or gradient is a failed calculation and refused.
+    total energy or gradient is a failed calculation and cannot be used.
 
     Raises:
         FileNotFoundError: `path` does not exist.

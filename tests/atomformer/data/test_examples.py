@@ -173,7 +173,7 @@ def test_batches_of_molecules_and_crystals_go_through_the_network(tiny_config, l
     [
         ({}, (("total_energy",),), "the data have no column 'total_energy'; found cell, coords, forces, .*input_ids"),
         ({}, ((), ("gap",)), "the data have no column 'gap'"),
-        ({"num_labels": 3}, ((), ("spin",)), "the label columns spin hold 1 numbers a structure; .*num_labels = 3"),
+        ({"num_labels": 3}, ((), ("spin",)), "the label columns spin hold 1 numbers per structure; .*num_labels = 3"),
         ({"num_labels": 3, "problem": "multiclass"}, ((), ("spin", "spin")), "multiclass problem needs 1"),
         ({"vocab_size": 5}, ((),), "the data have the token 9; the network has 5 tokens"),
         (

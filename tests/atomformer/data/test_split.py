@@ -72,4 +72,7 @@ def test_refused_structures_are_reported_once(tmp_path, caplog):
         split = load_split(config)
     assert len(split.rows) == 1
     (record,) = caplog.records
-    assert "refused 1 of its structures; the first is 1: coords: atoms 0 and 1 are at the same place" in record.message
+    assert (
+        "1 of its structures cannot be used; the first is 1: coords: atoms 0 and 1 are at the same place"
+        in record.message
+    )
