@@ -1,4 +1,4 @@
-"""What recipes share: where their data come from, their arguments, and how numbers and pictures are kept."""
+"""Shared by all recipes: sources of the data, arguments, and output of numbers and pictures."""
 
 import argparse
 import importlib
@@ -50,7 +50,7 @@ def data_file(folder: pathlib.Path, name: str) -> pathlib.Path:
     """The file of a source.
 
     Raises:
-        FileNotFoundError: it is not in the folder.
+        FileNotFoundError: the file is not in the folder.
     """
     path = folder / SOURCES[name].path
     if not path.exists():
@@ -59,7 +59,11 @@ def data_file(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def read_atoms(path: pathlib.Path) -> list[ase.Atoms]:
-    """The structures of a file, all of which must be readable."""
+    """The structures of a file.
+
+    Raises:
+        ValueError: a structure cannot be read.
+    """
     structures, refused = read_structures(path)
     if refused:
         raise ValueError(f"{path}: {len(refused)} structures cannot be read; the first: {next(iter(refused.items()))}")
@@ -67,19 +71,23 @@ def read_atoms(path: pathlib.Path) -> list[ase.Atoms]:
 
 
 def parse_arguments(description: str | None, out: str, **numbers: int) -> argparse.Namespace:
-    """--data, --out and --full; and a flag for each of `numbers`, with its default."""
+    """Parses --data, --out, --full, and one flag for each of `numbers`, with its default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, default=DATA, help="folder of the data (default: %(default)s)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path(out), help="folder for the results (default: %(default)s)"
+    )
     parser.add_argument("--full", action="store_true", help="train longer and sample more: hours on two cores")
     for name, default in numbers.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help="default: %(default)s")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=default, help="number of epochs (default: %(default)s)"
+        )
     show_logs()
     return parser.parse_args()
 
 
 def show_logs() -> None:
-    """Shows what the packages log."""
+    """Prints the log messages of the packages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for package in ("agedi", "atomformer", "crystalformer", "matterform"):
         logging.getLogger(package).setLevel(logging.INFO)
@@ -96,7 +104,7 @@ def command(family: str, verb: str, recipe: Any, argv: Sequence[str] | None = No
 
 
 def write_json(path: pathlib.Path, numbers: dict[str, Any]) -> None:
-    """Prints numbers and keeps them."""
+    """Prints numbers and writes them to a file."""
     text = json.dumps(numbers, indent=2)
     with write_atomically(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -104,7 +112,7 @@ def write_json(path: pathlib.Path, numbers: dict[str, Any]) -> None:
 
 
 def write_table(path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a Markdown table and keeps it."""
+    """Prints a Markdown table and writes it to a file."""
     lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
     lines.insert(1, "|" + "---|" * len(header))
     with write_atomically(path) as temporary:
@@ -115,7 +123,7 @@ def write_table(path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequen
 def draw_histograms(
     path: pathlib.Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], title: str, bins: int = 60
 ) -> None:
-    """Densities of data and samples, one panel per quantity."""
+    """Plots densities of data and samples, one panel per quantity."""
     figure, axes = new_figure(len(panels), title)
     for axis, (name, (data, samples)) in zip(axes, panels.items(), strict=True):
         span = np.percentile(data, [0.1, 99.9])

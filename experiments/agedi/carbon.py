@@ -1,11 +1,10 @@
-"""Carbon at 10 GPa (carbon-24): crystals of 6 to 24 atoms drawn in given cells, against the data.
+"""Carbon at 10 GPa (carbon-24): crystals of 6 to 24 atoms sampled in given cells, compared with the data.
 
     python experiments/agedi/carbon.py --data ../shared/data --out runs/agedi_carbon
 
-Trains on 90 % of `carbon24_val.csv.gz` (Pickard 2020, CC BY 4.0) with CellPositions, draws one crystal in the cell of
-each of 200 training structures and compares radial distribution, distances to the nearest neighbour and
-numbers of neighbours with those of the same structures, and with atoms placed at random: report.json, samples.xyz
-and rdf.png.
+Trains on 90 % of `carbon24_val.csv.gz` (Pickard 2020, CC BY 4.0) with CellPositions, samples one crystal in the cell
+of each of 200 training structures and compares radial distributions, distances to the nearest neighbour and numbers of
+neighbours with those of these structures and of atoms placed at random. Writes report.json, samples.xyz and rdf.png.
 """
 
 import ase
@@ -19,11 +18,11 @@ from experiments.agedi.pictures import draw_neighbours
 from experiments.agedi.shared import sample_each, sample_once, train_once
 
 LONGEST_BOND = 1.85  # Å
-CUTOFF = 4.0  # Å, of the network; the densest crystals have 50 neighbours within
+CUTOFF = 4.0  # cutoff of the network, Å; atoms of the densest crystals have 50 neighbours within it
 
 
 def main() -> None:
-    """Trains, samples one crystal in the cell of each chosen structure, compares."""
+    """Trains, samples one crystal in the cell of each chosen structure, and compares."""
     arguments = common.parse_arguments(__doc__, "runs/agedi_carbon")
     data = common.read_atoms(common.data_file(arguments.data, "carbon"))
     settings = {"noisers": "CellPositions", "cutoff": CUTOFF, "lr": 1e-3, "batch_size": 64, "log_interval": 1000}
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def compare(values: dict[str, np.ndarray], data: dict[str, np.ndarray]) -> dict[str, object]:
-    """Neighbours of a group of structures, against those of the data."""
+    """Statistics of neighbours in a group of structures, compared with those of the data."""
     return {
         "nearest_ang_wasserstein": scipy.stats.wasserstein_distance(values["nearest"], data["nearest"]),
         "mean_bonds": float(np.mean(values["bonds"])),

@@ -3,7 +3,7 @@
     python experiments/agedi/molecules.py
     python experiments/agedi/evaluations.py --out runs/agedi_molecules
 
-With the model of acetylacetone that the first script trains, draws molecules with each sampler and grid, and measures
+With the model of acetylacetone trained by the first script, samples molecules with each sampler and grid, and measures
 the mean Wasserstein distance of 8 distributions of bond lengths and angles to the test set, in standard deviations of
 the test set; errors from bootstrapping the molecules. Writes evaluations.json and evaluations.png.
 """
@@ -34,12 +34,12 @@ SETTINGS = (
     ("heun", "rho", 25, 1e-3),
     ("heun", "rho", 25, 1e-2),
 )
-EVALUATIONS = {"em": 1, "ddim": 1, "heun": 2, "heun_ode": 2}  # a step
+EVALUATIONS = {"em": 1, "ddim": 1, "heun": 2, "heun_ode": 2}  # evaluations per step
 BOOTSTRAPS = 40
 
 
 def main() -> None:
-    """Draws with every setting, and compares."""
+    """Samples with every setting, and compares."""
     arguments = common.parse_arguments(__doc__, "runs/agedi_molecules")
     diffusion = agedi.load_diffusion(arguments.out / "version_0")
     test = common.read_atoms(common.data_file(arguments.data, "acac_test"))

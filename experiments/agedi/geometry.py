@@ -31,7 +31,7 @@ def radial_distribution(
 
 
 def neighbours(structures: Sequence[ase.Atoms], longest_bond: float) -> dict[str, np.ndarray]:
-    """Of every atom the nearest neighbour (Å) and the number of bonds, of every crystal its shortest distance."""
+    """Nearest-neighbour distances (Å) and numbers of bonds of all atoms, and the shortest distance (Å) of each crystal."""
     nearest, bonds, shortest = [], [], []
     for atoms in structures:
         first, distances = neighbor_list("id", atoms, 3.0)
@@ -90,7 +90,7 @@ def shortest_distance(atoms: ase.Atoms) -> float:
 
 
 def values_of(molecules: list[ase.Atoms]) -> dict[str, np.ndarray]:
-    """Bond lengths and angles by name; none where a molecule has none."""
+    """Bond lengths (Å) and angles (degrees) by name; empty where no molecule has one."""
     lengths, angles = geometry(molecules)
     return lengths | {name: angles.get(name, np.zeros(0)) for name in ANGLES}
 

@@ -1,9 +1,9 @@
-"""Acetylacetone at 300 K: a diffusion model of its conformations, against molecular dynamics it has not seen.
+"""Acetylacetone at 300 K: a diffusion model of its conformations, compared with held-out molecular dynamics.
 
     python experiments/agedi/molecules.py --data ../shared/data --out runs/agedi_molecules
 
-Trains on 500 snapshots (BOTNet datasets, Kovács et al. 2021, MIT), draws 200 molecules and compares bond lengths and
-angles with the 300 K test set: report.json, samples.xyz and histograms.png.
+Trains on 500 snapshots (BOTNet datasets, Kovács et al. 2021, MIT), samples 200 molecules and compares bond lengths
+and angles with the 300 K test set. Writes report.json, samples.xyz and histograms.png.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ SAMPLING = {"formula": "C5H8O2", "sampler": "heun", "steps": 50, "sampler_kwargs
 
 
 def main() -> None:
-    """Trains, samples, compares."""
+    """Trains, samples and compares."""
     arguments = common.parse_arguments(__doc__, "runs/agedi_molecules")
     train, test = (common.read_atoms(common.data_file(arguments.data, f"acac_{part}")) for part in ("train", "test"))
     diffusion = train_once(arguments.out, train, epochs=6000 if arguments.full else 600, **SETTINGS)

@@ -1,10 +1,10 @@
-"""Perovskites with a requested heat of formation: positions and species drawn together, guided by a property.
+"""Perovskites with a requested heat of formation: positions and species sampled together, guided by a property.
 
     python experiments/agedi/perovskites.py --data ../shared/data --out runs/agedi_perovskites
 
 Trains on 90 % of `perov5_val.csv.gz` (Castelli et al. 2012) with CellPositions and Types, conditioned on `heat_all`
-(eV an atom). Draws crystals in the same cells for three requested values and guidance weights, and looks up the heat of
-training crystals nearest in composition: report.json, samples_*.xyz, heats.png.
+(eV/atom). Samples crystals in the same cells for three requested values and several guidance weights, and looks up the
+heat of the training crystals nearest in composition. Writes report.json, samples_*.xyz and heats.png.
 """
 
 import ase
@@ -18,12 +18,12 @@ from experiments.agedi.pictures import draw_heats
 from experiments.agedi.shared import sample_each, sample_once, train_once
 
 PROPERTY = "heat_all"
-REQUESTS = (0.5, 1.4, 2.9)  # eV an atom: the 5th, 50th and 95th percentiles of the data
+REQUESTS = (0.5, 1.4, 2.9)  # eV/atom: the 5th, 50th and 95th percentiles of the data
 WEIGHTS = (0.0, 1.0, 2.0)
 
 
 def main() -> None:
-    """Trains, samples at each requested value, looks up what the samples resemble."""
+    """Trains, samples at each requested value, and looks up the training crystals nearest to the samples."""
     arguments = common.parse_arguments(__doc__, "runs/agedi_perovskites")
     data = common.read_atoms(common.data_file(arguments.data, "perovskites"))
     diffusion = train_once(
@@ -65,29 +65,29 @@ def main() -> None:
 
 
 def draw_with(diffusion: agedi.Diffusion, cells: list[np.ndarray], weight: float, request: float) -> list[ase.Atoms]:
-    """Five atoms in each of the cells, species drawn too."""
+    """Samples of five atoms in each of the cells; species are sampled too."""
     requests = [SampleRequest(num_atoms=5, cell=cell, property={PROPERTY: request}) for cell in cells]
     return sample_each(diffusion, requests, SamplerConfig(steps=100, grid="rho", guidance_weight=weight))
 
 
 def known_heats(structures: list[ase.Atoms]) -> np.ndarray:
-    """The property of the data, eV an atom."""
+    """Heat of formation (eV/atom) of each structure of the data."""
     return np.array([atoms.info[PROPERTY] for atoms in structures])
 
 
 def mean_heat(structures: list[ase.Atoms]) -> float:
-    """Its mean."""
+    """Mean heat of formation (eV/atom) of the structures."""
     return float(np.mean(known_heats(structures)))
 
 
 def composition_distance(atoms: ase.Atoms, data: list[ase.Atoms]) -> np.ndarray:
-    """In how many atoms the composition differs from each structure of the data."""
+    """Number of atoms by which the composition differs from that of each structure of the data."""
     counts = np.stack([np.bincount(other.numbers, minlength=119) for other in data])
     return np.abs(counts - np.bincount(atoms.numbers, minlength=119)).sum(axis=1) / 2
 
 
 def nearest_heats(samples: list[ase.Atoms], data: list[ase.Atoms]) -> np.ndarray:
-    """For each sample the mean property of the data nearest in composition."""
+    """For each sample the mean heat of formation (eV/atom) of the data nearest in composition."""
     known = known_heats(data)
     found = []
     for atoms in samples:

@@ -11,7 +11,7 @@ from experiments.agedi.geometry import radial_distribution
 
 
 def draw_costs(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Distance against evaluations."""
+    """Plots the distance to the test set against the number of evaluations of the network."""
     figure, (axis,) = common.new_figure(1, "Acetylacetone: quality against cost")
     colors = {"em": common.INK, "ddim": common.TRAINING, "heun_ode": common.VALIDATION, "heun": "#b04a4a"}
     for row in rows[1:]:
@@ -36,7 +36,7 @@ def draw_costs(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_heats(path: pathlib.Path, heats: dict[float, dict[float, np.ndarray]], known: np.ndarray) -> None:
-    """What was asked for against what the samples resemble."""
+    """Plots the requested heats (eV/atom) against those of the training crystals nearest to the samples."""
     figure, (axis,) = common.new_figure(1, "Perovskites: heat of formation (eV/atom)")
     axis.plot([0, 3.2], [0, 3.2], color=common.INK, linewidth=0.6, linestyle=":")
     axis.axhline(known.mean(), color=common.INK, linewidth=0.8, label="mean of the data")
@@ -53,7 +53,7 @@ def draw_heats(path: pathlib.Path, heats: dict[float, dict[float, np.ndarray]], 
 def draw_neighbours(
     path: pathlib.Path, groups: dict[str, list[ase.Atoms]], bonds: dict[str, np.ndarray], longest_bond: float
 ) -> None:
-    """Radial distributions of groups of structures, and shares of atoms by their number of bonds."""
+    """Plots radial distributions of groups of structures, and shares of atoms by their number of bonds."""
     figure, (left, right) = common.new_figure(2, "carbon-24: crystals drawn in given cells")
     for (name, structures), color in zip(groups.items(), (common.TRAINING, common.VALIDATION, common.INK), strict=True):
         left.plot(*radial_distribution(structures, 4.0), color=color, label=name, linewidth=1.2)

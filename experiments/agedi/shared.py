@@ -1,4 +1,4 @@
-"""What AGeDi's recipes share: runs that are trained once, samples that are drawn once."""
+"""Shared by AGeDi's recipes: runs that are trained only once, and samples that are drawn only once."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ def train_once(
     regressor_data: Sequence[ase.Atoms] | None = None,
     **options: Any,
 ) -> agedi.Diffusion:
-    """A model trained in out/version_0: loaded if it has been, resumed if it was interrupted."""
+    """The model trained in out/version_0: loaded if training has ended, resumed if it was interrupted."""
     run, finished = out / "version_0", out / "finished"
     if not finished.exists():
         checkpoint = run if run.is_dir() else None
@@ -31,7 +31,7 @@ def train_once(
 
 
 def sample_once(path: pathlib.Path, draw: Callable[[], list[ase.Atoms]]) -> list[ase.Atoms]:
-    """Samples from a file, or drawn and written to it."""
+    """Samples read from a file, or if it does not exist, drawn and written to it."""
     if not path.exists():
         write_structures(path, draw())
     return common.read_atoms(path)

@@ -2,10 +2,10 @@
 
     python experiments/agedi/surface_data.py --out runs/surface --count 300
 
-writes relaxed.traj (minima, to learn the diffusion from), frames.traj (other points of the relaxations, for the force
-field alone) and slab.traj, the template to sample on. Every structure has energy and forces, FixAtoms on the slab, and
-in `info` the number of `adatoms` and their `binding` energy (eV an adatom, against free atoms of EMT).
-Half a second a structure: 300 take two to three minutes on one core.
+Writes relaxed.traj (minima, to train the diffusion on), frames.traj (other points of the relaxations, for the force
+field only) and slab.traj, the template to sample on. Every structure has energy and forces, FixAtoms on the slab, and
+in `info` the number of `adatoms` and their `binding` energy (eV per adatom, relative to free atoms of EMT).
+One structure takes half a second, 300 take two to three minutes on one core.
 """
 
 import argparse
@@ -23,22 +23,22 @@ from ase.optimize import BFGS
 from matterform import write_structures
 
 SIZE = (3, 3, 2)  # atoms along a and b, layers
-HEIGHT = 16.0  # Å, of the cell
+HEIGHT = 16.0  # height of the cell, Å
 GAP = (0.8, 4.8)  # Å above the top layer: the confinement
-START = (1.5, 3.5)  # Å above it, where adatoms are placed
-CLEAR = 2.0  # Å between atoms at the start
+START = (1.5, 3.5)  # Å above the top layer, where adatoms are placed
+CLEAR = 2.0  # smallest distance between atoms at the start, Å
 FMAX, STEPS = 0.05, 100
-KEPT = (0, 2, 5, 10, 20)  # steps of a relaxation that go to the force field
+KEPT = (0, 2, 5, 10, 20)  # steps of a relaxation that become data of the force field
 
 
 def main() -> None:
     """Writes the data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/surface"))
-    parser.add_argument("--count", type=int, default=300, help="of relaxed structures")
-    parser.add_argument("--slab", default="Cu")
-    parser.add_argument("--adatom", default="Pt")
-    parser.add_argument("--adatoms", type=int, nargs=2, default=(2, 5), help="least and most of them")
+    parser.add_argument("--count", type=int, default=300, help="number of relaxed structures (default: %(default)s)")
+    parser.add_argument("--slab", default="Cu", help="element of the slab (default: %(default)s)")
+    parser.add_argument("--adatom", default="Pt", help="element of the adatoms (default: %(default)s)")
+    parser.add_argument("--adatoms", type=int, nargs=2, default=(2, 5), help="smallest and largest number of adatoms")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     slab = make_slab(arguments.slab)
@@ -64,7 +64,7 @@ def make_slab(metal: str) -> ase.Atoms:
 
 
 def confinement(slab: ase.Atoms) -> tuple[float, float]:
-    """The heights (Å) between which adatoms are."""
+    """The heights z_min and z_max (Å) between which adatoms are confined."""
     top = slab.positions[:, 2].max()
     return round(top + GAP[0], 2), round(top + GAP[1], 2)
 
@@ -86,7 +86,7 @@ def make_surfaces(
 
 
 def place_adatoms(rng: np.random.Generator, slab: ase.Atoms, element: str, number: int) -> ase.Atoms:
-    """The slab with atoms at random places above it, none too close to another: also what samples are compared with."""
+    """The slab with atoms at random places above it, none too close to another; also the baseline for samples."""
     atoms = slab.copy()
     top = slab.positions[:, 2].max()
     while len(atoms) < len(slab) + number:
@@ -99,7 +99,7 @@ def place_adatoms(rng: np.random.Generator, slab: ase.Atoms, element: str, numbe
 
 
 def relaxation(atoms: ase.Atoms) -> list[ase.Atoms] | None:
-    """All frames of a relaxation with EMT, with energies and forces; None if it does not end."""
+    """All frames of a relaxation with EMT, with energies and forces; None if it does not converge."""
     atoms = atoms.copy()
     atoms.calc = EMT()
     path = []
@@ -116,19 +116,19 @@ def relaxation(atoms: ase.Atoms) -> list[ase.Atoms] | None:
 
 
 def outside(atoms: ase.Atoms, slab: ase.Atoms) -> bool:
-    """Whether an adatom is where confined diffusion does not go."""
+    """Whether an adatom is outside the confinement."""
     low, high = confinement(slab)
     heights = atoms.positions[len(slab) :, 2]
     return bool((heights <= low).any() or (heights >= high).any())
 
 
 def labelled(atoms: ase.Atoms) -> ase.Atoms:
-    """The structure with its number of adatoms and their binding energy (eV each)."""
+    """The structure with its number of adatoms and their binding energy (eV per adatom)."""
     fixed = len(atoms.constraints[0].index)
     number = len(atoms) - fixed
     slab = atoms[:fixed]
     slab.calc = EMT()
-    # EMT counts energies from the bulk metals; free atoms are the difference that adatoms feel.
+    # Energies of EMT are relative to the bulk metals; subtracting free atoms gives the binding energy.
     alone = ase.Atoms(atoms.symbols[-1:])
     alone.calc = EMT()
     free = slab.get_potential_energy() + number * alone.get_potential_energy()

@@ -1,4 +1,4 @@
-"""What EMT says of adatoms on a slab: binding energies as drawn and relaxed, and errors of a model's force field."""
+"""EMT as reference for adatoms on a slab: binding energies before and after relaxation, and errors of a force field."""
 
 import pathlib
 
@@ -13,7 +13,11 @@ from experiments.agedi.surface_data import FMAX, labelled, relaxation
 
 
 def judge(atoms: ase.Atoms, slab: ase.Atoms) -> dict[str, float]:
-    """Binding energy an adatom (eV) with EMT, as it is and relaxed; NaN relaxed where that does not end."""
+    """Binding energy per adatom (eV) with EMT, as sampled and relaxed; NaN where the relaxation does not converge.
+
+    Raises:
+        ValueError: a fixed atom has moved.
+    """
     moved = np.abs(atoms.positions[: len(slab)] - slab.positions).max()
     if moved > 0:
         raise ValueError(f"a fixed atom moved by {moved} angstrom")
@@ -31,7 +35,7 @@ def judge(atoms: ase.Atoms, slab: ase.Atoms) -> dict[str, float]:
 
 
 def summary(found: list[dict[str, float]]) -> dict[str, float]:
-    """Medians and means of a group."""
+    """Medians and means of a group of structures."""
     values = {name: np.array([one[name] for one in found]) for name in found[0]}
     return {
         "drawn_median_ev": float(np.median(values["drawn"])),
@@ -45,7 +49,7 @@ def summary(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def force_errors(diffusion: agedi.Diffusion, structures: list[ase.Atoms]) -> dict[str, float]:
-    """Errors of the model's force field on minima and, shaken by 0.1 Å, beside them; against EMT."""
+    """Errors of the model's force field, relative to EMT, at minima and at positions displaced by about 0.1 Å."""
     rng, energies, forces = np.random.default_rng(2), [], []
     shaken = []
     for atoms in structures:
@@ -66,8 +70,8 @@ def force_errors(diffusion: agedi.Diffusion, structures: list[ase.Atoms]) -> dic
 
 
 def draw(out: pathlib.Path, judged: dict[str, list[dict[str, float]]]) -> None:
-    """Distributions of energies before and after relaxation."""
-    figure, axes = common.new_figure(2, "4 Pt on Cu(100): binding energy, EMT (eV an adatom)")
+    """Plots distributions of binding energies before and after relaxation."""
+    figure, axes = common.new_figure(2, "4 Pt on Cu(100): binding energy, EMT (eV per adatom)")
     colors = {"random": common.INK, "samples": common.VALIDATION, "guided": "#b04a4a", "data": common.TRAINING}
     for axis, key, title in zip(axes, ("drawn", "relaxed"), ("as drawn", "after relaxation"), strict=True):
         for name, found in judged.items():

@@ -1,11 +1,11 @@
-"""Platinum adatoms on copper: structures drawn on a fixed slab, guided and relaxed by the model's own force field.
+"""Platinum adatoms on copper: structures sampled on a fixed slab, guided and relaxed by the model's own force field.
 
     python experiments/agedi/surfaces.py --out runs/agedi_surfaces
 
 Makes its data (experiments/agedi/surface_data.py: adatoms on Cu(100) relaxed with ASE's EMT), trains a model with
-ConfinedCellPositions, MaskFixed and a force field, and draws clusters on the slab with and without guidance by forces.
-EMT judges them, as drawn and after relaxation with EMT, beside atoms placed at random and beside the data: energy an
-adatom, relaxation steps. Writes report.json, samples_*.traj and energies.png.
+ConfinedCellPositions, MaskFixed and a force field, and samples clusters on the slab with and without guidance by
+forces. Energies per adatom and relaxation steps with EMT, before and after relaxation, are compared with those of atoms
+placed at random and of the data. Writes report.json, samples_*.traj and energies.png.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ SLAB, ADATOM, ADATOMS = "Cu", "Pt", 4
 
 
 def main() -> None:
-    """Makes data, trains, samples, relaxes, compares."""
+    """Makes the data, trains, samples, relaxes and compares."""
     arguments = common.parse_arguments(__doc__, "runs/agedi_surfaces")
     count, drawn = (3000, 200) if arguments.full else (300, 40)
     slab = make_slab(SLAB)
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def surfaces(out: pathlib.Path, slab: ase.Atoms, count: int) -> tuple[list[ase.Atoms], list[ase.Atoms]]:
-    """The data set: minima, and frames on the way to them."""
+    """The data set: minima, and frames of the relaxations to them."""
     paths = [out / f"{name}.traj" for name in ("relaxed", "frames")]
     if not all(path.exists() for path in paths):
         for path, structures in zip(paths, make_surfaces(slab, ADATOM, count, (2, 5), seed=0), strict=True):

@@ -1,4 +1,4 @@
-"""Acetylacetone at 300 K: energies and forces from 450 structures, with and without denoising before.
+"""Acetylacetone at 300 K: energies and forces from 450 structures, with and without pre-training by denoising.
 
     python experiments/atomformer/acac.py --data ../shared/data --out runs/acac
 
@@ -23,7 +23,7 @@ FIVE_EPOCHS = 5 * 57  # steps: 450 structures, 8 per step
 
 
 def main() -> None:
-    """Runs what is not there yet."""
+    """Runs the trainings that are not finished yet, evaluates and plots."""
     arguments = common.parse_arguments(__doc__, "runs/acac", epochs=400, pretrain_epochs=100)
     errors = {}
     for kind in ("direct", "conservative"):
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def denoising(arguments: argparse.Namespace, network: AtomformerConfig, kind: str) -> PretrainConfig:
-    """Denoising of the training structures of both molecules, none of whose labels it reads."""
+    """Denoising of the training structures of both molecules; their labels are not used."""
     folder = arguments.out / "unlabelled"
     if not folder.exists():
         files = (common.data_file(arguments.data, name) for name in ("3bpa_train", "acac_train"))
@@ -59,7 +59,7 @@ def denoising(arguments: argparse.Namespace, network: AtomformerConfig, kind: st
 def finetuning(
     arguments: argparse.Namespace, network: AtomformerConfig, start: str | None, run_dir: pathlib.Path
 ) -> FinetuneConfig:
-    """Energies relative to the isolated atoms, and forces; L1, forces ten times as heavy."""
+    """Energies relative to the isolated atoms, and forces with ten times their weight, in an L1 loss."""
     return FinetuneConfig(
         train=common.data_file(arguments.data, "acac_train"),
         run_dir=run_dir,

@@ -3,8 +3,8 @@
     atomformer prepare s2ef-15m runs/s2ef-15m --split train        # once: the published parquet, or any --kind
     python experiments/atomformer/s2ef.py --train runs/s2ef-15m --run-dir runs/atomformer_base
 
-AdamW 3e-4 with a cosine and 0.001 of the run to warm up, weight decay 0.01, gradient norm 5, 128 structures a step over
-all devices, 10 epochs, gradient checkpointing, batches of equal length. Every flag of `atomformer pretrain` works,
+AdamW at 3e-4 with a cosine schedule and 0.001 of the run as warm-up, weight decay 0.01, gradient norm 5, 128 structures
+per step over all devices, 10 epochs, gradient checkpointing, batches of equal length. Every flag of `atomformer pretrain` works,
 --distributed for several hosts included. What the paper does not print, such as the held-out share, is our choice.
 """
 

@@ -1,4 +1,4 @@
-"""What AtomFormer's recipes share: runs that are trained once, errors on a test set, tables and curves."""
+"""Shared by AtomFormer's recipes: runs that are trained only once, errors on a test set, tables and curves."""
 
 import csv
 import pathlib
@@ -11,7 +11,7 @@ OPTIMIZER = {"optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.01, 
 
 
 def train_once(config: atomformer.TrainConfig) -> pathlib.Path:
-    """Trains, goes on with an interrupted run, or skips a finished one; returns the folder of the model."""
+    """Trains, resumes an interrupted run, or skips a finished one; returns the folder of the model."""
     model = config.run_dir / "model"
     if not model.exists():
         atomformer.train(config, resume=(config.run_dir / "checkpoints").exists())
@@ -27,7 +27,7 @@ def evaluate_on(path: pathlib.Path, model: pathlib.Path) -> atomformer.Evaluatio
 def write_errors(
     out: pathlib.Path, first_column: str, errors: Mapping[str, Mapping[str, float]], per_atom: bool = False
 ) -> None:
-    """errors.json, and table.md with a row per model; energies as totals or per atom."""
+    """Writes errors.json, and table.md with one row per model; energies are totals or per atom."""
     ending, unit, digits = ("_per_atom", "meV/atom", 0) if per_atom else ("", "meV", 1)
     rows = []
     for name, found in errors.items():
@@ -40,7 +40,7 @@ def write_errors(
 
 
 def draw_curves(out: pathlib.Path, runs: Sequence[str], title: str) -> None:
-    """Held-out errors of energies and forces against the epoch, for runs in one folder."""
+    """Plots held-out errors of energies and forces against the epoch, for runs in one folder."""
     figure, axes = common.new_figure(2, title)
     for name in runs:
         with (out / name / "metrics.csv").open(newline="") as file:

@@ -21,7 +21,7 @@ NETWORK = AtomformerConfig(
 
 
 def main() -> None:
-    """Runs what is not there yet."""
+    """Runs the trainings that are not finished yet, evaluates and plots."""
     arguments = common.parse_arguments(__doc__, "runs/silicon", epochs=100)
     errors = {}
     for periodic in ("minimum_image", "images"):

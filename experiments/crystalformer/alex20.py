@@ -4,8 +4,8 @@
     crystalformer prepare alex_20/val.csv alex_20/val --workers 32
     python experiments/crystalformer/alex20.py --run-dir runs/alex20
 
-Every flag of `crystalformer train` overrides the recipe; `--resume` goes on with an interrupted run. All devices of
-the machine share a batch; with fewer or smaller ones `--accumulate 8` gives the same numbers in an eighth of the
+Every flag of `crystalformer train` overrides the recipe; `--resume` continues an interrupted run. All devices of
+the machine share a batch; with fewer or smaller ones, `--accumulate 8` gives the same results with an eighth of the
 memory. On several hosts start the same command on each, with `--distributed`.
 """
 

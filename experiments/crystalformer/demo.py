@@ -1,9 +1,9 @@
-"""What `make demo` runs: crystals from the shipped weights, judged and drawn, in a few minutes on two cores.
+"""The demo of `make demo`: samples crystals from the shipped weights, evaluates and plots them; minutes on two cores.
 
     python experiments/crystalformer/demo.py --out demo
 
-Writes CIFs with their symmetry, samples.csv (model's view), judged.csv (validity and more, a row a crystal),
-summary.json (shares with their protocol) and crystals.png.
+Writes CIFs with their symmetry, samples.csv (tokens of the model), judged.csv (validity and more, one row per
+crystal), summary.json (shares with their protocol) and crystals.png.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from experiments.crystalformer import shipped
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Samples, judges and draws."""
+    """Samples crystals, evaluates and plots them."""
 
-    out: pathlib.Path = pathlib.Path("demo")  # folder; an earlier demo in it is refused, not overwritten
-    num_samples: int = 300
-    temperature: float = 1.0
-    seed: int = 42
+    out: pathlib.Path = pathlib.Path("demo")  # folder for the results; must not contain an earlier demo
+    num_samples: int = 300  # number of crystals to sample
+    temperature: float = 1.0  # sampling temperature; 1: the distribution of the model
+    seed: int = 42  # random seed
 
 
 def demo(arguments: Demo) -> int:
@@ -43,7 +43,7 @@ def demo(arguments: Demo) -> int:
     status = main(["sample", f"--out={out}", *flags])
     if status:
         return status
-    print(f"speed: {shipped.steady_speed(arguments.num_samples):.0f} crystals a second, once compiled")
+    print(f"speed: {shipped.steady_speed(arguments.num_samples):.0f} crystals per second, once compiled")
     possible = pd.read_csv(out / "samples.csv")["problem"].isna().to_numpy()
     crystals = crystalformer.Crystals(
         *(field[possible] for field in crystalformer.read_crystal_table(out / "samples.csv"))

@@ -2,7 +2,7 @@
 
     python experiments/crystalformer/mp20.py --train mp_20/train.csv --validation mp_20/val.csv --run-dir runs/mp20
 
-Every flag of `crystalformer train` overrides the recipe; `--resume` goes on with an interrupted run. A first look:
+Every flag of `crystalformer train` overrides the recipe; `--resume` continues an interrupted run. For a short trial:
 `--epochs 50 --num-layers 4`.
 """
 

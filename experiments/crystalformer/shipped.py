@@ -1,4 +1,4 @@
-"""The model that ships: exported from a run with its card, and judged by its samples.
+"""The model that ships with the package: its export from a run with its card, and its evaluation by samples.
 
 `small.py` and `demo.py` call these; results go to `results/small/` beside this file.
 """
@@ -24,13 +24,13 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "small"
 
 
 def run(argv: list[str]) -> int:
-    """Runs `export` or `evaluate`, with its flags behind it."""
+    """Runs `export` or `evaluate` with the flags that follow; returns the exit status."""
     arguments, function = {"export": (Export, export), "evaluate": (Evaluate, evaluate)}[argv[0]]
     return function(tyro.cli(arguments, args=argv[1:]))
 
 
 def steady_speed(num_samples: int) -> float:
-    """Crystals a second of a second call, without compilation; groups as in the training set."""
+    """Crystals per second of a second call, without compilation; space groups as in the training set."""
     weights, counts = crystalformer.load_pretrained(), crystalformer.training_spacegroups()
     groups = np.random.default_rng(0).choice(np.arange(1, 231), num_samples, p=counts / counts.sum())
     seconds = []
@@ -45,7 +45,7 @@ def steady_speed(num_samples: int) -> float:
 class Export:
     """Writes weights (float16) and card into the package; log, curve and card beside this script."""
 
-    run_dir: pathlib.Path = pathlib.Path("runs/small")
+    run_dir: pathlib.Path = pathlib.Path("runs/small")  # folder of the training run
 
 
 def export(arguments: Export) -> int:
@@ -72,12 +72,12 @@ def export(arguments: Export) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Judges samples of the shipped weights against the training set; writes evaluation.json beside this script."""
+    """Compares samples of the shipped weights with the training set; writes evaluation.json beside this script."""
 
-    run_dir: pathlib.Path = pathlib.Path("runs/small")
-    num_samples: int = 1000
-    temperature: float = 1.0
-    seed: int = 0
+    run_dir: pathlib.Path = pathlib.Path("runs/small")  # folder of the training run
+    num_samples: int = 1000  # number of crystals to sample
+    temperature: float = 1.0  # sampling temperature; 1: the distribution of the model
+    seed: int = 0  # random seed
 
 
 def evaluate(arguments: Evaluate) -> int:
@@ -119,7 +119,7 @@ def evaluate(arguments: Evaluate) -> int:
 
 
 def make_card(rows: list[dict[str, float]], groups: np.ndarray, num_parameters: int) -> dict:
-    """What the weights are: data, sizes, losses in nats a crystal, and the groups of the training set."""
+    """Description of the weights: data, sizes, losses (nats per crystal), and space groups of the training set."""
     best = min(rows, key=lambda row: row["validation_loss"])
     number, count = np.unique(groups, return_counts=True)
     return {
@@ -139,7 +139,7 @@ def make_card(rows: list[dict[str, float]], groups: np.ndarray, num_parameters: 
 
 
 def draw_curve(rows: list[dict[str, float]], path: pathlib.Path) -> None:
-    """Loss and its parts against the epoch, training and held-out."""
+    """Plots the loss and its parts against the epoch, for training and held-out crystals."""
     from matplotlib.figure import Figure
 
     parts = {"loss": "whole crystal", "loss_w": "letters", "loss_a": "elements", "loss_xyz": "coordinates"}
@@ -156,6 +156,6 @@ def draw_curve(rows: list[dict[str, float]], path: pathlib.Path) -> None:
         late = max(row[f"validation_{name}"] for row in rows[len(rows) // 10 :])
         axes.set(title=title, xlabel="epoch", ylim=(floor - 0.1 * abs(late - floor), late + 0.2 * abs(late - floor)))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("negative log-likelihood (nats a crystal)")
+    figure.axes[0].set_ylabel("negative log-likelihood (nats per crystal)")
     figure.axes[0].legend(frameon=False)
     figure.savefig(path)

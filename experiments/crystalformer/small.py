@@ -5,8 +5,8 @@
     python experiments/crystalformer/small.py evaluate --run-dir runs/small
 
 Data: 7,140 binary and ternary crystals of MP-20's validation set, up to 20 atoms (Materials Project, CC BY 4.0), a
-tenth of them held out. The shipped weights are those of epoch 47, where the held-out loss stopped falling: the epochs
-took 40 to 60 s each on two cores that were busy with other work, and the schedule would have gone on to epoch 100.
+tenth of them held out. The shipped weights are those of epoch 47, where the held-out loss stopped falling: each
+epoch took 40 to 60 s on two busy cores, and the schedule was set for 100 epochs.
 """
 
 import pathlib

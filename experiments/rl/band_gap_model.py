@@ -3,7 +3,7 @@
     python experiments/rl/band_gap_model.py --table mp20_biternary.csv.gz --out runs/gap_model
 
 Writes the folder that the reward `property` of `crystalformer ppo` takes as --property-path, and errors.json with the
-errors on held-out crystals. A brief training on few crystals: good enough to steer by, not to publish gaps with.
+errors on held-out crystals. A brief training on few crystals: accurate enough for a reward, not for publication.
 """
 
 import dataclasses
@@ -25,21 +25,21 @@ from matterform import parse_structure, progress_bar, write_atomically
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """Trains on nine tenths of a table, tests on the rest."""
+    """Trains on nine tenths of a table and tests on the rest."""
 
     table: pathlib.Path  # CSV with the columns cif and `column`
     out: pathlib.Path  # folder to write; it appears whole or not at all
-    column: str = "band_gap"  # eV
-    epochs: int = 40
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    cutoff: float = 5.0  # angstrom
-    seed: int = 0
-    threads: int = 1
+    column: str = "band_gap"  # column with the band gap, eV
+    epochs: int = 40  # number of passes over the training set
+    batch_size: int = 64  # number of crystals per step
+    learning_rate: float = 2e-3  # learning rate of Adam at the start of a cosine schedule
+    cutoff: float = 5.0  # radius within which atoms are neighbours, Å
+    seed: int = 0  # random seed of weights, held-out crystals and batches
+    threads: int = 1  # number of threads of PyTorch
 
 
 def make_graph(converter: Structure2Graph, cif: str, value: float) -> Data:
-    """A crystal as the network takes it, with its target."""
+    """A crystal as input of the network, with its target."""
     graph, lattice, _ = converter.get_graph(parse_structure(cif))
     graph.pbc_offshift = graph.pbc_offset @ lattice[0]
     graph.pos = graph.frac_coords @ lattice[0]
@@ -56,12 +56,12 @@ def predict(model: MEGNet, graphs: list[Data], batch_size: int) -> np.ndarray:
 
 
 def states(batch: Batch) -> torch.Tensor:
-    """The state of every crystal: none, in the form of a model without fidelities."""
+    """The state attributes of every crystal: zeros, for a model without fidelities."""
     return torch.zeros(batch.num_graphs, 2)
 
 
 def train(arguments: Train) -> int:
-    """Trains, tests, saves."""
+    """Trains, tests and saves the model."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     rng, start = np.random.default_rng(arguments.seed), time.monotonic()

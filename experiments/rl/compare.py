@@ -1,10 +1,10 @@
-"""Weights before and after fine-tuning, side by side: what was rewarded, and what it may have cost.
+"""Comparison of weights before and after fine-tuning: the rewarded quantity, and validity, novelty and so on.
 
     python experiments/rl/compare.py --after runs/rl/published/epoch_000150.pkl --hull mp20_biternary.csv.gz \
         --references references.json --training mp20_biternary.csv.gz --relax-steps 60 --out runs/rl/comparison
 
-Draws crystals from both, in the same space groups, and writes a table of each, comparison.json (shares of all crystals
-drawn, means over those that have a value, standard errors, what failed and why) and comparison.png. With
+Samples crystals from both, in the same space groups, and writes a table of each, comparison.json (shares of all
+crystals, means over those that have a value, standard errors, and reasons of failures) and comparison.png. With
 --property-path the property of a matgl model is compared as well. Energies are of the samples as they are and, with
 --relax-steps, after relaxation.
 """
@@ -43,18 +43,18 @@ class Compare:
 
     after: pathlib.Path  # fine-tuned weights
     out: pathlib.Path  # folder for tables, numbers and picture
-    training: pathlib.Path  # CSV of CIFs: what is not novel
-    before: pathlib.Path | None = None  # by default the shipped weights
-    hull: pathlib.Path | None = None  # for energies above the hull
-    references: pathlib.Path | None = None  # for a hull of formation energies
-    relax_steps: int = 0
-    property_path: pathlib.Path | None = None  # folder of a matgl model
-    fidelity: int | None = None  # of a multi-fidelity model
-    target: float | None = None  # of the property
-    tolerance: float = 0.5  # what counts as near the target
-    spacegroup: tuple[int, ...] = ()  # by default as often as in the shipped model's training set
-    number: int = 500
-    seed: int = 7
+    training: pathlib.Path  # CSV of CIFs; crystals in it are not novel
+    before: pathlib.Path | None = None  # weights before fine-tuning; none: the shipped ones
+    hull: pathlib.Path | None = None  # table or folder of the hull; none: no energies above a hull
+    references: pathlib.Path | None = None  # references.json, for a hull of formation energies
+    relax_steps: int = 0  # number of relaxation steps before a second energy; 0: no relaxation
+    property_path: pathlib.Path | None = None  # folder of a matgl model of the property
+    fidelity: int | None = None  # fidelity of a multi-fidelity model
+    target: float | None = None  # target of the property, in its unit
+    tolerance: float = 0.5  # largest distance that is near the target, in the property's unit
+    spacegroup: tuple[int, ...] = ()  # space groups to sample; none: as in the shipped model's training set
+    number: int = 500  # number of crystals per set of weights
+    seed: int = 7  # random seed
     potential: PotentialConfig = PotentialConfig(threads=1)
 
 
@@ -95,12 +95,12 @@ def compare(arguments: Compare) -> int:
 
 
 def named(value: Any) -> Any:
-    """Files by their names, since their places mean nothing elsewhere."""
+    """Paths replaced by file names, because folders differ between machines."""
     return value.name if isinstance(value, pathlib.Path) else value
 
 
 def draw_picture(tables: dict[str, pd.DataFrame], path: pathlib.Path) -> None:
-    """Distributions before and after."""
+    """Plots distributions before and after fine-tuning."""
     ranges = {"e_above_hull": (-0.5, 5.0), "e_above_hull_relaxed": (-0.5, 2.0), "property": (-0.5, 8.0)}
     names = [name for name in ranges if name in tables["before"]]
     figure, axes = common.new_figure(len(names))

@@ -5,7 +5,7 @@
 
 Both paths are folders of matgl models: one of the dielectric tensor, and the multi-fidelity MEGNet of band gaps, here
 at fidelity 0 (PBE). beta is 2, the rest as in ehull.py (CrystalFormer-RL, arXiv 2504.02367). Every flag of
-`crystalformer ppo` overrides the recipe; `--resume` goes on with an interrupted run.
+`crystalformer ppo` overrides the recipe; `--resume` continues an interrupted run.
 """
 
 import pathlib

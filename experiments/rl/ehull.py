@@ -4,9 +4,9 @@
         --convex-path convex_hull_pbe_2023.12.29.json.bz2 --run-dir runs/rl_ehull
 
 Batches of 1000 crystals, five steps of Adam at 1e-5 on each, clip range 0.2, beta 0.1, 200 epochs (CrystalFormer-RL,
-arXiv 2504.02367). `matterform hull` makes of the hull's file a folder that opens instantly. Other force fields:
+arXiv 2504.02367). `matterform hull` converts the file of the hull to a folder that opens instantly. Other force fields:
 --mlff-model mace, matgl, or chgnet, which needs no file. Space groups: --spacegroup 225 62 or --spacegroups-from data.
-Every flag of `crystalformer ppo` overrides the recipe; `--resume` goes on with an interrupted run.
+Every flag of `crystalformer ppo` overrides the recipe; `--resume` continues an interrupted run.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""A hull from MP-20's binaries and ternaries: how it compares with the real one, and CHGNet's references for it.
+"""A hull from MP-20's binaries and ternaries: its deviation from the full one, and CHGNet's references for it.
 
     python experiments/rl/hull_mp20.py --table ../shared/data/mp20_biternary.csv.gz --out runs/hull_mp20
 
@@ -6,8 +6,8 @@ Writes hull/ (the index), references.json (energies of the elements by which CHG
 formation) and comparison.json. Takes about four minutes on one core, most of it CHGNet's energies.
 
 The table is a part of the Materials Project, so a hull of it can only lie on or above the real one, and energies above
-it are right or too low, never too high. Crystals that a generator makes are judged too kindly by the same hull, above
-all in systems of which the table holds little; differences between two sets of crystals mean more than the shares.
+it are right or too low, never too high. This hull overestimates the stability of generated crystals, above all in
+systems with few entries; differences between two sets of crystals are more reliable than the shares.
 """
 
 import argparse
@@ -26,12 +26,12 @@ SAME_EV = 1e-4  # eV/atom
 
 
 def main() -> None:
-    """Indexes, compares, fits, compares again."""
+    """Indexes the table, compares energies above the hull, fits references, and compares again with CHGNet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=pathlib.Path, default=common.DATA / common.SOURCES["mp20"].path)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/hull_mp20"))
-    parser.add_argument("--limit", type=int, help="crystals to evaluate; all by default")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--limit", type=int, help="number of crystals to evaluate (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of PyTorch (default: %(default)s)")
     arguments = parser.parse_args()
     if not (arguments.out / "hull").exists():
         matterform.index_hull(arguments.table, arguments.out / "hull")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def energies_above(hull: Hull, structures: list[Any], formation_per_atom: np.ndarray) -> np.ndarray:
-    """eV/atom above the hull of crystals with these energies of formation (eV/atom)."""
+    """Energies above the hull (eV/atom) of crystals with these energies of formation (eV/atom)."""
     compositions = [structure.composition for structure in structures]
     above = hull.energy_above_hull(compositions, formation_per_atom * [len(structure) for structure in structures])
     assert not any(above.problems)
@@ -71,7 +71,7 @@ def energies_above(hull: Hull, structures: list[Any], formation_per_atom: np.nda
 
 
 def errors(ours: np.ndarray, published: np.ndarray) -> dict[str, float]:
-    """How energies above the hull (eV/atom) differ from the published ones."""
+    """Errors of energies above the hull (eV/atom) relative to the published ones."""
     difference = ours - published
     return {
         "crystals": len(ours),
@@ -92,11 +92,11 @@ def errors(ours: np.ndarray, published: np.ndarray) -> dict[str, float]:
 def compare_potential(
     hull: Hull, structures: list[Any], fit: PotentialFit, above: np.ndarray, published: np.ndarray
 ) -> dict[str, Any]:
-    """What is left of the energies of formation, and what that does to energies above the hull."""
+    """Errors of the formation energies (eV/atom), and the resulting errors of energies above the hull (eV/atom)."""
     used = [structures[index] for index in fit.used]
     formation = np.array([structure.properties["formation_energy_per_atom"] for structure in used])
     values = energies_above(hull, used, fit.residual.values + formation)
-    # References absorb a correction that every atom of an element gets, but not those that hang on the neighbours.
+    # References absorb corrections per atom of an element, but not those that depend on its neighbours.
     again = matterform.mp2020_corrections(used).values / [len(structure) for structure in used]
     compositions = [structure.composition for structure in used]
     _, double = fit_references(compositions, fit.energy_per_atom[fit.used] + again, formation)

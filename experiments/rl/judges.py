@@ -1,4 +1,4 @@
-"""What crystals are judged by before and after fine-tuning: validity, energies above a hull, a property."""
+"""Evaluation of crystals before and after fine-tuning: validity, energies above a hull, a property."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ JUDGED = ("valid", "valid_strict", "space_group_kept", "unique", "novel")
 
 
 class Judges(NamedTuple):
-    """What crystals are judged by; None where it is not asked for."""
+    """References and models for the evaluation; None for those that are not requested."""
 
-    known: list[Structure]  # what is not novel
+    known: list[Structure]  # crystals that are not novel
     potential: Potential | None
     hull: Hull | None
     references: References | None
@@ -26,7 +26,7 @@ class Judges(NamedTuple):
 
 @contextlib.contextmanager
 def open_judges(arguments: Any) -> Iterator[Judges]:
-    """Opened before anything is drawn, so that a missing one costs nothing."""
+    """Opens references and models; before sampling, so that a missing file fails early."""
     with contextlib.ExitStack() as stack:
         hull = potential = references = model = None
         if arguments.hull is not None:
@@ -49,7 +49,7 @@ def open_judges(arguments: Any) -> Iterator[Judges]:
 def judge(
     groups: np.ndarray, built: Sequence[Structure | None], known: list[Structure]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Validity, symmetry, uniqueness, novelty: a row a sample, False where there is no crystal; and the protocol."""
+    """Validity, symmetry, uniqueness and novelty, one row per sample (False without a crystal); and the protocol."""
     places = [index for index, structure in enumerate(built) if structure is not None]
     structures = [structure for structure in built if structure is not None]
     table, summary = matterform.evaluate(structures, groups[places], known, matterform.EvaluationConfig(strict=True))
@@ -62,7 +62,7 @@ def judge(
 def add_energies(
     table: pd.DataFrame, potential: Potential, hull: Hull, references: References | None, relax_steps: int
 ) -> pd.DataFrame:
-    """Columns with energies above the hull (eV/atom; NaN where there is none), and whether it knows the system."""
+    """Adds energies above the hull (eV/atom; NaN where there is none), and whether the hull contains the system."""
     places = np.flatnonzero(table["structure"].notna())
     structures = table["structure"][places].tolist()
     columns = {"e_above_hull": 0} | ({"e_above_hull_relaxed": relax_steps} if relax_steps else {})
@@ -77,7 +77,7 @@ def add_energies(
 
 
 def add_property(table: pd.DataFrame, model: PropertyModel) -> pd.DataFrame:
-    """A column with the property, NaN where there is none."""
+    """Adds a column with the property, NaN where there is none."""
     places = np.flatnonzero(table["structure"].notna())
     values = np.full(len(table), np.nan)
     values[places] = model.predict(table["structure"][places].tolist()).values

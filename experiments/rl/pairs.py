@@ -3,8 +3,8 @@
     python experiments/rl/pairs.py --model epoch_005500.pkl --chosen stable.csv --rejected unstable.csv
     python experiments/rl/pairs.py --scored scored.csv --score e_above_hull --lower-is-better --group-by spacegroup
 
-Every flag of `crystalformer dpo` overrides the recipe; `--resume` goes on with an interrupted run. A first look, with
-the small model that ships: leave out --model. A scored table is made of samples, whose energies above a hull (a
+Every flag of `crystalformer dpo` overrides the recipe; `--resume` continues an interrupted run. For a trial with
+the small model that ships, leave out --model. A scored table is made of samples, whose energies above a hull (a
 folder of `matterform hull`) are those of a potential, CHGNet unless --mlff-model names another:
 
     crystalformer sample --num-samples 4000 --out samples

@@ -37,7 +37,7 @@ def measure(table: pd.DataFrame, target: float | None, tolerance: float) -> dict
 
 
 def share(values: np.ndarray) -> dict[str, float]:
-    """Of all samples, or of some; without any there is none."""
+    """The share of true values with its standard error; NaN if there are no values."""
     return error_of_share(float(values.mean()) if len(values) else float("nan"), len(values))
 
 
@@ -48,7 +48,7 @@ def error_of_share(value: float, number: int) -> dict[str, float]:
 
 
 def mean(values: np.ndarray) -> dict[str, float]:
-    """Mean and median over the samples that have a value, and how many those are."""
+    """Mean and median over the samples that have a value, and the number of these."""
     known = values[np.isfinite(values)]
     if len(known) < 2:
         return {"value": float("nan"), "error": float("nan"), "median": float("nan"), "number": len(known)}

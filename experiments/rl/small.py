@@ -6,10 +6,11 @@
     python experiments/rl/small.py gap --property-path runs/gap_model --run-dir runs/gap
 
 `stable` takes CHGNet's energies of samples as they are, the hull of the table's own crystals, and the references that
-hull_mp20.py fitted. That hull is a part of the real one, so nothing is paid for lying below it (--reward-high 0).
-`known` does not trust it where it knows nothing either: chemical systems without a compound cost 1 eV/atom, and being
-the first of its kind and not in the table earn 0.25 each.
-`gap` aims at 3 eV with a small MEGNet. Compare with rl/compare.py. Every flag of `crystalformer ppo` overrides.
+hull_mp20.py fitted. That hull is a part of the real one, so lying below it earns no reward (--reward-high 0).
+`known` also penalises systems for which the hull has no data: chemical systems without a compound cost 1 eV/atom.
+The first crystal of each kind, and crystals that are not in the table, earn 0.25 each.
+`gap` aims at 3 eV with a small MEGNet. rl/compare.py compares the results. Every flag of `crystalformer ppo` overrides
+the recipe.
 """
 
 import dataclasses
