@@ -126,7 +126,7 @@ class InpaintConfig:
         ValueError: a value is out of range.
     """
 
-    # diffusion time in (0, 1] at which inpainting starts; below 1, from the noised reference positions
+    # diffusion time (fraction of the whole) at which inpainting starts; below 1, from the noised reference positions
     t_start: float = 1.0
     n_resample: int = 1  # number of passes over each time step, to harmonise known and sampled atoms
     jump_length: int = 1  # number of substeps per time step

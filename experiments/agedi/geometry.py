@@ -31,7 +31,7 @@ def radial_distribution(
 
 
 def neighbours(structures: Sequence[ase.Atoms], longest_bond: float) -> dict[str, np.ndarray]:
-    """Nearest-neighbour distances (Å) and numbers of bonds of all atoms, and the shortest distance (Å) of each crystal."""
+    """Nearest-neighbour distances (Å) and numbers of bonds of all atoms; the shortest distance (Å) of each crystal."""
     nearest, bonds, shortest = [], [], []
     for atoms in structures:
         first, distances = neighbor_list("id", atoms, 3.0)

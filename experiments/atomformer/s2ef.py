@@ -4,8 +4,9 @@
     python experiments/atomformer/s2ef.py --train runs/s2ef-15m --run-dir runs/atomformer_base
 
 AdamW at 3e-4 with a cosine schedule and 0.001 of the run as warm-up, weight decay 0.01, gradient norm 5, 128 structures
-per step over all devices, 10 epochs, gradient checkpointing, batches of equal length. Every flag of `atomformer pretrain` works,
---distributed for several hosts included. What the paper does not print, such as the held-out share, is our choice.
+per step over all devices, 10 epochs, gradient checkpointing, batches of equal length. Every flag of `atomformer
+pretrain` works, including --distributed for several hosts. Settings that the paper does not give, such as the held-out
+share, are our choice.
 """
 
 import pathlib
