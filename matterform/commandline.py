@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import importlib.metadata
 import logging
 import os
 import pathlib
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from matterform._version import __version__
 from matterform.arguments import PARSING, Command, UsageError, nearest, parse, usage_errors, with_common_flags
 from matterform.errors import one_line
 
@@ -71,7 +71,11 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def on_interrupt(describe: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C inside the block ends the command with what `describe` returns: what is safe, where, how to go on."""
+    """Ctrl-C inside the block ends the command with what `describe` returns: what is safe, where, how to go on.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed inside the block.
+    """
     try:
         yield
     except Interrupted:
@@ -87,7 +91,11 @@ def this_command(*more: str) -> str:
 
 
 def report_run(program: str, command: str, run_dir: pathlib.Path, result: Any, product: str) -> int:
-    """Prints how a training run ended and where its `product` is; returns the exit status."""
+    """Prints how a training run ended and where its `product` is; returns the exit status.
+
+    Raises:
+        Interrupted: the run was stopped by Ctrl-C; says how to go on.
+    """
     if result.outcome == "interrupted":
         raise Interrupted(
             f"the run is saved in {run_dir}; go on with: {program} {command} --run-dir {run_dir} --resume"
@@ -102,7 +110,7 @@ def _run(
 ) -> int:
     by_name = {command.name: command for command in commands}
     if argv and argv[0] == "--version":
-        say(f"{program} {importlib.metadata.version('matterform')}")
+        say(f"{program} {__version__}")
         return 0
     if argv and argv[0] == COMPLETION:
         argv = [f"--tyro{COMPLETION[1:]}", *(argv[1:] or ["bash"])]

@@ -32,6 +32,9 @@ def death_explained(message: str) -> Iterator[None]:
     """Turns the death of a worker into a ChildProcessError with `message`.
 
     The block holds the submissions as well as the results: a pool refuses work as soon as it notices.
+
+    Raises:
+        ChildProcessError: a worker died.
     """
     try:
         yield

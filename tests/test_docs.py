@@ -1,5 +1,6 @@
 """References in code and pages lead to something inside the repository."""
 
+import ast
 import pathlib
 import re
 
@@ -47,3 +48,29 @@ def test_links_of_a_page_lead_somewhere(page):
     path = ROOT / page
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+def raised(function):
+    """What a function raises itself, not only through what it calls; bare `raise` and exits aside."""
+    stack, found = list(ast.iter_child_nodes(function)), []
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            found.append(ast.unparse(node.exc))
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda):
+            stack.extend(ast.iter_child_nodes(node))
+    return [text for text in found if not re.search("NotImplementedError|Exit", text)]
+
+
+def test_public_functions_that_raise_say_so():
+    silent = []
+    for path in CODE:
+        place = path.relative_to(ROOT)
+        if place.parts[0] not in FOLDERS[:4] or "assets" in place.parts:
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            public = isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+            # A docstring of one line may say it in a clause.
+            if public and raised(node) and not re.search("Raises:|Error", ast.get_docstring(node) or ""):
+                silent.append(f"{place}: {node.name}")
+    assert silent == []

@@ -35,7 +35,11 @@ class Evaluate:
 
 
 def run_evaluate(arguments: Evaluate) -> int:
-    """Evaluates crystals without a potential."""
+    """Evaluates crystals without a potential.
+
+    Raises:
+        ValueError: the output folder exists already, or a file is not what it should be.
+    """
     from matterform.evaluation.summary import describe
 
     if arguments.out.exists():

@@ -91,7 +91,11 @@ def run_hull(arguments: Hull) -> int:
 
 
 def run_references(arguments: References) -> int:
-    """Fits a potential's references and says how well."""
+    """Fits a potential's references and says how well.
+
+    Raises:
+        ValueError: the output file exists already, or the table is not what it should be.
+    """
     from matterform.stability.above_hull import fit_potential_references
     from matterform.stability.references import save_references
 
@@ -136,7 +140,11 @@ TABLE: tuple[str, ...] = (
 
 
 def run_above_hull(arguments: AboveHull) -> int:
-    """Evaluates crystals chunk by chunk and writes each chunk when it is done."""
+    """Evaluates crystals chunk by chunk and writes each chunk when it is done.
+
+    Raises:
+        ValueError: a setting is out of range, or hull, references and potential do not belong together.
+    """
     from matterform.io.formats import iterate_crystals
     from matterform.io.tables import open_rows
     from matterform.stability import above_hull

@@ -36,7 +36,11 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def existing(path: str | os.PathLike[str]) -> pathlib.Path:
-    """`path`, which must exist."""
+    """`path`, which must exist.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist (looked from {pathlib.Path.cwd()})")
@@ -71,7 +75,11 @@ def open_text(path: pathlib.Path, mode: str = "r", newline: str | None = None) -
 
 @contextlib.contextmanager
 def damage_explained(path: pathlib.Path) -> Iterator[None]:
-    """Turns the errors of a broken gzip or bzip2 file into a ValueError that names the file."""
+    """Turns the errors of a broken gzip or bzip2 file into a ValueError that names the file.
+
+    Raises:
+        ValueError: the file is damaged or cut off.
+    """
     try:
         yield
     except (EOFError, OSError, zlib.error) as error:

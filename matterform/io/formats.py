@@ -121,7 +121,12 @@ def iterate_crystals(path: str | os.PathLike[str]) -> Iterator[CrystalRecord]:
 
 
 def iterate_texts(path: str | os.PathLike[str]) -> Iterator[TextRecord]:
-    """The crystals of a CSV, a CIF or a folder of CIFs as text, for readers that parse in worker processes."""
+    """The crystals of a CSV, a CIF or a folder of CIFs as text, for readers that parse in worker processes.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        ValueError: it does not hold crystals as text.
+    """
     kind = _kind(existing(path))
     if kind not in ("cif", "csv"):
         raise ValueError(f"{path} does not hold crystals as text: expected a CSV, a CIF or a folder of CIFs")
@@ -139,7 +144,11 @@ def to_atoms(structure: AnyStructure) -> "ase.Atoms":
 
 
 def to_structure(structure: AnyStructure) -> "pymatgen.core.Structure":
-    """The pymatgen Structure of either kind; `info` becomes `properties`. Atoms without a 3-D cell are a ValueError."""
+    """The pymatgen Structure of either kind; `info` becomes `properties`.
+
+    Raises:
+        ValueError: atoms without a 3-D cell are no crystal.
+    """
     import ase
     from pymatgen.io.ase import AseAtomsAdaptor
 

@@ -183,6 +183,9 @@ def stability_shares(
     """Shares over all crystals; one without a value (NaN) counts as unstable.
 
     S.U.N. needs `unique` and `novel`, an entry for each crystal that was generated.
+
+    Raises:
+        ValueError: there is no crystal.
     """
     if not len(e_above_hull):
         raise ValueError("expected at least one crystal, found none")

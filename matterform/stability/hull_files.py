@@ -139,7 +139,11 @@ def _formulas(path: pathlib.Path, chunk: Any, first_row: int) -> Sequence[str]:
 
 @functools.lru_cache(maxsize=2**14)
 def fractions_of_formula(formula: str) -> Fractions:
-    """Atomic fractions of a formula such as Ca(OH)2 or 'Tm1 Mg1 Hg2'."""
+    """Atomic fractions of a formula such as Ca(OH)2 or 'Tm1 Mg1 Hg2'.
+
+    Raises:
+        ValueError: the text is no formula.
+    """
     from pymatgen.core import Composition
 
     try:

@@ -95,6 +95,9 @@ def switch_plans(plans: Mapping[int, BatchPlan]) -> BatchPlan:
     """Joins several plans: each applies from the epoch that is its key, the first from epoch 0.
 
     For data that change while training goes on, such as copies that join them later.
+
+    Raises:
+        ValueError: no plan begins with epoch 0, or the plans differ in batch size.
     """
     starts = sorted(plans)
     if not starts or starts[0] != 0:
@@ -141,7 +144,11 @@ def steps_before(plan: BatchPlan, epoch: int) -> int:
 
 
 def local_rows(planned: PlannedBatch, process: int, num_processes: int) -> PlannedBatch:
-    """The contiguous rows of a batch that the process number `process` loads."""
+    """The contiguous rows of a batch that the process number `process` loads.
+
+    Raises:
+        ValueError: the batch cannot be divided among the processes.
+    """
     size, rest = divmod(len(planned.indices), num_processes)
     if rest:
         raise ValueError(

@@ -64,6 +64,9 @@ def make_train_step(
     `ema_decay` is per step, `warmed_up`, and needs a state made with `ema=True`. `remember(memory, means)` gives the
     state's memory after a step from that before it and the batch's metrics; with it, `example_loss` takes the memory
     last.
+
+    Raises:
+        ValueError: `accumulate` is below 1.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1; got {accumulate}")
