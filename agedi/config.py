@@ -194,7 +194,7 @@ def parse_reference_energies(given: ReferenceEnergies) -> tuple[tuple[int, float
 
 
 def from_keywords(cls: type[Settings], values: Mapping[str, Any], base: Settings | None = None) -> Settings:
-    """Builds a dataclass of settings from keywords, in place of those of `base` (default: the class's defaults).
+    """Builds a dataclass of settings from keywords, which replace those of `base` (default: the class's defaults).
 
     A keyword is a field of `cls` or of a dataclass nested in it, or a published alias of one. Values may be paths,
     NumPy values, comma-joined names, and mappings for nested dataclasses.

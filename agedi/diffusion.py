@@ -139,7 +139,7 @@ def new_model(config: DiffusionConfig, seed: int) -> ScoreModel:
 
 
 def network(config: DiffusionConfig) -> ScoreModel:
-    """The network with the shapes of its weights in place of their values; computes nothing."""
+    """The network with the shapes of its weights instead of their values; computes nothing."""
     made: list[ScoreModel] = []
 
     def params(key: Any) -> Params:
@@ -188,7 +188,7 @@ def _species(config: DiffusionConfig, graphs: Sequence[AtomsGraph]) -> dict[str,
         return {"species": found}
     if diffuses_types(config) and (new := sorted(set(found) - set(config.species))):
         raise ValueError(
-            f"the model draws the species {list(config.species)}; the data also hold {new}: train a new one"
+            f"the model samples the species {list(config.species)}; the data also hold {new}: train a new model"
         )
     return {}
 

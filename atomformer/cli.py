@@ -104,7 +104,11 @@ def run_prepare(arguments: PrepareArguments) -> int:
 
 
 def run_training(command: str, run: TrainingRun) -> int:
-    """Runs `atomformer pretrain` or `atomformer finetune`: trains, or continues an interrupted run."""
+    """Runs `atomformer pretrain` or `atomformer finetune`: trains, or continues an interrupted run.
+
+    Raises:
+        ValueError, FloatingPointError: as `atomformer.train`.
+    """
     import jax
 
     from atomformer.training import train
@@ -132,7 +136,12 @@ def run_training(command: str, run: TrainingRun) -> int:
 
 
 def run_predict(arguments: PredictArguments) -> int:
-    """Runs `atomformer predict`: predicts structure by structure."""
+    """Runs `atomformer predict`: predicts structure by structure.
+
+    Raises:
+        FileNotFoundError: the model or the structures do not exist.
+        ValueError: the model cannot be read, or the source has no usable structure.
+    """
     from atomformer.checkpoint.published import from_pretrained
     from atomformer.data.rows import row_to_atoms
     from atomformer.prediction.predict import annotate, predict_rows
@@ -161,7 +170,12 @@ def run_predict(arguments: PredictArguments) -> int:
 
 
 def run_evaluate(arguments: EvaluateArguments) -> int:
-    """Runs `atomformer evaluate`: prints the errors and writes known and predicted values."""
+    """Runs `atomformer evaluate`: prints the errors and writes known and predicted values.
+
+    Raises:
+        FileNotFoundError: the model or the structures do not exist.
+        ValueError: the model cannot be read, or no structure has a known value of a predicted quantity.
+    """
     from atomformer.checkpoint.published import from_pretrained
     from atomformer.prediction.evaluation import evaluate, write_evaluation
 

@@ -33,7 +33,13 @@ class InpaintArguments:
 
 
 def run_inpaint(arguments: InpaintArguments) -> int:
-    """Runs `agedi inpaint`; returns the exit status."""
+    """Runs `agedi inpaint`; returns the exit status.
+
+    Raises:
+        FileNotFoundError: the run or the file of structures does not exist.
+        ValueError: as `agedi.inpaint`.
+        FloatingPointError: positions are not finite.
+    """
     from agedi.checkpoint import load_diffusion
     from agedi.sampling.inpainting import InpaintRequest, iterate_inpainted
 

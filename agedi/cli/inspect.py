@@ -21,7 +21,12 @@ class InspectArguments:
 
 
 def run_inspect(arguments: InspectArguments) -> int:
-    """Runs `agedi inspect`; returns the exit status."""
+    """Runs `agedi inspect`; returns the exit status.
+
+    Raises:
+        FileNotFoundError: the run folder does not exist.
+        ValueError: the folder is not a run of AGeDi.
+    """
     from agedi.checkpoint import BEST, HPARAMS, LAST, load_hparams, split_checkpoint
     from matterform.training.checkpoint import complete_steps
 

@@ -39,7 +39,7 @@ OTHER_FLAGS = {
 }
 # Values of --schedule, which is the learning rate's, that only --noise-schedule has.
 NOISE_SCHEDULES = ("linear", "exponential")
-# Flags of `train` whose values `translate_settings` understands.
+# Flags of `train` whose values `translate_settings` converts.
 TRANSLATED = ("--max-time", "--max-time-minutes", "--logger", "--project", "--epochs")
 
 

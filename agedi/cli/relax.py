@@ -55,7 +55,13 @@ class PredictArguments:
 
 
 def run_relax(arguments: RelaxArguments) -> int:
-    """Runs `agedi relax`; returns the exit status."""
+    """Runs `agedi relax`; returns the exit status.
+
+    Raises:
+        FileNotFoundError: the run or the file of structures does not exist.
+        ValueError: the model has no force field, or a structure cannot be used.
+        FloatingPointError: forces are not finite.
+    """
     from agedi.checkpoint import load_diffusion
     from agedi.forcefield.relaxation import iterate_relaxed
 
@@ -81,7 +87,13 @@ def run_relax(arguments: RelaxArguments) -> int:
 
 
 def run_predict(arguments: PredictArguments) -> int:
-    """Runs `agedi predict`; returns the exit status."""
+    """Runs `agedi predict`; returns the exit status.
+
+    Raises:
+        FileNotFoundError: the run or the file of structures does not exist.
+        ValueError: the model has no force field, or a structure cannot be used.
+        FloatingPointError: energies or forces are not finite.
+    """
     from agedi.checkpoint import load_diffusion
     from agedi.forcefield.relaxation import iterate_predicted
 

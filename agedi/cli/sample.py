@@ -86,7 +86,7 @@ class SampleArguments:
     num_atoms: Annotated[int | None, tyro.conf.arg(aliases=["-a"])] = setting(None, "n_atoms")
     # chemical formula of the sampled atoms, e.g. Pd4O4
     formula: Annotated[str | None, tyro.conf.arg(aliases=["-f"])] = None
-    atomic_numbers: tuple[int, ...] | None = None  # atomic numbers of the sampled atoms, in place of a formula
+    atomic_numbers: tuple[int, ...] | None = None  # atomic numbers of the sampled atoms, instead of a formula
     # three lengths (Å), lengths and angles (degrees), or nine numbers (Å, rows are lattice vectors); none: the model's
     cell: Annotated[tuple[float, ...] | None, tyro.conf.arg(aliases=["-c"])] = None
     # file with one structure: fixed atoms, which come first in every sample, and their cell
@@ -100,7 +100,13 @@ class SampleArguments:
 
 
 def run_sample(arguments: SampleArguments) -> int:
-    """Runs `agedi sample`; returns the exit status."""
+    """Runs `agedi sample`; returns the exit status.
+
+    Raises:
+        FileNotFoundError: the run, or the file of a template or of positions, does not exist.
+        ValueError: as `agedi.sample`.
+        FloatingPointError: positions are not finite.
+    """
     from agedi.checkpoint import load_diffusion
     from agedi.sampling.request import SampleRequest
     from agedi.sampling.sample import iterate_samples

@@ -37,7 +37,9 @@ def read_one(path: pathlib.Path) -> "ase.Atoms":
     """
     structures = read_all(path)
     if len(structures) > 1:
-        raise ValueError(f"{path} holds {len(structures)} structures, and one is needed; save that one alone")
+        raise ValueError(
+            f"{path} holds {len(structures)} structures, but one is expected; save the one to use in a file of its own"
+        )
     return structures[0]
 
 

@@ -15,7 +15,7 @@ from matterform.progress import progress_bar
 
 SMALLEST_BUCKET = 4  # atoms
 CAPACITY_STEP = 8  # slots; capacities are multiples of it, so that similar cells share a program
-WINDOW = 16  # chunks whose structures are sorted by size together
+WINDOW = 16  # number of chunks whose structures are sorted by size together
 
 Item = TypeVar("Item")
 
@@ -135,7 +135,7 @@ def _run_chunk(
 
 
 def batch_rows(count: int, batch_size: int) -> int:
-    """Rows of a batch that holds `count` structures: a power of two or the batch size, so that shapes are few."""
+    """Rows of a batch with `count` structures: a power of two or the batch size, so that there are few shapes."""
     rows, devices = min(1 << (count - 1).bit_length(), max(batch_size, count)), jax.device_count()
     return devices * -(-rows // devices)
 

@@ -104,7 +104,7 @@ def create_dataset(
 
 
 def padded_lengths(dataset: Dataset) -> Int[np.ndarray, " r"]:
-    """Number of atoms that each row is padded to: one of few, each of which is the size of some row."""
+    """Padded number of atoms of each row: one of few values, each of which is the size of some row."""
     sizes = _sizes(dataset)
     _, bucket_of = np.unique([bucket(size) for size in sizes.tolist()], return_inverse=True)
     largest = np.zeros(bucket_of.max() + 1, int)

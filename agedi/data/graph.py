@@ -55,8 +55,8 @@ def from_atoms(
         canonical_cell: rotate the structure so that its cell is lower triangular.
 
     Raises:
-        ValueError: the cell is flat, a position is not finite, an atom is no element or lies outside the confinement,
-            or `MaskFixed` meets a constraint other than FixAtoms.
+        ValueError: the cell is flat, a position is not finite, an atom is not an element or lies outside the
+            confinement, or `MaskFixed` meets a constraint other than FixAtoms.
     """
     cell, rotation = full_cell(atoms, canonical_cell)
     if rotation is not None:

@@ -226,7 +226,11 @@ def make_levels(config: DiffusionConfig, noiser: PositionNoiser | None) -> Calla
 
 
 def make_perturb(config: DiffusionConfig, sums: LatticeSums | None = None) -> Perturb:
-    """Returns the joint forward process `perturb(key, graph, t)`; `sums` are needed if cells are periodic."""
+    """Returns the joint forward process `perturb(key, graph, t)`; `sums` are needed if cells are periodic.
+
+    Raises:
+        ValueError: sigma_max is not set.
+    """
     noiser = make_position_noiser(config, sums)
     levels = make_levels(config, noiser)
     with_types = diffuses_types(config)

@@ -81,7 +81,7 @@ class TrainConfig:
 
 
 def train_config(values: Mapping[str, Any], base: TrainConfig | None = None) -> TrainConfig:
-    """A training run from settings by name, ours or published, flat or nested, in place of those of `base`.
+    """A training run from settings by name (ours or published, flat or nested), which replace those of `base`.
 
     Raises:
         ValueError: a name is unknown, or a value is of the wrong type or out of range.
@@ -90,7 +90,7 @@ def train_config(values: Mapping[str, Any], base: TrainConfig | None = None) -> 
 
 
 def fit_config(values: Mapping[str, Any], base: FitConfig | None = None) -> FitConfig:
-    """Settings of training by name, in place of those of `base`.
+    """Training settings from settings by name, which replace those of `base`.
 
     Raises:
         ValueError: a name is unknown, or a value is of the wrong type or out of range.

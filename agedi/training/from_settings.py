@@ -33,7 +33,7 @@ def train_from_atoms(
 
     Args:
         regressor_data: structures that only the force field learns from.
-        properties: values by name for each structure, in place of those it carries.
+        properties: values by name for each structure, which replace its own.
         checkpoint: a run to continue, as in `resume`.
         options: fields of `TrainConfig` and of the dataclasses in it.
 
@@ -98,7 +98,7 @@ def train_with(
 
 
 def _continue(config: TrainConfig, checkpoint: str | pathlib.Path, structures: Structures) -> TrainResult:
-    """Continues a run with its own model and preparation of the data, whatever `config` contains for these."""
+    """Continues a run with its own model and preparation of the data; `config` does not change these."""
     run = load_run(split_checkpoint(checkpoint)[0])
     ignored = [
         *_different(config.diffusion, options_of(run.diffusion)),

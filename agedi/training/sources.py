@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Structures(NamedTuple):
-    """Structures given in Python, in place of files."""
+    """Structures given in Python instead of files."""
 
     data: "Sequence[ase.Atoms] | None" = None
     regressor_data: "Sequence[ase.Atoms] | None" = None

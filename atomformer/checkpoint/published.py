@@ -23,7 +23,7 @@ from matterform.io.files import existing, write_atomically
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MODEL_TYPE = "atomformer"
 RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # names inside the folder of a training run
-# Fields of ours that `config.json` holds under their own names; all others are kept together under OUR_KEY.
+# Our fields that `config.json` contains under their own names; all others are stored together under OUR_KEY.
 PUBLISHED_FIELDS = (
     "vocab_size",
     "dim",
@@ -174,7 +174,7 @@ def _published_heads(architectures: list[str], found: tuple[str, ...]) -> tuple[
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of decoding, be it UTF-8 or JSON
+    except ValueError as error:  # raised by decoding UTF-8 or JSON
         raise ValueError(f"not JSON ({error}); fetch it again") from error
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object, found {type(values).__name__}")
@@ -290,4 +290,4 @@ def _hub_folder(hub_id: str) -> pathlib.Path:
         if (path / CONFIG).exists() and any((path / name).exists() for name in (WEIGHTS, INDEX)):
             return path
         reason = f"it has no {CONFIG} or no {WEIGHTS}"
-    raise ValueError(f"there is no folder {hub_id}, and Hugging Face does not give it ({reason}); {advice}")
+    raise ValueError(f"there is no folder {hub_id}, and Hugging Face does not provide it ({reason}); {advice}")

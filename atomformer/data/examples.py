@@ -78,7 +78,7 @@ class _PeriodicImages(NamedTuple):
     """Periodic data of the structures of a data set, computed when needed."""
 
     of: Callable[[int], tuple[Float[np.ndarray, "3 3"], Edges]]  # reduced cell (Å) and edges of one structure
-    capacity: Callable[[int], int]  # largest number of edges of a structure with at most so many atoms
+    capacity: Callable[[int], int]  # largest number of edges of a structure with at most this number of atoms
 
 
 def _periodic_images(dataset: Dataset, config: AtomformerConfig) -> _PeriodicImages:

@@ -72,7 +72,7 @@ def fit_energy_scale(
     scale = _force_scale(dataset)
     if not scale > 0:
         left = energies - counts @ references
-        # An exact fit leaves only rounding errors, which are no scale.
+        # After an exact fit only rounding errors remain, which must not set the scale.
         left = np.where(np.abs(left) > ROUNDING * np.abs(energies), left, 0.0)
         scale = float(np.sqrt(np.mean((left / counts.sum(axis=1) if per_atom else left) ** 2)))
     named = tuple((int(z), float(energy)) for z, energy in zip(numbers, references, strict=True))

@@ -179,7 +179,7 @@ def test_a_property_without_spread_is_named(crystals, caplog):
 
 def test_types_know_the_species_they_draw(crystals):
     config = create_diffusion("Types", dataset=create_dataset(crystals[1::2]), **SMALL).config
-    with pytest.raises(ValueError, match=r"draws the species \[29\]; the data also hold \[79\]"):
+    with pytest.raises(ValueError, match=r"samples the species \[29\]; the data also hold \[79\]"):
         complete_config(config, create_dataset(crystals))
 
 

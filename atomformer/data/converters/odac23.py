@@ -27,7 +27,7 @@ def iterate_rows(path: str | os.PathLike[str], *, energy: str = "total") -> Iter
 
     Args:
         energy: meaning of the energy of a frame, "total" or "adsorption". The sets made for training contain
-            adsorption energies, which become formation energies; there is no total energy then.
+            adsorption energies, which become formation energies; the total energy is then missing.
 
     Raises:
         FileNotFoundError: `path` does not exist.

@@ -11,7 +11,7 @@ from matterform.commandline import Interrupted
 def test_a_single_structure_is_required(tmp_path):
     ase.io.write(tmp_path / "two.xyz", [ase.Atoms("H"), ase.Atoms("He")])
     assert [atoms.get_chemical_formula() for atoms in read_all(tmp_path / "two.xyz")] == ["H", "He"]
-    with pytest.raises(ValueError, match="holds 2 structures, and one is needed"):
+    with pytest.raises(ValueError, match="holds 2 structures, but one is expected"):
         read_one(tmp_path / "two.xyz")
     (tmp_path / "empty.xyz").write_text("")
     with pytest.raises(ValueError, match="holds no structure"):
