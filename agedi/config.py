@@ -128,7 +128,7 @@ class RegressorLoss:
 class DiffusionOptions:
     """Settings of a new model. Together with the training data they determine its `DiffusionConfig`."""
 
-    # what is diffused: Positions, CellPositions, ConfinedCellPositions, Types; repeated or joined by commas
+    # noisers of the diffusion: Positions, CellPositions, ConfinedCellPositions, Types; repeated or joined by commas
     noisers: tuple[str, ...] = DiffusionConfig.noisers
     sde: Literal["ve", "vp"] | None = None  # noise process of positions; none: vp for Positions, ve for all others
     architecture: Literal["PaiNN"] = setting("PaiNN", "model")  # network of the score model

@@ -36,8 +36,8 @@ class EnergyScale:
     published models. The scale applies to direct forces as well.
     """
 
-    references: tuple[tuple[int, float], ...] = ()  # (atomic number, eV/atom) of every element of the data
-    scale: float = 1.0  # eV; factor from the output of the network to energies, and to forces in eV/Å
+    references: tuple[tuple[int, float], ...] = ()  # reference energy of every element: (atomic number, eV/atom)
+    scale: float = 1.0  # factor (eV) from the output of the network to energies, and to forces in eV/Å
     per_atom: bool = False  # whether the output of the network is an energy per atom
 
     def __post_init__(self) -> None:
@@ -178,7 +178,8 @@ class TrainConfig:
     label_columns: tuple[str, ...] = ()  # names of the properties to train; none: labels
     standardize: bool = True  # scale labels by their mean and standard deviation in the training set
     fit_references: bool = False  # subtract energies per element, fitted by least squares
-    isolated_atoms: pathlib.Path | None = None  # file of single atoms with energies to subtract, up to a shift
+    # File of single atoms; their energies, shifted by one common energy, are subtracted.
+    isolated_atoms: pathlib.Path | None = None
     # Published size; sets dim, num_heads, depth and k.
     size: Literal["tiny", "mini", "small", "base", "large"] | None = None
     network: AtomformerConfig = AtomformerConfig()  # heads follow from the loss; with `model`, sizes from there

@@ -31,7 +31,8 @@ class RelaxArguments:
     model: pathlib.Path = setting(dataclasses.MISSING, *MODEL_NAMES)
     structures: pathlib.Path = setting(dataclasses.MISSING, "input")  # file of structures to relax
     minimizer: LbfgsConfig = LbfgsConfig()  # L-BFGS; the defaults are those of ASE
-    batch_size: BatchSize = BATCH_SIZE  # structures relaxed at once; changes speed and memory, not the results
+    # number of structures relaxed at once; changes speed and memory, not the results
+    batch_size: BatchSize = BATCH_SIZE
     save_trajectory: bool = False  # write all frames of each structure to a file of its own
     progress: bool = setting(False, "progress_bar")  # show a progress bar
     out: Out = setting(pathlib.Path("."), *OUT_NAMES)  # folder for the results
@@ -48,7 +49,8 @@ class PredictArguments:
     # trained model: a run folder, or checkpoints/best_model or checkpoints/last_model in it
     model: pathlib.Path = setting(dataclasses.MISSING, *MODEL_NAMES)
     structures: pathlib.Path = setting(dataclasses.MISSING, "input")  # file of structures
-    batch_size: BatchSize = BATCH_SIZE  # structures predicted at once; changes speed and memory, not the results
+    # number of structures predicted at once; changes speed and memory, not the results
+    batch_size: BatchSize = BATCH_SIZE
     progress: bool = setting(False, "progress_bar")  # show a progress bar
     out: Out = setting(pathlib.Path("."), *OUT_NAMES)  # folder for the results
     name: str = "predicted"  # name of the result file, without suffix

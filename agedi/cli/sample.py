@@ -22,7 +22,8 @@ class GuidanceFlags:
 
     ff_guidance: float = ForcefieldGuidanceConfig.guidance  # weight of the forces during sampling, 1/eV; 0: off
     ff_zeta: float = ForcefieldGuidanceConfig.zeta  # exponent of the weight, which grows as (1 - t)^zeta
-    ff_force_threshold: float = ForcefieldGuidanceConfig.force_threshold  # relaxation stops below this force, eV/Å
+    # largest force at which relaxation stops, eV/Å
+    ff_force_threshold: float = ForcefieldGuidanceConfig.force_threshold
     # largest number of L-BFGS relaxation steps after sampling; 0: no relaxation
     ff_max_extra_steps: int = ForcefieldGuidanceConfig.max_extra_steps
 
@@ -48,7 +49,7 @@ class SamplingFlags:
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = SampleConfig.batch_size
     sampler: SamplerConfig = SampleConfig.sampler  # solver of the reverse process
     guidance: GuidanceFlags = GuidanceFlags()  # guidance of samples by the force field of the model
-    property: Properties = ()  # NAME=VALUE of a conditional model, or NAME=VALUE,VALUE,... per atom; repeatable
+    property: Properties = ()  # condition: NAME=VALUE, or NAME=VALUE,VALUE,... for one value per atom; repeatable
     # heights (Å) of the walls z_min and z_max, for models with a confinement; none: those of the training data
     confinement: tuple[float, float] | None = None
     save_trajectory: bool = SampleConfig.save_trajectory  # write all frames of each sample to a file of its own
@@ -87,13 +88,13 @@ class SampleArguments:
     # chemical formula of the sampled atoms, e.g. Pd4O4
     formula: Annotated[str | None, tyro.conf.arg(aliases=["-f"])] = None
     atomic_numbers: tuple[int, ...] | None = None  # atomic numbers of the sampled atoms, instead of a formula
-    # three lengths (Å), lengths and angles (degrees), or nine numbers (Å, rows are lattice vectors); none: the model's
+    # cell: three lengths (Å), lengths and angles (degrees), or nine numbers (Å, vectors as rows); none: the model's
     cell: Annotated[tuple[float, ...] | None, tyro.conf.arg(aliases=["-c"])] = None
-    # file with one structure: fixed atoms, which come first in every sample, and their cell
+    # file with one structure: its atoms stay fixed and come first in every sample, its cell is used
     template: Annotated[pathlib.Path | None, tyro.conf.arg(aliases=["-t"])] = setting(None, "template_path")
     # file with one structure that gives the positions, for models that generate species only
     positions: pathlib.Path | None = setting(None, "positions_path")
-    periodic: bool = True  # --no-periodic: no periodic directions; else those of the template or the training data
+    periodic: bool = True  # periodic as the template or else the training data; --no-periodic: not at all
     sampling: SamplingFlags = SamplingFlags()  # number of samples, their seed, and what they are conditioned on
     out: Out = setting(pathlib.Path("."), *OUT_NAMES)  # folder for the results
     name: str = "sampled"  # name of the result file, without suffix

@@ -14,7 +14,7 @@ class LbfgsConfig:
         ValueError: a value is out of range.
     """
 
-    fmax: float = 0.05  # convergence: largest force on a free atom, eV/Å
+    fmax: float = 0.05  # largest force on a free atom at convergence, eV/Å
     steps: int = 200  # largest number of steps
     max_step_size: float = 0.2  # largest displacement of an atom per step, Å
     memory: int = 100  # number of past steps from which the approximate Hessian is built

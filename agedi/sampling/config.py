@@ -54,15 +54,15 @@ class SamplerConfig:
     steps: int = 500  # number of solver steps from t = 1 to 0
     sampler: Literal["em", "pc", "heun", "ddim", "heun_ode", "ffpc"] = "em"  # solver of the reverse process
     eps: float = 1e-3  # diffusion time (fraction of the whole) at which the last step starts; it ends at 0
-    grid: Literal["uniform", "rho"] = "uniform"  # time steps: uniform in t, or in noise_level^(1 / rho)
+    grid: Literal["uniform", "rho"] = "uniform"  # spacing of steps: uniform in t, or in noise_level^(1 / rho)
     rho: float = 7.0  # exponent of grid rho; larger values put more steps at small noise
     # weight of property guidance: 0 ignores the property, 1: conditional model, above 1: amplified
     guidance_weight: float = 1.0
-    churn: float = 20.0  # heun: share of the noise renewed, spread over all steps
+    churn: float = 20.0  # heun: relative increase of the noise by renewal, summed over all steps
     corrector_steps: int = setting(1, "ffpc_corrector_steps")  # pc, ffpc: number of Langevin corrections per step
     corrector_snr: float = 0.1  # pc, ffpc: signal-to-noise ratio of a correction, which sets its step size
     mixing_zeta: float = setting(1.0, "ffpc_zeta")  # ffpc: exponent of the weight (1 - t)^zeta of forces in corrections
-    temperature: float = setting(1.0, "ffpc_temperature")  # ffpc: k_B T of the force field, eV
+    temperature: float = setting(1.0, "ffpc_temperature")  # ffpc: temperature k_B T of the force field, eV
     terminal_steps: int = setting(0, "ffpc_terminal_steps")  # ffpc: number of steps of force-field dynamics at t = 0
     # ffpc: kind of dynamics at t = 0, Brownian or molecular with a Langevin thermostat
     terminal_dynamics: Literal["overdamped", "langevin_md"] = setting("overdamped", "ffpc_terminal_dynamics")
@@ -108,7 +108,7 @@ class ForcefieldGuidanceConfig:
 
     guidance: float = setting(0.0, "ff_guidance")  # weight of the forces on the predicted clean structure, 1/eV
     zeta: float = setting(3.0, "ff_zeta")  # exponent of the weight of the forces, which grows as (1 - t)^zeta
-    # relaxation of samples stops below this force, eV/Å
+    # largest force, in eV/Å, at which the relaxation of a sample stops
     force_threshold: float = setting(0.05, "ff_force_threshold")
     max_extra_steps: int = setting(0, "ff_max_extra_steps")  # largest number of L-BFGS steps after sampling
 
