@@ -13,10 +13,8 @@ from typing import Any, NamedTuple, NoReturn
 import ase
 import numpy as np
 
-from matterform import read_structures
-from matterform.io.files import write_atomically
-from matterform.io.formats import to_atoms
-from matterform.plots.curves import INK, TRAINING, VALIDATION, new_figure
+from matterform import new_figure, read_structures, to_atoms, write_atomically
+from matterform.plots.curves import INK, TRAINING, VALIDATION
 
 __all__ = [
     "INK", "TRAINING", "VALIDATION", "command", "data_file", "draw_histograms", "new_figure", "parse_arguments",
