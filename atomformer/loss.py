@@ -156,7 +156,10 @@ def corrupt(key: PRNGKeyArray, example: StructureExample, loss: LossConfig) -> t
 def choose_masked(
     key: PRNGKeyArray, mask: Bool[Array, " n"], probability: float | Literal["cosine"]
 ) -> Bool[Array, " n"]:
-    """Which atoms to mask: each with `probability`, or a rounded share cos(pi u / 2) of them, but at least one."""
+    """Which atoms to mask: each with `probability`, or for "cosine" a share cos(pi u / 2) with u ~ U(0, 1).
+
+    The share is rounded to a number of at least one atom (eq. 13 of docs/formulas/atomformer.md).
+    """
     share_key, order_key = jax.random.split(key)
     scores = jnp.where(mask, jax.random.uniform(order_key, mask.shape), 2.0)
     if probability != "cosine":

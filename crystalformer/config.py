@@ -33,7 +33,7 @@ class TransformerConfig:
     dropout_rate: float = 0.1  # dropout probability after attention and MLP
     attn_rate: float = setting(0.1, "attn_dropout")  # dropout probability of attention weights
     widening_factor: int = 4  # width of the MLP as a multiple of model_size
-    sigmamin: float = 1e-3  # smallest standard deviation in the lattice mixture
+    sigmamin: float = 1e-3  # smallest standard deviation in the lattice mixture, Å and radian
     generation: Generation = "rotary"  # position encoding; absolute for MP-20 weights of version 0.3
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # floating-point type of the layers
     remat: bool = False  # recompute layers in the backward pass to save memory
