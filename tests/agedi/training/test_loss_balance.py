@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from agedi.data.example import GraphExample
-from agedi.training.config import LossBalance
 from agedi.training.loss_balance import RunningMeans, make_balanced_loss, start_means, update_means
+from agedi.training.loss_shares import LossBalance
 
 
 def test_running_means_begin_with_the_first_batch():
