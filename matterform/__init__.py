@@ -1,4 +1,4 @@
-"""The base of the model families: structures, potentials, hulls and evaluation; the training loop is in `training`."""
+"""Common base of the model families: structures, potentials, convex hulls, evaluation and training."""
 
 import importlib
 from typing import Any

@@ -1,7 +1,7 @@
-"""Arguments of commands: flags from a frozen dataclass, aliases, settings from files, and mistakes in one line.
+"""Command-line arguments: flags from a frozen dataclass, aliases, settings from files, one-line errors.
 
-tyro reads types, defaults and help off the dataclass. Published names of flags are aliases: those in a field's metadata
-(`matterform.config.setting`) and those that a command lists.
+tyro takes types, defaults and help from the dataclass. Published names of flags are aliases, given in the metadata of a
+field (`matterform.config.setting`) or by the command.
 """
 
 import contextlib
@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import tyro
-from tyro import _errors as parse_errors  # the only way to a structured parse error; documented there for applications
+from tyro import _errors as parse_errors  # structured parse errors; tyro documents them for applications
 
 from matterform.config import load_config
 from matterform.errors import one_line
 
-# Where results go: the flag --out of every command.
+# Type of the flag --out, the output path of every command.
 Out = Annotated[pathlib.Path, tyro.conf.arg(aliases=["-o"])]
 OUT_NAMES = ("output", "save_path")
 
 
 class UsageError(ValueError):
-    """A flag or a value that a command does not understand."""
+    """An unknown flag, or an invalid value of a flag."""
 
 
 class Command(NamedTuple):
@@ -38,9 +38,9 @@ class Command(NamedTuple):
     answers: Mapping[str, str] = types.MappingProxyType(
         {}
     )  # published flag without a counterpart -> what to do instead
-    positional: tuple[str, ...] = ()  # flags that words right after the command stand for; "" leaves the word alone
-    training: bool = False  # has --resume and the flags of `Processes`
-    help: str = ""  # instead of the docstring
+    positional: tuple[str, ...] = ()  # flags set by the words after the command, in order; "" skips a word
+    training: bool = False  # whether --resume and the flags of `Processes` are added
+    help: str = ""  # replaces the docstring of `arguments`
     load: Callable[[pathlib.Path], Any] | None = None  # reads --config; by default a YAML file of `arguments`
 
 
@@ -48,14 +48,14 @@ class Command(NamedTuple):
 class Processes:
     """Training by several processes, each with its own devices."""
 
-    distributed: bool = False  # one of several processes that JAX finds by itself (SLURM, GKE and similar)
-    coordinator: str | None = None  # address of the first process as host:port, where JAX does not find it by itself
-    num_processes: int | None = None  # number of processes; goes with --coordinator
-    process_id: int | None = None  # index of this process, from 0; goes with --coordinator
+    distributed: bool = False  # train with all processes that JAX detects (SLURM, GKE, ...)
+    coordinator: str | None = None  # host:port of the first process, if JAX does not detect it
+    num_processes: int | None = None  # number of processes; needs --coordinator
+    process_id: int | None = None  # index of this process, from 0; needs --coordinator
 
     @property
     def several(self) -> bool:
-        """Whether there are other processes, which `matterform.training.mesh.initialize_distributed` connects."""
+        """Whether several processes train together; see `matterform.training.mesh.initialize_distributed`."""
         return self.distributed or self.coordinator is not None
 
 
@@ -68,17 +68,17 @@ class TrainingRun(NamedTuple):
 
 
 class Flag(NamedTuple):
-    """A flag of a command as its dataclass declares it."""
+    """A flag of a command, declared by a field of its dataclass."""
 
     name: str  # such as --learning-rate
     shown: tuple[str, ...]  # aliases in the help, such as -n
-    silent: tuple[str, ...]  # published names that are understood
+    silent: tuple[str, ...]  # published names, accepted but not shown
     owner: type[Any]
     field: dataclasses.Field[Any]
 
 
 def parse(command: Command, program: str, argv: Sequence[str], recipe: Any = None) -> Any:
-    """Arguments of one command from the words after its name.
+    """Parses the arguments of a command, the words after its name.
 
     Flags override a file given by --config, which overrides the `recipe`, which overrides the dataclass's defaults. A
     training command with --resume and without --config takes the settings of the run folder.
@@ -87,16 +87,16 @@ def parse(command: Command, program: str, argv: Sequence[str], recipe: Any = Non
         An instance of `command.arguments`, or for training commands a `TrainingRun`.
 
     Raises:
-        UsageError: with one line on the first mistake.
+        UsageError: a flag or value is invalid; the message is one line on the first mistake.
     """
     return _parse(f"{program} {command.name}", with_common_flags(command), command, translate(command, argv), recipe)
 
 
 def translate(command: Command, argv: Sequence[str]) -> list[str]:
-    """The words of a command line with published names of flags replaced by ours.
+    """Replaces published names of flags by ours in the words of a command line.
 
     Raises:
-        UsageError: a published flag that has no counterpart here, with what to do instead.
+        UsageError: a published flag has no counterpart here; the message gives the alternative.
     """
     known = {flag.name for flag in flags_of(command.arguments)}
     names: dict[str, str] = {}
@@ -141,14 +141,14 @@ PARSING = (tyro.conf.OmitArgPrefixes,)
 
 
 def with_common_flags(command: Command) -> type[Any]:
-    """The command's dataclass, with the flags that every command has and those of training."""
+    """The command's dataclass with the flags common to all commands and, if it trains, those of training."""
     config = tyro.conf.arg(help="YAML file with settings of this command; flags override it.")
     fields: list[Any] = [("config", Annotated[pathlib.Path | None, config], dataclasses.field(default=None))]
     if command.training:
         help_text = "Go on with the run in --run-dir, to the same result as without the interruption."
         fields.append(("resume", Annotated[bool, tyro.conf.arg(help=help_text)], dataclasses.field(default=False)))
         fields.append(("processes", Processes, dataclasses.field(default=Processes())))
-    # Its docstring stands above all flags and need not be repeated as the heading of its own.
+    # The docstring is printed above all flags already, so it is not repeated as the heading of a group.
     fields.append(("settings", Annotated[command.arguments, tyro.conf.arg(name="", help="")]))
     wrapped = dataclasses.make_dataclass(command.arguments.__name__, fields, frozen=True, kw_only=True)
     wrapped.__doc__ = command.help or command.arguments.__doc__
@@ -194,7 +194,11 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
 
 @contextlib.contextmanager
 def usage_errors(flags: Sequence[Flag] = ()) -> Iterator[None]:
-    """Turns tyro's complaints into a `UsageError` of one line."""
+    """Converts parse errors of tyro to one-line errors.
+
+    Raises:
+        UsageError: tyro reports an error inside the block.
+    """
 
     def complain(event: Any) -> None:
         raise UsageError(_explained(event, flags))
@@ -204,7 +208,7 @@ def usage_errors(flags: Sequence[Flag] = ()) -> Iterator[None]:
 
 
 def _explained(event: Any, flags: Sequence[Flag]) -> str:
-    """One line on a parse error of tyro."""
+    """Describes a parse error of tyro in one line."""
     unknown = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
     if unknown:
         name = next((token for token in unknown if token.startswith("-")), None)
@@ -239,11 +243,11 @@ def _name_of(argument: Any) -> str:
 
 
 def nearest(name: str, known: Sequence[str], otherwise: str) -> str:
-    bare = {candidate.lstrip("-"): candidate for candidate in known}  # common dashes are no similarity
+    bare = {candidate.lstrip("-"): candidate for candidate in known}  # dashes do not count as similarity
     close = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
     return f"did you mean {bare[close[0]]}?" if close else otherwise
 
 
 def _dashed(flag: str) -> str:
-    """A flag with dashes for underscores."""
+    """A flag with underscores replaced by dashes."""
     return flag.replace("_", "-") if flag.startswith("--") else flag

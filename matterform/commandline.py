@@ -1,4 +1,4 @@
-"""Runs the commands of a program: help, one-line errors, what is safe after Ctrl-C, exit statuses."""
+"""Runs the commands of a program: help, one-line errors, Ctrl-C, exit statuses."""
 
 import contextlib
 import contextvars
@@ -18,7 +18,7 @@ from matterform._version import __version__
 from matterform.arguments import PARSING, Command, UsageError, nearest, parse, usage_errors, with_common_flags
 from matterform.errors import one_line
 
-USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # the user can act on these
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # errors that the user can correct
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 COMPLETION = "--print-completion"
 
@@ -26,7 +26,7 @@ _command_line: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a block that knows what is safe and how to go on."""
+    """Ctrl-C; the message describes what has been saved and how to continue."""
 
 
 def main(
@@ -36,14 +36,14 @@ def main(
     argv: Sequence[str] | None = None,
     recipes: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> int:
-    """Runs the command that `argv` (default: the process's arguments) names.
+    """Runs the command given by `argv` (default: the arguments of the process).
 
     Args:
-        recipes: by command, settings that replace the defaults of its dataclass.
+        recipes: for each command, settings that replace the defaults of its dataclass.
 
     Returns:
-        What the command returns; 0 after --help and --version; 2 after one line on standard error if the user can
-        correct the cause; 130 after Ctrl-C.
+        The exit status: that of the command; 0 after --help and --version; 2, with one line on standard error, after an
+        error that the user can correct; 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
     token = _command_line.set((program, *argv))
@@ -51,7 +51,7 @@ def main(
         status = _run(program, description, commands, argv, recipes)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader of a pipe has enough, as in `--help | head -1`
+    except BrokenPipeError:  # the reader has closed the pipe, as in `--help | head -1`
         _discard_output()
         return 0
     except USER_ERRORS as error:
@@ -71,10 +71,10 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def on_interrupt(describe: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C inside the block ends the command with what `describe` returns: what is safe, where, how to go on.
+    """Adds a message to Ctrl-C inside the block: `describe` returns what has been saved, where, and how to continue.
 
     Raises:
-        Interrupted: Ctrl-C was pressed inside the block.
+        Interrupted: the user presses Ctrl-C.
     """
     try:
         yield
@@ -85,16 +85,16 @@ def on_interrupt(describe: Callable[[], str]) -> Iterator[None]:
 
 
 def this_command(*more: str) -> str:
-    """The running command as a user can type it again, with `more` words unless they are there already."""
+    """The command line of this process for the user to repeat, with the words `more` added if they are missing."""
     words = list(_command_line.get())
     return shlex.join([*words, *(word for word in more if word not in words)])
 
 
 def report_run(program: str, command: str, run_dir: pathlib.Path, result: Any, product: str) -> int:
-    """Prints how a training run ended and where its `product` is; returns the exit status.
+    """Prints how a training run ended and the path of its `product`; returns the exit status.
 
     Raises:
-        Interrupted: the run was stopped by Ctrl-C; says how to go on.
+        Interrupted: the run was interrupted; the message gives the command that resumes it.
     """
     if result.outcome == "interrupted":
         raise Interrupted(
@@ -127,7 +127,7 @@ def _run(
 def _parse_program(
     program: str, description: str, commands: Sequence[Command], argv: Sequence[str], status: int
 ) -> int:
-    """Help, completion, and complaints about what is no command."""
+    """Handles --help, shell completion and unknown commands."""
     names = [command.name for command in commands]
     if not argv[0].startswith("-"):
         suggestion = nearest(argv[0], names, f"the commands are {', '.join(names)}")
@@ -136,7 +136,7 @@ def _parse_program(
         Annotated[with_common_flags(command), tyro.conf.subcommand(name=command.name, description=_summary(command))]  # pyright: ignore
         for command in commands
     )
-    any_command: Any = typing.Union[members]  # noqa: UP007  # members are not known before
+    any_command: Any = typing.Union[members]  # noqa: UP007  # the members are known only at run time
     with usage_errors():
         try:
             tyro.cli(any_command, prog=program, description=description, args=argv, config=PARSING)
@@ -153,13 +153,13 @@ def _fail(program: str, message: str) -> int:
 
 
 def _discard_output() -> None:
-    """Nothing more can be written: what is buffered goes nowhere instead of failing once more at exit."""
-    with contextlib.suppress(OSError, ValueError):  # a standard output that is no file needs nothing
+    """Redirects standard output to the null device, so that flushing its buffer at exit does not fail again."""
+    with contextlib.suppress(OSError, ValueError):  # standard output is not a file, so there is nothing to do
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _configure_logging(program: str) -> None:
-    """Shows our own messages, but of other libraries only warnings: orbax reports every file it touches."""
+    """Shows our messages, but only warnings of other libraries (orbax logs every file that it touches)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING)
     for name in (program, "matterform"):

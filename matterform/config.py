@@ -1,7 +1,7 @@
 """Frozen dataclasses <-> YAML, strictly: a misspelt key or a value of the wrong type is an error, never a default.
 
 Pydantic checks and builds the values: int, float, bool, str, pathlib.Path, None, Literal, unions, tuples, dicts, and
-dataclasses of these, nested. Its import takes 0.2 s, so it comes with the first config that is read or written.
+dataclasses of these, nested. Its import takes 0.2 s, so it is imported only when a config is read or written.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import pydantic
 
 Config = TypeVar("Config")
-ALIASES = "aliases"  # key of a field's metadata: other names of it, a tuple of strings with underscores
+ALIASES = "aliases"  # key of a field's metadata; its value is a tuple of other names, with underscores
 
 
 def setting(default: Any, *aliases: str) -> Any:
-    """A dataclass field that is also known under published names, which work silently in files, flags and calls.
+    """A dataclass field with aliases (published names), which are accepted in files, flags and calls.
 
     `learning_rate: float = setting(1e-4, "lr")`; with `dataclasses.MISSING` as the default the field is required.
     """
@@ -34,21 +34,21 @@ def setting(default: Any, *aliases: str) -> Any:
 
 
 def named(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a Python call under the field names of `cls`, where some may have come under their aliases.
+    """Replaces aliases in the options of a Python call by the field names of `cls`.
 
     Raises:
-        ValueError: an option is no field of `cls` (names the nearest one), or is given twice under two names.
+        ValueError: an option is not a field of `cls` (the message suggests the nearest one), or is given twice.
     """
     return {name: options[given] for name, given in _given_names(cls, options, "").items()}
 
 
 def nested(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat values as `from_dict` takes them: each key moves into the nested dataclass of `cls` that has such a field.
+    """Nests flat values for `from_dict`: each key moves into the nested dataclass of `cls` that has such a field.
 
-    Keys and aliases may stand at any level: `{"lr": 1e-3}` and `{"optimizer": {"lr": 1e-3}}` mean the same.
+    Keys and aliases may be given at any level: `{"lr": 1e-3}` and `{"optimizer": {"lr": 1e-3}}` mean the same.
 
     Raises:
-        ValueError: no dataclass has such a key, or it is given twice.
+        ValueError: a key is unknown or given twice.
     """
     places, leaves, found = _places(cls), [], {}
     for name, value in _flat(cls, values):
@@ -67,7 +67,7 @@ def nested(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _places(cls: type) -> dict[str, tuple[str, ...]]:
-    """Where each field of `cls` and of its nested dataclasses stands, by its name and its aliases."""
+    """Path to each field of `cls` and of its nested dataclasses, by name and by alias."""
     places: dict[str, tuple[str, ...]] = {}
     annotations = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -79,7 +79,7 @@ def _places(cls: type) -> dict[str, tuple[str, ...]]:
 
 
 def _flat(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values that stand in no nested dataclass of `cls`, with their keys."""
+    """Yields key and value pairs at any level of `values`, except nested dataclasses themselves."""
     annotations = typing.get_type_hints(cls)
     for name, value in values.items():
         if dataclasses.is_dataclass(annotations.get(name)) and isinstance(value, Mapping):
@@ -89,7 +89,7 @@ def _flat(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def load_config(cls: type[Config], path: str | os.PathLike[str]) -> Config:
-    """Reads a YAML file into the dataclass `cls`.
+    """Reads a YAML file as an instance of the dataclass `cls`.
 
     Raises:
         ValueError: the file is not YAML, or a key is unknown, missing, given twice or of the wrong type.
@@ -102,10 +102,10 @@ def load_config(cls: type[Config], path: str | os.PathLike[str]) -> Config:
 
 
 def load_values(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The plain values of a YAML file of keys; {} if it is empty.
+    """Reads a YAML file with a mapping as a dict of plain values; {} if it is empty.
 
     Raises:
-        ValueError: the file is not YAML, has no keys, or has one twice.
+        ValueError: the file is not YAML or not a mapping, or a key occurs twice.
     """
     values = _read_yaml(path)
     if values is not None and not isinstance(values, dict):
@@ -114,10 +114,10 @@ def load_values(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def save_config(config: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a dataclass as YAML, whole or not at all.
+    """Writes a dataclass as YAML, atomically.
 
     Raises:
-        ValueError: `load_config` would not give the same config back, as with a list in a field for a tuple.
+        ValueError: `load_config` would not return an equal config, e.g. because a tuple field contains a list.
     """
     import yaml
 
@@ -130,11 +130,11 @@ def save_config(config: Any, path: str | os.PathLike[str]) -> None:
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """Builds the dataclass `cls` from plain values (lists for tuples, strings for paths), checking every one.
+    """Builds the dataclass `cls` from plain values (lists for tuples, strings for paths), and checks every value.
 
     Raises:
-        ValueError: with the dotted key, what was expected and what was found.
-        TypeError: a field has an annotation that plain values cannot give, such as a class of no fields.
+        ValueError: a key or value is invalid; the message gives the dotted key, the expected and the found value.
+        TypeError: a field has an annotation that is not supported in configs.
     """
     return _build(cls, values)
 
@@ -143,7 +143,7 @@ def _build(cls: type[Config], values: Any) -> Config:
     from pydantic import ValidationError
 
     plain = _with_field_names(cls, values, "")
-    # Pydantic's strict mode takes lists for tuples, text for paths and keys for dataclasses only where they are JSON.
+    # In strict mode, pydantic converts lists to tuples, strings to paths and dicts to dataclasses only from JSON.
     text = json.dumps(plain, default=lambda value: str(value) if isinstance(value, pathlib.PurePath) else {})
     try:
         return _adapter(cls).validate_json(text, strict=True)
@@ -152,7 +152,11 @@ def _build(cls: type[Config], values: Any) -> Config:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The plain values of a dataclass, as `from_dict` and YAML take them."""
+    """Converts a dataclass to plain values for `from_dict` and YAML.
+
+    Raises:
+        TypeError: a field has an annotation that is not supported in configs.
+    """
     return _adapter(type(config)).dump_python(config, mode="json", warnings=False)
 
 
@@ -168,7 +172,7 @@ def _adapter(cls: type) -> "pydantic.TypeAdapter[Any]":
 
 
 def _with_field_names(annotation: Any, value: Any, key: str) -> Any:
-    """The plain value with aliases replaced by field names in every nested dataclass; checks the names of all keys."""
+    """Replaces aliases by field names in a plain value, also in nested dataclasses; checks the names of all keys."""
     cls = _dataclass_in(annotation, value)
     if cls is not None:
         if not isinstance(value, Mapping):
@@ -206,7 +210,7 @@ def _given_names(cls: type, values: Mapping[str, Any], key: str) -> dict[str, st
 
 
 def _explained(cls: type, values: Any, error: "pydantic.ValidationError") -> ValueError:
-    """The first of pydantic's complaints with the dotted key, what was expected and what was found."""
+    """Pydantic's first error as a ValueError with the dotted key, the expected and the found value."""
     first = error.errors(include_url=False)[0]
     annotation, key = cls, ""
     for part in typing.cast(tuple[Any, ...], first["loc"]):
@@ -216,9 +220,9 @@ def _explained(cls: type, values: Any, error: "pydantic.ValidationError") -> Val
         elif typing.get_origin(annotation) is tuple and isinstance(part, int) and part < len(values):
             annotation, key = _item(annotation, part), f"{key}[{part}]"
         else:
-            break  # pydantic goes on with the members of a union
+            break  # the remaining parts are members of a union
         values = values[part]
-    if first["type"] == "value_error":  # from __post_init__, which does not know where in the file it stands
+    if first["type"] == "value_error":  # raised by __post_init__, whose message has no key
         problem = first.get("ctx", {}).get("error")
         return ValueError(f"{key}: {problem}" if key else str(problem))
     choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
@@ -227,7 +231,7 @@ def _explained(cls: type, values: Any, error: "pydantic.ValidationError") -> Val
 
 
 def _dataclass_in(annotation: Any, value: Any) -> type | None:
-    """The dataclass that a value of this annotation is to become; of a union only where the value has keys."""
+    """The dataclass in an annotation, None if there is none; in a union only if the value is a mapping."""
     if dataclasses.is_dataclass(annotation):
         return typing.cast(type, annotation)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType) and isinstance(value, Mapping):
@@ -285,7 +289,7 @@ def _read_yaml(path: str | os.PathLike[str]) -> Any:
 
 @functools.cache
 def _yaml_classes() -> tuple[Any, Any]:
-    """A safe loader and a dumper that agree that `1e-3` is a number and that no key comes twice."""
+    """A safe loader and a dumper that treat `1e-3` as a number and a repeated key as an error."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -298,7 +302,7 @@ def _yaml_classes() -> tuple[Any, Any]:
     class Dumper(yaml.SafeDumper):
         pass
 
-    # YAML 1.1, which PyYAML follows, takes a number with an exponent but no point for a string.
+    # In YAML 1.1, which PyYAML implements, a number with an exponent but no decimal point is a string.
     exponent = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
     for yaml_class in (Loader, Dumper):
         yaml_class.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))

@@ -1,6 +1,6 @@
 """The periodic table as arrays indexed by atomic number; index 0 is padding.
 
-The numbers live in assets/elements.csv, written by assets/make_elements.py, which names the sources.
+The values are in assets/elements.csv, written by assets/make_elements.py, which lists the sources.
 """
 
 import difflib
@@ -21,12 +21,12 @@ ISOTOPES = {"D": 1, "T": 1}
 
 
 class ElementTable(NamedTuple):
-    """Columns of length 119. Row 0 (padding) is zero or False throughout; NaN means not known."""
+    """Columns of length 119. Row 0 (padding) is zero or False; NaN means unknown."""
 
     symbol: np.ndarray  # "X" for padding
     name: np.ndarray
-    mass_u: Float[np.ndarray, "119"]  # standard atomic weight, or the mass of the longest-lived isotope
-    covalent_radius_ang: Float[np.ndarray, "119"]  # Cordero et al. 2008; NaN beyond Cm
+    mass_u: Float[np.ndarray, "119"]  # standard atomic weight (u), or mass of the longest-lived isotope
+    covalent_radius_ang: Float[np.ndarray, "119"]  # Å, Cordero et al. 2008; NaN beyond Cm
     electronegativity: Float[np.ndarray, "119"]  # Pauling; NaN for He, Ne, Ar and from Rf on
     period: Int[np.ndarray, "119"]
     group: Int[np.ndarray, "119"]  # 1-18; lanthanides and actinides count as group 3
@@ -36,7 +36,7 @@ class ElementTable(NamedTuple):
 
 @functools.cache
 def element_table() -> ElementTable:
-    """Reads the table on the first call. The arrays are shared, so they are read-only."""
+    """The periodic table, read on the first call; its arrays are shared and therefore read-only."""
     rows = read_rows(ELEMENTS_CSV, ElementTable._fields)
     dtypes = {"symbol": str, "name": str, "period": np.int32, "group": np.int32, "radioactive": bool, "noble_gas": bool}
     columns = {}

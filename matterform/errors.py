@@ -1,11 +1,11 @@
-"""Errors of other people's code, each in one line that says whose it is."""
+"""One-line messages for exceptions of other packages and of user code."""
 
 import contextlib
 from typing import Any
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception, with single spaces for its line breaks."""
+    """The message of an exception, with line breaks replaced by spaces."""
     return " ".join(str(error).split())
 
 
@@ -15,9 +15,9 @@ def reason_of(error: BaseException) -> str:
 
 
 class Explained(contextlib.AbstractContextManager[None]):
-    """Turns whatever a user's code raises into a ValueError that says what was being done, with the original as cause.
+    """Converts any exception of user code to a ValueError that names the code, with the original as its cause.
 
-    The exceptions of code that we do not know cannot be listed, so this is no `except`; interrupts pass.
+    A context manager rather than `except`, because the exceptions of unknown code cannot be listed. Interrupts pass.
     """
 
     def __init__(self, doing: str) -> None:

@@ -1,11 +1,11 @@
-"""Exact periodic neighbour search inside jit, for one structure; `jax.vmap` for many.
+"""Exact periodic neighbour search inside jit, for one structure (use `jax.vmap` for several).
 
-Every pair is first brought to its nearest fractional image, so that few cells around it need a look: `image_counts`
-says how many. Which images of atom j lie near atom i is kept as bits in 32-bit words, and the slot of a pair is the
-number of bits before its own. Nothing is sorted and nothing scattered, both of which XLA does slowly on a CPU.
+Every pair is first shifted to its nearest fractional image, so that only a few cells around it must be searched
+(`image_counts`). The images of atom j near atom i are stored as bits of 32-bit words, and the slot of a pair is the
+number of bits before its own. Sorting and scattering are avoided, because XLA does both slowly on a CPU.
 
-With it, a step of AGeDi's sampler takes 40 ms for 64 structures; with neighbour lists made on the host it takes 4.1
-times as long by matscipy and 13.5 times by ASE (benchmarks/cases/agedi_speed.py, results/agedi_speed.jsonl).
+With this search, a step of AGeDi's sampler takes 40 ms for 64 structures; with neighbour lists made on the host it
+takes 4.1 times as long by matscipy and 13.5 times by ASE (benchmarks/cases/agedi_speed.py, results/agedi_speed.jsonl).
 """
 
 import functools
@@ -23,22 +23,22 @@ from matterform.cell import complete, inverse
 
 AnyArray = Any  # NumPy on the host, JAX inside
 WORD = 32  # bits
-DIGIT = 10  # bits of a place along one vector
-REDUCTION = 32  # numbers that XLA adds up in one go
-ROUNDING = 1e-3  # allowed error of fractional coordinates in float32, also many cells away from the origin
+DIGIT = 10  # bits for the image index along one lattice vector
+REDUCTION = 32  # numbers that XLA sums in one reduction
+ROUNDING = 1e-3  # allowed error of fractional coordinates in float32, even many cells away from the origin
 
 
 class Neighbors(NamedTuple):
-    """Neighbours of each of n atoms in m slots; a pair i-j is in the rows of both, an own image in its own row.
+    """Neighbours of n atoms in m slots each; a pair i-j is in the rows of both, an own image in the row of its atom.
 
     Slots with `mask` False are unused: their index is 0 and their shift 0.
     """
 
     index: Int[AnyArray, "n m"]  # the neighbour j of atom i
-    shift: Float[AnyArray, "n m 3"]  # whole cells: the pair is r_j + shift @ cell - r_i
+    shift: Float[AnyArray, "n m 3"]  # lattice vectors added to j: the displacement is r_j + shift @ cell - r_i
     mask: Bool[AnyArray, "n m"]
     reverse: Int[AnyArray, "n m"]  # position in the flattened (n m) slots of the same pair seen from j
-    overflow: Bool[AnyArray, ""]  # some atom has more than m neighbours; the list is then not complete
+    overflow: Bool[AnyArray, ""]  # an atom has more than m neighbours, so the list is incomplete
 
 
 def neighbor_list(
@@ -51,14 +51,14 @@ def neighbor_list(
     capacity: int,
     images: tuple[int, int, int],
 ) -> Neighbors:
-    """All pairs closer than `cutoff` (Å), images of an atom itself included. Gradients do not flow through it.
+    """Finds all pairs closer than `cutoff` (Å), including images of the same atom; not differentiable.
 
     Args:
         positions: Cartesian, Å; they may lie outside the cell.
-        cell: rows are lattice vectors, Å; those of directions that are not periodic are not read.
-        present: the atoms that count; others have no neighbours and are nobody's.
-        capacity: slots of each atom, m.
-        images: cells searched to both sides along each vector; at least `image_counts` of this cell.
+        cell: rows are lattice vectors, Å; those of non-periodic directions are ignored.
+        present: mask of the real atoms; other rows are padding and have no neighbours.
+        capacity: number of slots per atom, m.
+        images: number of cells searched on both sides along each vector; at least the `image_counts` of this cell.
     """
     positions, cell = jax.lax.stop_gradient((jnp.asarray(positions), jnp.asarray(cell)))
     pbc, present = jnp.asarray(pbc), jnp.asarray(present)
@@ -77,11 +77,11 @@ def neighbor_list(
     rank = slots[None] - end + jax.lax.population_count(word).astype(jnp.int32)
     block = jax.lax.div(place, jnp.int32(n))
     index = place - block * n
-    # Read from a table, the digits are worked out once a slot, and not again for each reader and each component.
+    # With a table, the digits are computed once per slot, not once per consumer and component.
     code = _flat(jnp.asarray(_digit_codes(images)), block * size + _select_bit(word, rank))
     digits = [code >> (DIGIT * k) & (2**DIGIT - 1) for k in range(3)]
 
-    # Seen from j the pair has the opposite image, which counts from the other end of the grid.
+    # For the same pair seen from j, the image is the opposite one, at the mirrored index of the grid.
     widths = [2 * count + 1 for count in images]
     mirror = len(grid) - 1 - ((digits[0] * widths[1] + digits[1]) * widths[2] + digits[2])
     block = jax.lax.div(mirror, jnp.int32(size))
@@ -99,7 +99,7 @@ def neighbor_list(
 def displacements(
     positions: Float[AnyArray, "n 3"], cell: Float[AnyArray, "3 3"], neighbors: Neighbors
 ) -> Float[Array, "n m 3"]:
-    """From each atom to its neighbours (Å), 0 in unused slots; differentiable in positions and cell, repeatedly."""
+    """Vectors from each atom to its neighbours (Å), 0 in unused slots; differentiable any number of times."""
     positions, cell, shift = jnp.asarray(positions), jnp.asarray(cell), jnp.asarray(neighbors.shift)
     offset = sum(shift[..., i, None] * cell[i, None, None] for i in range(3))
     vectors = gather(positions, neighbors) - positions[:, None] + offset
@@ -108,16 +108,16 @@ def displacements(
 
 @jax.custom_vjp
 def gather(values: Float[AnyArray, "n ..."], neighbors: Neighbors) -> Float[Array, "n m ..."]:
-    """The values of each atom's neighbours; row 0's in unused slots, through which no gradient comes back.
+    """The values of each atom's neighbours; unused slots get the value of atom 0, without a gradient.
 
-    Its transpose is `collect`, which reads through `reverse` instead of adding into shared rows, many times as fast.
+    The transpose is `collect`, which gathers with `reverse` instead of scattering, many times as fast.
     """
     return _rows(jnp.asarray(values), neighbors.index)
 
 
 @jax.custom_vjp
 def collect(values: Float[AnyArray, "n m ..."], neighbors: Neighbors) -> Float[Array, "n ..."]:
-    """Adds up, for every atom, the values of the slots where it is the neighbour."""
+    """Sums, for every atom, the values of all slots in which it is the neighbour."""
     flat = jnp.asarray(values).reshape(-1, *values.shape[2:])
     found = _rows(flat, neighbors.reverse)
     mask = jnp.asarray(neighbors.mask).reshape(*neighbors.mask.shape, *(1,) * (values.ndim - 2))
@@ -138,15 +138,18 @@ collect.defvjp(
 
 
 def image_counts(cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"], cutoff: float) -> tuple[int, int, int]:
-    """How many cells to each side `neighbor_list` must search along each vector; on the host.
+    """Number of cells on each side that `neighbor_list` must search along each vector; computed on the host.
+
+    Args:
+        cutoff: largest distance, Å.
 
     Raises:
-        ValueError: the vectors of the periodic directions are dependent.
+        ValueError: the vectors of the periodic directions are linearly dependent.
     """
     vectors = np.asarray(cell, float)[np.asarray(pbc, bool)]
     if vectors.size and np.linalg.matrix_rank(vectors) < len(vectors):
         raise ValueError(f"a cell's periodic vectors must be independent; found {vectors.tolist()}: give a proper cell")
-    # A nearest fractional difference is at most a half, and the planes of a direction are this many per Å apart.
+    # The nearest fractional difference is at most 1/2; the norm is the number of lattice planes per Å.
     reach = cutoff * np.linalg.norm(np.linalg.pinv(vectors), axis=0) + 0.5 + ROUNDING
     counts = np.zeros(3, int)
     counts[np.asarray(pbc, bool)] = np.floor(reach)
@@ -156,20 +159,28 @@ def image_counts(cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"], cut
 def images_for(
     cells: Iterable[Float[np.ndarray, "3 3"]], pbcs: Iterable[Bool[np.ndarray, "3"]], cutoff: float
 ) -> tuple[int, int, int]:
-    """The `image_counts` that suffice for all of several cells."""
+    """The largest `image_counts` of several cells.
+
+    Raises:
+        ValueError: the periodic vectors of a cell are linearly dependent.
+    """
     counts = [image_counts(cell, pbc, cutoff) for cell, pbc in zip(cells, pbcs, strict=True)]
     first, second, third = (max(column) for column in zip((0, 0, 0), *counts, strict=True))
     return first, second, third
 
 
 def estimate_capacity(num_atoms: int, cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"], cutoff: float) -> int:
-    """Slots that atoms placed at random in a cell almost never exceed; a multiple of 4, at least 4; on the host.
+    """Number of slots per atom that suffices for randomly placed atoms: a multiple of 4; computed on the host.
 
-    Six standard deviations over the mean. Directions that are not periodic count as if the atoms lay in one plane.
+    It is the mean number of neighbours plus six standard deviations. Along non-periodic directions, the estimate
+    assumes that all atoms lie in one plane.
+
+    Raises:
+        ValueError: the vectors of the periodic directions are linearly dependent.
     """
     pbc = np.asarray(pbc, bool)
     vectors, counts = np.asarray(cell, float)[pbc], np.array(image_counts(cell, pbc, cutoff))[pbc].tolist()
-    # Images of one other atom within reach: mean and variance over its place in the cell.
+    # Images of one other atom within the cutoff: mean and variance over its position in the cell.
     rng, grid = np.random.default_rng(0), image_grid(tuple(counts))
     places = rng.uniform(-0.5, 0.5, (256, len(counts)))
     near = np.linalg.norm((places[:, None] + grid) @ vectors, axis=-1) < cutoff
@@ -190,7 +201,7 @@ def _rows(table: Array, rows: AnyArray) -> Array:
 
 @functools.cache
 def image_grid(images: tuple[int, ...]) -> Int[np.ndarray, "k d"]:
-    """Whole-number shifts, in an order that reversal turns into their negatives."""
+    """Integer shifts, in an order such that the reversed array is the negative of the array."""
     ranges = [range(-count, count + 1) for count in images]
     points = list(itertools.product(*ranges))
     return np.array(points, np.int32).reshape(len(points), len(images))
@@ -198,29 +209,29 @@ def image_grid(images: tuple[int, ...]) -> Int[np.ndarray, "k d"]:
 
 @functools.cache
 def _digit_codes(images: tuple[int, int, int]) -> Int[np.ndarray, " k"]:
-    """Of every image of the grid its place along each vector, counted from 0, in one number."""
+    """For each image of the grid, one integer with its indices along the three vectors, counted from 0."""
     digits = image_grid(images) + np.array(images, np.int32)
     codes = digits @ (1 << DIGIT * np.arange(3, dtype=np.int32))
-    return np.pad(codes, (0, max(0, WORD - len(codes)))).astype(np.int32)  # unused slots may read any bit of a word
+    return np.pad(codes, (0, max(0, WORD - len(codes)))).astype(np.int32)  # unused slots may read any of the bits
 
 
 def _block_size(num_images: int) -> int:
-    # At least two blocks, so that words come out of a loop: XLA would compute them anew for each of their readers,
-    # which takes time, and may round a distance at the cutoff otherwise.
+    # At least two blocks, so that the words are computed in a loop: otherwise XLA recomputes them for each consumer,
+    # which takes time and may round a distance at the cutoff differently.
     return math.ceil(num_images / max(2, math.ceil(num_images / WORD)))
 
 
 def _nearest_fractional(
     positions: Float[Array, "n 3"], cell: Float[Array, "3 3"], pbc: Bool[Array, "3"]
 ) -> tuple[Float[Array, "n n 3"], tuple[Float[Array, "n n"], ...]]:
-    """Whole cells between i and j, and x, y, z of the rest of r_j - r_i: at most half a cell along each vector.
+    """Lattice shift of the nearest fractional image of j, and its displacement from i (x, y, z).
 
-    Products are written out: the sign of every number changes exactly with the order of i and j, as `reverse` needs.
+    Products are written out, so that exchanging i and j changes exactly the sign of each number, as `reverse` needs.
     """
     periodic = jnp.where(pbc[:, None], cell, 0.0)
     duals = inverse(complete(cell, pbc))
     difference = positions[None] - positions[:, None]
-    # As a product it is computed only once, so that every use of `home` decides alike between two nearest images.
+    # This product makes XLA compute it only once, so that all uses of `home` choose the same of two nearest images.
     fractional = jnp.matmul(positions, jnp.where(pbc[None], duals, 0.0), precision="highest")
     home = [jnp.round(f[None] - f[:, None]) for f in fractional.T]
     rest = tuple(difference[..., i] - sum(home[k] * periodic[k, i] for k in range(3)) for i in range(3))
@@ -235,7 +246,7 @@ def _near_images(
     grid: Int[np.ndarray, "k 3"],
     cutoff: float,
 ) -> UInt32[Array, "n w"]:
-    """Bits, for i and j, of the images of j near i; images of one block of the grid share a word."""
+    """Words whose bits mark the images of j near i; the images of one block of the grid share a word."""
     n, size = present.shape[0], _block_size(len(grid))
     blocks = max(2, math.ceil(len(grid) / size))
     x, y, z = displacement
@@ -260,21 +271,21 @@ def _near_images(
 
 
 def _cumulative(counts: Int[Array, "n w"]) -> Int[Array, "n w"]:
-    """Running sums of rows, by a matrix product: exact, since they stay far below 2^24."""
+    """Cumulative sums of rows by a matrix product, exact because they are far below 2^24."""
     triangle = jnp.asarray(np.triu(np.ones((counts.shape[1],) * 2, np.float32)))
     return jnp.matmul(counts.astype(jnp.float32), triangle, precision="highest").astype(jnp.int32)
 
 
 def _search(ends: Int[Array, "n w"], slots: Int[Array, " m"]) -> Int[Array, "n m"]:
-    """How many numbers of each row do not exceed each slot."""
-    # Counted in parts: XLA rewrites a longer reduction into two, and writes the table of comparisons to memory.
+    """For each row and slot, the number of entries in the row that do not exceed the slot."""
+    # Counted in parts: XLA splits a longer reduction in two and then stores the table of comparisons in memory.
     parts = [ends[:, start : start + REDUCTION, None] for start in range(0, ends.shape[1], REDUCTION)]
     counts = [jnp.sum(part <= slots[None, None], axis=1, dtype=jnp.int32) for part in parts]
     return functools.reduce(jnp.add, counts)
 
 
 def _select_bit(word: UInt32[Array, "*s"], rank: Int[Array, "*s"]) -> Int[Array, "*s"]:
-    """The position of the set bit that has `rank` set bits below it; 31 or less where there is none."""
+    """The position of the set bit that has `rank` set bits below it; at most 31 if there is none."""
     position = jnp.zeros_like(rank)
     for width in (16, 8, 4, 2, 1):
         low = word & jnp.uint32((1 << width) - 1)

@@ -1,4 +1,4 @@
-"""Worker processes that end with the process that started them, however that ends."""
+"""Worker processes that end with their parent process, even if it is killed."""
 
 import concurrent.futures
 import contextlib
@@ -12,10 +12,10 @@ from multiprocessing.connection import Connection
 
 @contextlib.contextmanager
 def worker_pool(size: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """`size` processes for as long as the block lasts; an exception there, Ctrl-C too, ends them at once.
+    """Starts `size` worker processes for the duration of the block; an exception in it, or Ctrl-C, ends them at once.
 
-    Processes are spawned, since a fork of a process in which JAX lives can hang. A script must therefore keep
-    what it does under `if __name__ == "__main__":`.
+    Processes are spawned, because a fork of a process that uses JAX can hang. The code of a script must therefore be
+    under `if __name__ == "__main__":`.
     """
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
@@ -23,15 +23,18 @@ def worker_pool(size: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
         try:
             yield pool
         except BaseException:
-            writer.close()  # otherwise the pool waits for everything that was submitted
+            writer.close()  # otherwise the pool waits for all submitted tasks
             raise
 
 
 @contextlib.contextmanager
 def death_explained(message: str) -> Iterator[None]:
-    """Turns the death of a worker into a ChildProcessError with `message`.
+    """Converts the death of a worker process to an error with `message`.
 
-    The block holds the submissions as well as the results: a pool refuses work as soon as it notices.
+    The block must contain the submissions as well as the results, because both can raise.
+
+    Raises:
+        ChildProcessError: a worker process died.
 
     Raises:
         ChildProcessError: a worker died.
@@ -43,11 +46,11 @@ def death_explained(message: str) -> Iterator[None]:
 
 
 def _follow_parent(reader: Connection) -> None:
-    """In a worker: leaves Ctrl-C to the parent, and exits when the parent closes its end of the pipe or is gone."""
+    """Runs in a worker: ignores Ctrl-C, and exits when the parent closes its end of the pipe or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_after, args=(reader,), daemon=True).start()
 
 
 def _exit_after(reader: Connection) -> None:
-    reader.poll(None)  # nothing is ever sent, so this waits for the end of the file
+    reader.poll(None)  # nothing is sent, so this returns only when the pipe is closed
     os._exit(1)

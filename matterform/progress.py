@@ -1,4 +1,4 @@
-"""A progress bar on standard error, for long work started from a terminal."""
+"""A progress bar on standard error."""
 
 import contextlib
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int | None = None, completed: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yields a function that shows the number done so far; silent where standard error is no terminal."""
+    """Yields a function that displays the number done so far; no output if standard error is not a terminal."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return

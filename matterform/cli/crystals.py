@@ -1,4 +1,4 @@
-"""Crystals of a file as the commands read them: what cannot be read is named and counted."""
+"""Reading of crystals by the commands: unreadable entries are listed and counted."""
 
 import itertools
 import pathlib
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ReadCrystals(NamedTuple):
-    """Crystals of a file, the place of each in it, and {place: reason} for the rest."""
+    """Crystals of a file, their positions in it, and {position: reason} for unreadable entries."""
 
     structures: "list[pymatgen.core.Structure]"
     indices: list[int]
@@ -22,10 +22,10 @@ class ReadCrystals(NamedTuple):
 
 
 def read_crystals(path: pathlib.Path, limit: int | None = None) -> ReadCrystals:
-    """Reads crystals of any format; those that cannot be read are named on standard error.
+    """Reads crystals of any format; lists unreadable entries on standard error.
 
     Raises:
-        ValueError: the file holds no crystal that can be read.
+        ValueError: the file contains no readable crystal.
     """
     from matterform.io.formats import iterate_crystals
 
@@ -45,10 +45,10 @@ def read_crystals(path: pathlib.Path, limit: int | None = None) -> ReadCrystals:
 
 
 def number_column(structures: "Sequence[pymatgen.core.Structure]", name: str, path: pathlib.Path) -> "np.ndarray":
-    """The numbers of a column beside the crystals in their file; NaN in empty cells.
+    """The numbers in a column of the crystals' file; NaN for empty cells.
 
     Raises:
-        ValueError: there is no such column, or it holds more than numbers.
+        ValueError: the column does not exist, or a cell is not a number.
     """
     import numpy as np
 

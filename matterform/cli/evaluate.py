@@ -1,4 +1,4 @@
-"""The command `matterform evaluate`: validity, uniqueness, novelty and stability of crystals, with the protocol."""
+"""The command `matterform evaluate`: validity, uniqueness, novelty and stability of crystals."""
 
 import dataclasses
 import json
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Writes judged.csv (one row per crystal) and summary.json (shares, with their meaning and protocol).
+    """Evaluates crystals; writes judged.csv (one row per crystal) and summary.json (shares, their meanings, protocol).
 
     matterform evaluate samples/samples.csv --reference mp_20.csv --stability above_hull.csv --out judged
     """
 
     structures: tyro.conf.Positional[pathlib.Path]  # crystals: CSV with CIFs, CIF files or a folder, extxyz, traj, LMDB
-    reference: pathlib.Path | None = None  # crystals, usually the training set, that novel ones must not match
+    reference: pathlib.Path | None = None  # known crystals, usually the training set, to define novelty
     requested: str | None = None  # name of the column with the requested space group (1 to 230)
-    stability: pathlib.Path | None = None  # table of `matterform above-hull` for the same crystals; adds S.U.N.
+    stability: pathlib.Path | None = None  # table of `matterform above-hull` for these crystals; adds S.U.N.
     composition: bool = False  # check whether oxidation states can balance; needs SMACT (extra `eval`)
-    out: Out = setting(pathlib.Path("judged"), *OUT_NAMES)  # folder to write; it appears whole or not at all
+    out: Out = setting(pathlib.Path("judged"), *OUT_NAMES)  # new folder for the results
 
 
 def run_evaluate(arguments: Evaluate) -> int:
-    """Evaluates crystals without a potential.
+    """Evaluates crystals and writes the results; needs no potential.
 
     Raises:
-        ValueError: the output folder exists already, or a file is not what it should be.
+        ValueError: the output folder exists, or an input is invalid.
     """
     from matterform.evaluation.summary import describe
 
@@ -101,7 +101,7 @@ def _space_groups(
 def _with_stability(
     table: "pd.DataFrame", path: pathlib.Path, num_unreadable: int
 ) -> "tuple[pd.DataFrame, dict[str, float]]":
-    """The table with energies above the hull, and shares over all crystals, those that could not be read included."""
+    """Adds energies above the hull to the table; also returns shares over all crystals, including unreadable ones."""
     import numpy as np
     import pandas as pd
 
@@ -110,7 +110,7 @@ def _with_stability(
 
     try:
         energies = pd.read_csv(existing(path))
-    except ValueError as error:  # pandas' own are of this kind, and do not name the file
+    except ValueError as error:  # pandas raises ValueErrors that do not name the file
         raise ValueError(f"{path} is no table of `matterform above-hull`: {error}") from error
     if not {"index", "e_above_hull"} <= set(energies.columns):
         raise ValueError(f"{path} is no table of `matterform above-hull`: it needs the columns index and e_above_hull")

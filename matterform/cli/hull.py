@@ -1,4 +1,4 @@
-"""The commands about stability: `matterform hull`, `references` and `above-hull`."""
+"""The stability commands: `matterform hull`, `references` and `above-hull`."""
 
 import dataclasses
 import itertools
@@ -25,61 +25,62 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hull:
-    """Reads reference entries once and writes them in a compact form, which processes open instantly and share.
+    """Converts reference entries to a compact folder, which opens instantly and is shared between processes.
 
     Computed entries (Alexandria's convex_hull_pbe_*.json.bz2, entries of the Materials Project, or a folder of such
-    JSON files) hold total energies, taken with the corrections that they come with. A CSV with a column
+    JSON files) give a hull of total energies, including their corrections. A CSV with the column
     formation_energy_per_atom and formulas (pretty_formula, formula, or those in cif) gives a hull of formation
-    energies, with elements at zero.
+    energies, with the elements at zero.
 
     matterform hull convex_hull_pbe_2024.12.15.json.bz2 hulls/alexandria
     """
 
-    source: tyro.conf.Positional[pathlib.Path]  # .json or .csv, plain, .gz or .bz2
-    out: Out = setting(dataclasses.MISSING, *OUT_NAMES)  # folder to write; it appears whole or not at all
+    source: tyro.conf.Positional[pathlib.Path]  # entries as .json or .csv (plain, .gz or .bz2), or a folder of JSON
+    out: Out = setting(dataclasses.MISSING, *OUT_NAMES)  # new folder for the converted entries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class References:
-    """Fits energies of the elements by least squares: potential's energy per atom - energy of formation = their mean.
+    """Fits a potential's reference energies of the elements to known formation energies, by least squares.
 
-    Needed to compare a potential with a hull of formation energies. Says what the fit leaves, and where most.
+    They are needed to compare a potential with a hull of formation energies. Prints the residual and its largest
+    contributions.
 
     matterform references mp_20.csv --out references.json --mlff-model chgnet
     """
 
-    table: tyro.conf.Positional[pathlib.Path]  # crystals with their energies of formation: CSV, or extxyz with info
+    table: tyro.conf.Positional[pathlib.Path]  # crystals with formation energies: CSV, or extxyz with info
     out: Out = setting(pathlib.Path("references.json"), *OUT_NAMES)  # JSON file to write
-    column: str = "formation_energy_per_atom"  # name of the column with energies of formation (eV/atom)
+    column: str = "formation_energy_per_atom"  # name of the column with formation energies (eV/atom)
     limit: int | None = None  # number of crystals to use, from the start of the table; by default all
     potential: PotentialConfig = PotentialConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AboveHull:
-    """Writes a table of energies above the hull, as they come; crystals without one are listed with the reason.
+    """Writes a table of energies above the hull chunk by chunk; crystals without an energy are listed with the reason.
 
-    The column cif holds the crystal that an energy is of, as given or relaxed.
+    The column cif contains the crystal that was evaluated: as given, or relaxed.
 
-    A potential's energies get the Materials Project's corrections of 2020 unless they contain them (CHGNet's do;
-    --mlff-corrected says it of others). References must be those of the same potential.
+    The Materials Project's corrections of 2020 are added to the energies unless the potential includes them already
+    (CHGNet does; for others use --mlff-corrected). References must be those of the same potential.
 
     matterform above-hull samples/samples.csv --hull hulls/alexandria --mlff-model orb --mlff-path orb-v2.ckpt
     """
 
     structures: tyro.conf.Positional[pathlib.Path]  # crystals: CSV with CIFs, CIF files or a folder, extxyz, traj, LMDB
-    hull: pathlib.Path  # folder written by `matterform hull`, or a file of entries, which takes longer to open
-    references: pathlib.Path | None = None  # JSON of `matterform references`; for a hull of formation energies
-    relax_steps: int = 0  # largest number of relaxation steps of atoms and cell before the energy is taken
+    hull: pathlib.Path  # folder written by `matterform hull`, or a file of entries, which opens more slowly
+    references: pathlib.Path | None = None  # JSON of `matterform references`, for a hull of formation energies
+    relax_steps: int = 0  # largest number of relaxation steps of atoms and cell; 0 evaluates crystals as given
     out: Out = setting(pathlib.Path("above_hull.csv"), *OUT_NAMES)  # CSV table to write
     resume: bool = False  # continue the table of an interrupted command with the same arguments
-    # Number of crystals evaluated together; their rows are written when all are done.
+    # Number of crystals that are evaluated, and whose rows are written, together.
     batch_size: int = setting(200, "chunk_size")
     potential: PotentialConfig = PotentialConfig()
 
 
 def run_hull(arguments: Hull) -> int:
-    """Indexes reference entries."""
+    """Converts reference entries to a folder that opens instantly."""
     from matterform.stability.hull_files import index_hull
 
     start_again = f"no folder was written; start again with: {this_command()}"
@@ -91,10 +92,10 @@ def run_hull(arguments: Hull) -> int:
 
 
 def run_references(arguments: References) -> int:
-    """Fits a potential's references and says how well.
+    """Fits a potential's references, and prints the residual of the fit.
 
     Raises:
-        ValueError: the output file exists already, or the table is not what it should be.
+        ValueError: the output file exists, or an input is invalid.
     """
     from matterform.stability.above_hull import fit_potential_references
     from matterform.stability.references import save_references
@@ -140,10 +141,11 @@ TABLE: tuple[str, ...] = (
 
 
 def run_above_hull(arguments: AboveHull) -> int:
-    """Evaluates crystals chunk by chunk and writes each chunk when it is done.
+    """Evaluates crystals chunk by chunk and writes each chunk as soon as it is complete.
 
     Raises:
-        ValueError: a setting is out of range, or hull, references and potential do not belong together.
+        ValueError: a setting is invalid, no crystal can be read, the output file exists and `resume` is not set, or
+            hull, references and potential cannot be combined.
     """
     from matterform.io.formats import iterate_crystals
     from matterform.io.tables import open_rows
@@ -183,10 +185,10 @@ def _how_to_go_on() -> str:
 
 
 def _former_rows(arguments: AboveHull) -> list[dict[str, Any]]:
-    """The rows that an interrupted command has written, numbers as numbers.
+    """The rows that an interrupted command has written, with numeric cells as numbers.
 
     Raises:
-        ValueError: there is a table that is not to be continued, or none to continue.
+        ValueError: the table exists and `resume` is not set, or does not exist and `resume` is set.
     """
     if not arguments.resume:
         if arguments.out.exists():
@@ -204,7 +206,7 @@ def _former_rows(arguments: AboveHull) -> list[dict[str, Any]]:
 
 
 class _Totals:
-    """What the command reports at its end."""
+    """Counts for the report at the end of the command."""
 
     def __init__(self) -> None:
         self._energies: list[float] = []
@@ -240,10 +242,10 @@ class _Totals:
 
 
 def _from_first_readable(crystals: "Iterator[CrystalRecord]", path: pathlib.Path) -> "Iterator[CrystalRecord]":
-    """The same crystals, once it is known that one of them can be read.
+    """Returns the same crystals after checking that at least one can be read.
 
     Raises:
-        ValueError: none can be read.
+        ValueError: no crystal can be read.
     """
     start = []
     for crystal in crystals:
@@ -255,7 +257,7 @@ def _from_first_readable(crystals: "Iterator[CrystalRecord]", path: pathlib.Path
 
 
 def _rows(chunk: "Sequence[CrystalRecord]", stability: "Stability") -> list[dict[str, Any]]:
-    """Rows of `TABLE` for the crystals of a chunk; `stability` has an entry for each that could be read."""
+    """Rows of `TABLE` for the crystals of a chunk; `stability` has an entry for each readable crystal."""
     from matterform.io.formats import to_cif
 
     rows, place = [], itertools.count()

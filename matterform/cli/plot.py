@@ -20,13 +20,13 @@ class Plot:
     matterform plot samples/samples.csv --out gallery.png
     """
 
-    path: tyro.conf.Positional[pathlib.Path]  # a run folder, a table of metrics, or crystals of any format
-    # Picture to write (.png, .pdf or .svg); by default beside the input.
+    path: tyro.conf.Positional[pathlib.Path]  # run folder, table of metrics, or crystals of any format
+    # Picture to write (.png, .pdf or .svg); by default in the folder of the input.
     out: Annotated[pathlib.Path | None, tyro.conf.arg(aliases=["-o"])] = setting(None, *OUT_NAMES)
 
 
 def run_plot(arguments: Plot) -> int:
-    """Draws a picture and prints where it is."""
+    """Draws a picture and prints its path."""
     from matterform.plots import plot
 
     say(f"picture: {plot(arguments.path, arguments.out)}")

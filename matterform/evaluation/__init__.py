@@ -1,4 +1,4 @@
-"""How good generated crystals are: pymatgen structures in, one value per structure and a summary with its protocol out.
+"""Evaluation of generated crystals: one value per pymatgen structure, and a summary with its protocol.
 
-Nothing here cares which model made the structures, and a bad one is counted with its reason, never raised.
+The functions do not depend on the model, and a bad structure is counted with a reason instead of raising an error.
 """

@@ -1,4 +1,4 @@
-"""Compositional validity: whether oxidation states can balance, by SMACT (Davies et al., JOSS 4, 1361 (2019))."""
+"""Compositional validity: charge balance of oxidation states by SMACT (Davies et al., JOSS 4, 1361 (2019))."""
 
 import functools
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ from jaxtyping import Bool
 if TYPE_CHECKING:
     import pymatgen.core
 
-# SMACT's first list, with which published numbers were made; its present default, from ICSD, is stricter.
+# SMACT's first list, which published results use; its present default, from ICSD, is stricter.
 OXIDATION_STATES = "smact14"
 
 
 def compositional_validity(
     structures: Sequence["pymatgen.core.Structure"], oxidation_states: str = OXIDATION_STATES
 ) -> Bool[np.ndarray, " b"]:
-    """One element or only metals pass; else some charge-neutral choice of oxidation states must pass Pauling's test.
+    """Whether each crystal is an element, contains only metals, or is neutral for some oxidation states (see below).
 
-    Every element has one oxidation state in a crystal, and counts are divided by their greatest common divisor.
-    Partial occupancy fails. Real crystals (MP-20) score about 90 %.
+    The oxidation states must also pass Pauling's electronegativity test. All atoms of an element have the same
+    oxidation state, and counts are divided by their greatest common divisor.
+    Crystals with partial occupancy are invalid. About 90 % of real crystals (MP-20) are valid.
 
     Args:
         oxidation_states: the name of a list that SMACT ships, such as smact14 or icsd24.

@@ -1,4 +1,4 @@
-"""Distances in periodic crystals, exact for every cell, and the defects that make measuring pointless."""
+"""Exact distances in periodic crystals, and defects for which no property can be computed."""
 
 from typing import TYPE_CHECKING
 
@@ -16,15 +16,15 @@ MIN_VOLUME_ANG3 = 0.1
 # to hours. Layered crystals with edges of 3 and 60 Å have an elongation (longest edge cubed over volume) of 400.
 MIN_EDGE_ANG = 0.5
 MAX_ELONGATION = 1e4
-MAX_EDGE_ANG = 500.0  # and beyond this StructureMatcher fails, or takes all memory there is
+MAX_EDGE_ANG = 500.0  # Å; with longer edges StructureMatcher fails or runs out of memory
 
-PAIRS_AT_ONCE = 4096  # of atoms; bounds memory, 27 images each
+PAIRS_AT_ONCE = 4096  # atom pairs (27 images each) computed together; bounds the memory
 
 
 def defect(structure: "pymatgen.core.Structure", min_volume_ang3: float = MIN_VOLUME_ANG3) -> str:
-    """Why nothing can be measured in a structure; empty where all is well.
+    """The reason why no property of a structure can be computed; empty if there is none.
 
-    Ask before handing generated structures to a library: spglib, for one, ends the process on a cell with NaN.
+    Call this before passing generated structures to a library: spglib, for example, kills the process on a NaN cell.
     """
     if len(structure) == 0:
         return "no atoms"
@@ -48,20 +48,20 @@ def is_comparable(structure: "pymatgen.core.Structure") -> bool:
 
 
 def cell_volume(structure: "pymatgen.core.Structure") -> float:
-    """Volume of the cell (Å³); NaN or infinite, without a warning, for cells like that."""
+    """Volume of the cell (Å³); NaN or infinite, without a warning, if the cell is."""
     with np.errstate(all="ignore"):
         return abs(float(np.linalg.det(structure.lattice.matrix)))
 
 
 def nearest_image_distances(cell: Float[np.ndarray, "3 3"], frac: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n n"]:
-    """Distance (Å) of each atom to the nearest image of each other one; on the diagonal, to its own nearest image.
+    """Distance (Å) of each atom to the nearest image of every other atom; on the diagonal, to its own nearest image.
 
-    In a Minkowski-reduced cell the neighbouring 26 cells suffice, however skewed the given one is: no point of the
-    Voronoi cell has a coordinate beyond 3/2 there (Nguyen and Stehlé, ACM Trans. Algorithms 5, 46 (2009)).
+    The cell is Minkowski-reduced first. Then the 26 neighbouring cells suffice, because coordinates in the Voronoi
+    cell do not exceed 3/2 (Nguyen and Stehlé, ACM Trans. Algorithms 5, 46 (2009)).
 
     Args:
-        cell: lattice vectors as rows (Å), not flat.
-        frac: fractional coordinates, anywhere.
+        cell: lattice vectors as rows (Å), linearly independent.
+        frac: fractional coordinates, not necessarily in [0, 1).
     """
     reduced = fast_minkowski_cell(cell)
     if reduced is not cell:

@@ -1,8 +1,8 @@
-"""Uniqueness and novelty: which structures are the same crystal, by pymatgen's StructureMatcher.
+"""Uniqueness and novelty by pymatgen's StructureMatcher.
 
-A comparison takes about a millisecond, and distinct crystals of one formula with equally many sites in the primitive
-cell are all compared with each other; cells are reduced once each, which takes twice that.
-A structure with an absurd cell (`geometry.is_comparable` is False) counts as neither unique nor novel.
+Structures with equal formulas and equal numbers of sites in the primitive cell are compared pairwise, in about 1 ms per
+pair; each cell is reduced once, in about 2 ms. A structure with an extreme cell (`geometry.is_comparable` is False)
+counts as neither unique nor novel.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatcherConfig:
-    """Tolerances of StructureMatcher, whose defaults these are; 0.3 / 0.5 / 10 is the other usual choice."""
+    """Tolerances of StructureMatcher and their defaults there; the other usual choice is 0.3 / 0.5 / 10."""
 
-    ltol: float = 0.2  # fraction of the lengths of the cell
-    stol: float = 0.3  # fraction of cbrt(volume / atoms)
+    ltol: float = 0.2  # tolerance of lattice lengths, as a fraction of them
+    stol: float = 0.3  # tolerance of site positions, as a fraction of cbrt(volume / atoms)
     angle_tol_deg: float = 5.0
 
     def __post_init__(self) -> None:
@@ -35,13 +35,13 @@ class MatcherConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Reducible:
-    """A structure whose cell is reduced when it is first compared, and only then."""
+    """A structure with its reduced cell, which is computed at the first comparison."""
 
     structure: "pymatgen.core.Structure"
 
     @functools.cached_property
     def reduced(self) -> "pymatgen.core.Structure":
-        """The primitive cell in Niggli's form, which is what StructureMatcher compares."""
+        """The Niggli-reduced primitive cell, which StructureMatcher compares."""
         from pymatgen.core import Structure
 
         return Structure.from_sites(list(self.structure)).get_reduced_structure().get_primitive_structure()
@@ -53,7 +53,7 @@ Match = Callable[[Reducible, Reducible], bool]
 def is_unique(
     structures: Sequence["pymatgen.core.Structure"], config: MatcherConfig = MatcherConfig()
 ) -> Bool[np.ndarray, " b"]:
-    """Whether a structure matches none of the unique ones before it."""
+    """Whether each structure matches none of the unique structures before it."""
     unique = np.zeros(len(structures), bool)
     seen: dict[str, list[Reducible]] = {}
     match = _make_match(config)
@@ -73,7 +73,7 @@ def is_novel(
     reference: Iterable["pymatgen.core.Structure"],
     config: MatcherConfig = MatcherConfig(),
 ) -> Bool[np.ndarray, " b"]:
-    """Whether a structure matches none of `reference`, read once; only structures of equal formula are kept of it."""
+    """Whether each structure matches none in `reference`, which is iterated once; only equal formulas are kept."""
     formulas = [structure.composition.reduced_formula if is_comparable(structure) else "" for structure in structures]
     known: dict[str, list[Reducible]] = {formula: [] for formula in formulas if formula}
     for other in reference:
@@ -93,7 +93,7 @@ def _make_match(config: MatcherConfig) -> Match:
     matcher = StructureMatcher(ltol=config.ltol, stol=config.stol, angle_tol=config.angle_tol_deg)
 
     def match(first: Reducible, second: Reducible) -> bool:
-        if len(first.reduced) != len(second.reduced):  # which the matcher would find after copying both
+        if len(first.reduced) != len(second.reduced):  # the matcher would check this only after copying both
             return False
         return bool(matcher.fit(first.reduced, second.reduced, skip_structure_reduction=True))
 

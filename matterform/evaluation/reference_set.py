@@ -1,4 +1,4 @@
-"""Reference crystals by formula: read once, each parsed only when a crystal of its formula is looked up."""
+"""Reference crystals indexed by formula; a crystal is parsed only when its formula is looked up."""
 
 import functools
 import logging
@@ -17,31 +17,31 @@ logger = logging.getLogger(__name__)
 
 FORMULA = re.compile(r"^_chemical_formula_sum\s+(?:'([^'\n]+)'|\"([^\"\n]+)\"|([A-Z][A-Za-z0-9.]*))\s*$", re.MULTILINE)
 
-CifOrStructure = Union[str, "pymatgen.core.Structure"]  # a CIF, or what was in it
+CifOrStructure = Union[str, "pymatgen.core.Structure"]  # CIF text, or a parsed structure
 
 
 class ReferenceSet(NamedTuple):
-    """Crystals by their reduced formula: `find("NaCl")` gives all of that composition."""
+    """Crystals by reduced formula: `find("NaCl")` returns all crystals with that composition."""
 
     find: "Callable[[str], tuple[pymatgen.core.Structure, ...]]"
-    count: int  # of all crystals
+    count: int  # number of all crystals
 
 
 def read_reference_set(path: str | os.PathLike[str]) -> ReferenceSet:
-    """The crystals of a file in any format of `matterform.io.formats`.
+    """Reads the crystals of a file in any format of `matterform.io.formats`.
 
-    CIFs, also in the table of a CSV, are grouped by the formula that they state, and parsed when they are looked up.
-    Crystals that cannot be read are left out, with a warning.
+    CIFs, including those in a CSV, are grouped by the formula that they state, and parsed when it is looked up.
+    Unreadable crystals are left out, with a warning.
 
     Raises:
-        FileNotFoundError: nothing is at `path`.
-        ValueError: unknown suffix, no structure column, or no entry at all.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the suffix is unknown, a structure column is missing, or the file has no entry.
     """
     return make_reference_set(_entries(path))
 
 
 def make_reference_set(crystals: Iterable[CifOrStructure | None]) -> ReferenceSet:
-    """A reference set of structures or CIF texts; None stands for a crystal that cannot be read, and is counted."""
+    """Makes a reference set of structures or CIF texts; None is an unreadable crystal, which is only counted."""
     by_formula: dict[str, list[CifOrStructure]] = {}
     unreadable = 0
     for crystal in crystals:

@@ -1,4 +1,4 @@
-"""The report on a set of crystals: a table with a row for each, and a summary that states its protocol."""
+"""Evaluation of a set of crystals: a table with one row per crystal, and a summary with its protocol."""
 
 import dataclasses
 import importlib.metadata
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TIGHT_SYMPREC_ANG = 0.01
 
-# Column of the table -> what a value of True means. The shares of the summary are over all structures given.
+# Column of the table -> meaning of True. The shares in the summary are fractions of all structures.
 MEANINGS = {
     "valid": f"no distance below {MIN_DISTANCE_ANG} Å, own periodic images included; volume >= {MIN_VOLUME_ANG3} Å³",
     "valid_between_sites": "the same, own periodic images ignored (CDVAE)",
@@ -35,7 +35,7 @@ MEANINGS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What to evaluate beyond structural validity. `composition` needs SMACT: matterform[eval]."""
+    """Evaluations in addition to structural validity. `composition` needs SMACT (extra `eval`)."""
 
     strict: bool = True
     composition: bool = False
@@ -44,7 +44,7 @@ class EvaluationConfig:
 
 
 class Evaluation(NamedTuple):
-    """`table` has a row per structure, in order; `summary` can be written as JSON."""
+    """`table` has one row per structure, in the given order; `summary` can be written as JSON."""
 
     table: "pd.DataFrame"
     summary: dict[str, Any]
@@ -59,12 +59,12 @@ def evaluate(
     """Evaluates crystals without relaxing them.
 
     Args:
-        requested: space group (1 to 230) that each was asked to have; None leaves fidelity out.
-        reference: crystals, usually the training set, that a novel one must not match; None leaves novelty out.
+        requested: requested space group (1 to 230) of each structure; None: not compared.
+        reference: known crystals, usually the training set, to define novelty; None: novelty is not evaluated.
 
     Raises:
-        ValueError: no structures, or not one requested space group for each.
-        ImportError: `config.composition` without SMACT.
+        ValueError: there are no structures, or not one requested space group per structure.
+        ImportError: `config.composition` is set, but SMACT is not installed.
     """
     if not structures:
         raise ValueError("structures: expected at least one to evaluate, found none")
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def tabulate(structures: Sequence["pymatgen.core.Structure"]) -> "pd.DataFrame":
-    """What crystals are, without judgement: formula, size, density (NaN without a usable cell), space group (or 0)."""
+    """Formula, atoms, density (g/cm³; NaN without a usable cell) and space group (0 if not found) of each crystal."""
     import pandas as pd
 
     rows = []
@@ -108,7 +108,7 @@ def tabulate(structures: Sequence["pymatgen.core.Structure"]) -> "pd.DataFrame":
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The shares of a summary as lines of text: value, name and meaning."""
+    """Formats the shares of a summary as text, one line each: value, name and meaning."""
     lines = [f"{summary['structures']} crystals, not relaxed"]
     lines += [
         f"{100 * entry['share']:6.1f} %  {name}: {entry['meaning']}" for name, entry in summary["metrics"].items()
@@ -123,7 +123,7 @@ def _summary(table: "pd.DataFrame", num_reference: int | None, config: Evaluatio
         for name, meaning in MEANINGS.items()
         if name in table
     }
-    # Up to its first number a reason names the kind of fault; the table keeps the rest.
+    # Reasons are counted by their text before the first number.
     faults = [re.split(r"[0-9]", reason)[0].strip(" :") for reason in table["reason"] if reason]
     return {
         "structures": len(table),

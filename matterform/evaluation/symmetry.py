@@ -1,4 +1,4 @@
-"""Space groups found by spglib, and whether they are the requested ones."""
+"""Space groups found by spglib, and their comparison with requested ones."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     import pymatgen.core
 
 SYMPREC_ANG = 0.1
-ANGLE_TOLERANCE_DEG = 5.0  # pymatgen's value, with which published numbers were made
+ANGLE_TOLERANCE_DEG = 5.0  # pymatgen's value, which published results use
 
 
 class Symmetry(NamedTuple):
-    """What spglib finds, one entry per structure."""
+    """Symmetry found by spglib, one entry per structure."""
 
-    space_group: Int[np.ndarray, " b"]  # 1 to 230; 0 where atoms overlap or the cell is absurd
-    num_atoms_primitive: Int[np.ndarray, " b"]  # in the primitive cell; as given where nothing is found
+    space_group: Int[np.ndarray, " b"]  # 1 to 230; 0 if atoms overlap or the cell is extreme
+    num_atoms_primitive: Int[np.ndarray, " b"]  # atoms in the primitive cell; in the given cell if no symmetry is found
 
 
 def find_symmetry(structures: Sequence["pymatgen.core.Structure"], symprec_ang: float = SYMPREC_ANG) -> Symmetry:
-    """Finds space groups anew, within `symprec_ang`."""
+    """Finds the space groups of structures with the tolerance `symprec_ang` (Å)."""
     found = [_find_symmetry(structure, symprec_ang) for structure in structures]
     space_group, num_atoms = np.array(found, np.int32).reshape(-1, 2).T
     return Symmetry(space_group, num_atoms)
 
 
 def is_requested(found: Int[np.ndarray, " b"], requested: Sequence[int] | np.ndarray) -> Bool[np.ndarray, " b"]:
-    """Whether each space group that was found is the requested one; more symmetry than requested is no match.
+    """Whether each space group found is exactly the requested one; a supergroup does not count.
 
     Raises:
         ValueError: there is not one requested space group per structure.
@@ -45,7 +45,7 @@ def _find_symmetry(structure: "pymatgen.core.Structure", symprec_ang: float) -> 
 
     if not is_comparable(structure):
         return 0, len(structure)
-    # Equal species, not atomic numbers, so that sites with partial occupancy keep apart.
+    # Species rather than atomic numbers, to distinguish sites with partial occupancy.
     kinds: dict[str, int] = {}
     labels = [kinds.setdefault(site.species_string, len(kinds) + 1) for site in structure]
     cell = (structure.lattice.matrix, structure.frac_coords, labels)

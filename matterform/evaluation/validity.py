@@ -1,4 +1,4 @@
-"""Structural validity: whether atoms keep apart. Without relaxation and without chemistry."""
+"""Structural validity: smallest distances, volumes and densities, without relaxation."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,17 +25,17 @@ class Validity(NamedTuple):
     """One entry per structure. Distances are NaN where the cell or the coordinates are unusable."""
 
     valid: Bool[np.ndarray, " b"]  # a site's own periodic images count as atoms too close
-    valid_between_sites: Bool[np.ndarray, " b"]  # the form of CDVAE (Xie et al. 2022), which ignores own images
-    min_distance_ang: Float[np.ndarray, " b"]  # own images included
+    valid_between_sites: Bool[np.ndarray, " b"]  # as in CDVAE (Xie et al. 2022): own images are ignored
+    min_distance_ang: Float[np.ndarray, " b"]  # smallest distance (Å), own periodic images included
     min_distance_between_sites_ang: Float[np.ndarray, " b"]  # inf for a single atom
-    reason: tuple[str, ...]  # why not `valid`; empty where it is
+    reason: tuple[str, ...]  # reason why a structure is not `valid`; empty if it is
 
 
 class StrictValidity(NamedTuple):
     """One entry per structure."""
 
     valid: Bool[np.ndarray, " b"]
-    reason: tuple[str, ...]  # the first test that failed; empty where none did
+    reason: tuple[str, ...]  # the first test that failed; empty if none failed
 
 
 def structural_validity(
@@ -44,7 +44,7 @@ def structural_validity(
     min_distance_ang: float = MIN_DISTANCE_ANG,
     min_volume_ang3: float = MIN_VOLUME_ANG3,
 ) -> Validity:
-    """Smallest interatomic distance >= `min_distance_ang` and volume of the cell >= `min_volume_ang3`."""
+    """Checks that the smallest distance >= `min_distance_ang` and the cell volume >= `min_volume_ang3` (Å, Å³)."""
     valid, between_sites, nearest, nearest_between, reasons = [], [], [], [], []
     for structure in structures:
         reason, distances = defect(structure, min_volume_ang3), np.full((2, 2), np.nan)
@@ -67,7 +67,7 @@ def structural_validity(
 
 
 def strict_validity(structures: Sequence["pymatgen.core.Structure"]) -> StrictValidity:
-    """Distances against covalent radii, atom and mass density of a solid, and unharmed by writing and reading a CIF."""
+    """Checks distances against covalent radii, densities of atoms and mass, and that a CIF round trip loses nothing."""
     reasons = tuple(_strict_reason(structure) for structure in structures)
     return StrictValidity(np.array([not reason for reason in reasons], bool), reasons)
 
@@ -92,8 +92,8 @@ def _strict_reason(structure: "pymatgen.core.Structure") -> str:
 def _too_close(
     structure: "pymatgen.core.Structure", distances: Float[np.ndarray, "n n"], limits: Float[np.ndarray, "n n"]
 ) -> str:
-    """Names the pair furthest below its limit; empty if there is none."""
-    # Rounded, so that of equal distances the first pair is named on every machine.
+    """A description of the pair of atoms furthest below its distance limit; empty if there is none."""
+    # Rounded, so that the first of equally distant pairs is chosen on every machine.
     worst = np.argmin(np.round(distances - limits, 6))
     i, j = (int(index) for index in np.unravel_index(worst, distances.shape))
     if distances[i, j] >= limits[i, j]:

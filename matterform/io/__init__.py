@@ -1,1 +1,1 @@
-"""Files of structures and tables: one reader for every format, writers that leave a file whole or not at all."""
+"""Files of structures and tables: one reader for all formats, and atomic writers."""

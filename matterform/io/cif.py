@@ -1,4 +1,4 @@
-"""Crystals as text: the entries of CIF files and of CSV tables, and their translation to and from pymatgen."""
+"""Crystals as text: entries of CIF files and CSV tables, and their conversion to and from pymatgen."""
 
 import functools
 import json
@@ -34,25 +34,25 @@ THIRDS = (1 / 3, 2 / 3)
 
 
 class UnreadableStructure(ValueError):
-    """An entry that does not describe a structure; readers count it, with the reason."""
+    """An entry that cannot be read as a structure; the message is the reason, which readers report."""
 
 
 class TextRecord(NamedTuple):
-    """The text of one crystal, not parsed yet."""
+    """The unparsed text of one crystal."""
 
     index: int  # row or data block, counted from 0
-    text: str  # CIF, or JSON of a pymatgen Structure; empty where the table has nothing
+    text: str  # CIF, or JSON of a pymatgen Structure; empty for an empty cell
     columns: dict[str, Any]  # the other columns of a CSV row; "file" and "block" of a CIF
 
 
 def iterate_csv(path: str | os.PathLike[str], column: str | None = None) -> Iterator[TextRecord]:
-    """The rows of a CSV, with the crystals in `column` not parsed ("cif" or "structure" by default).
+    """Yields the rows of a CSV with the unparsed crystals in `column` (by default "cif" or "structure").
 
     Only an empty cell counts as missing: "NaN" is sodium nitride.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no structure column, not a table, or a truncated gzip file.
+        FileNotFoundError: the file does not exist.
+        ValueError: the structure column is missing, or the file is not a table or is a truncated gzip file.
     """
     count = 0
     for chunk in iterate_chunks(path):
@@ -72,11 +72,11 @@ def _structure_column(path: str | os.PathLike[str], columns: list[str], column: 
 
 
 def iterate_cifs(path: str | os.PathLike[str]) -> Iterator[TextRecord]:
-    """The data blocks of a CIF file, or of every CIF in a folder in the order of their names, not parsed.
+    """Yields the unparsed data blocks of a CIF file, or of all CIFs in a folder in the order of their names.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: a truncated gzip file.
+        FileNotFoundError: the file or folder does not exist.
+        ValueError: a gzip file is truncated.
     """
     path = existing(path)
     files = sorted(path.glob("*.cif")) + sorted(path.glob("*.cif.gz")) if path.is_dir() else [path]
@@ -89,7 +89,7 @@ def iterate_cifs(path: str | os.PathLike[str]) -> Iterator[TextRecord]:
 
 
 def _split_blocks(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Name and text of each data block. Plain splitting, so that a damaged block does not affect the others."""
+    """Name and text of each data block, not parsed, so that a damaged block does not affect the others."""
     name, block, in_text_field = None, [], False
     for line in lines:
         if line.startswith(";"):
@@ -104,10 +104,10 @@ def _split_blocks(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def parse_structure(text: str) -> "pymatgen.core.Structure":
-    """One crystal from CIF or from the JSON of a pymatgen Structure, in the cell that the text gives.
+    """Parses one crystal from CIF or from the JSON of a pymatgen Structure, in the cell that the text gives.
 
     Raises:
-        UnreadableStructure: with the reason.
+        UnreadableStructure: the text is empty, damaged or contains several crystals.
     """
     from pymatgen.core import Structure
     from pymatgen.io.cif import CifParser
@@ -120,15 +120,15 @@ def parse_structure(text: str) -> "pymatgen.core.Structure":
         if text.lstrip().startswith("{"):
             return Structure.from_dict(json.loads(text))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a line for every crystal where 0.3333 became 1/3, which is wanted
+            warnings.simplefilter("ignore")  # pymatgen warns for each crystal in which 0.3333 becomes 1/3
             return CifParser.from_str(text).parse_structures(primitive=False, on_error="raise")[0]
-    # What pymatgen raises on damaged CIFs (ten thousand were tried) and on JSON of something else.
+    # Exceptions of pymatgen for damaged CIFs (found with ten thousand of them) and for other JSON.
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         raise UnreadableStructure(reason_of(error)) from error
 
 
 class Cell(NamedTuple):
-    """All atoms of one periodic cell, in the order that spglib takes them."""
+    """All atoms of one periodic cell, as spglib's tuple (lattice, positions, numbers)."""
 
     lattice: Float[np.ndarray, "3 3"]  # rows are lattice vectors, Å
     frac: Float[np.ndarray, "n 3"]  # fractional coordinates
@@ -136,14 +136,14 @@ class Cell(NamedTuple):
 
 
 def parse_cell(text: str) -> Cell | None:
-    """The cell of a plain CIF, read by gemmi a hundred times as fast as `parse_structure`; None for any other text.
+    """The cell of a plain CIF, parsed by gemmi a hundred times as fast as by `parse_structure`; None for other text.
 
-    Plain means one data block with a crystal's cell, sites of whole elements, and symmetry that gemmi finds without
-    contradiction. Use this where many CIFs are converted, and `parse_structure` (pymatgen, tolerant of rounded
+    A plain CIF has one data block with a cell, sites of single elements, and symmetry that gemmi can interpret without
+    contradiction. Use this function to convert many CIFs, and `parse_structure` (pymatgen, tolerant of rounded
     coordinates, odd symmetry names and JSON) wherever it returns None.
 
     Raises:
-        UnreadableStructure: a site is partially occupied or of no element.
+        UnreadableStructure: a site is partially occupied, or its element is unknown.
     """
     import gemmi
 
@@ -170,16 +170,16 @@ def _cell_from_gemmi(structure: "gemmi.SmallStructure") -> Cell | None:
     lattice = np.array(structure.cell.orth.mat.tolist()).T
     if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
         return None
-    # As pymatgen does: 0.33333 means a third, and spglib's choice of origin can depend on that.
+    # As in pymatgen, 0.33333 is read as 1/3; spglib's choice of origin can depend on that.
     for third in THIRDS:
         frac[np.abs(frac / third - 1) < 1e-4] = third
     return Cell(lattice, frac, np.array([site.element.atomic_number for site in sites]))
 
 
 def to_cif(structure: "pymatgen.core.Structure", symprec: float | None = None, block_prefix: str = "") -> str:
-    """CIF text with 8 decimals; P1 with every atom unless `symprec` (Å) is given, the tolerance to find the symmetry.
+    """CIF text with 8 decimals, in P1 unless a tolerance `symprec` (Å) for finding the symmetry is given.
 
-    The data block is called `block_prefix` and the reduced formula: blocks of one file need different names.
+    The data block is named `block_prefix` + reduced formula, because blocks of one file need different names.
     """
     from pymatgen.io.cif import CifWriter
 
@@ -189,9 +189,9 @@ def to_cif(structure: "pymatgen.core.Structure", symprec: float | None = None, b
 class CifSite(NamedTuple):
     """One symmetry-inequivalent site of a crystal, as its CIF lists it."""
 
-    symbol: str  # of the element
-    multiplicity: int  # atoms in the conventional cell
-    letter: str  # of the Wyckoff position
+    symbol: str  # chemical symbol
+    multiplicity: int  # number of equivalent atoms in the conventional cell
+    letter: str  # Wyckoff letter
     xyz: Sequence[float]  # fractional coordinates of one of these atoms
 
 
@@ -199,8 +199,8 @@ def sites_to_cif(formula: str, spacegroup: int, cell: Sequence[float], sites: It
     """CIF text of a crystal given by its Wyckoff sites: space group, its operations in the standard setting, and sites.
 
     Args:
-        formula: of the conventional cell, "Na4 Cl4" for instance.
-        spacegroup: number, 1 to 230, in its standard setting (origin choice 2, hexagonal axes).
+        formula: formula of the conventional cell, e.g. "Na4 Cl4".
+        spacegroup: space group number, 1 to 230, in its standard setting (origin choice 2, hexagonal axes).
         cell: a, b, c (Å) and alpha, beta, gamma (degrees) of the conventional cell; written to 8 decimals.
         sites: written in this order, coordinates to 10 decimals.
     """

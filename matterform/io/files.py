@@ -1,4 +1,4 @@
-"""Reading files with clear errors, and writing files and folders that appear whole or not at all."""
+"""Reading of files with clear errors, and atomic writing of files and folders."""
 
 import contextlib
 import gzip
@@ -15,14 +15,14 @@ import numpy as np
 
 @contextlib.contextmanager
 def write_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a temporary path of the same name; what was written there moves to `path` when the block ends.
+    """Yields a temporary path with the same name; the file or folder written there moves to `path` after the block.
 
-    Works for a file and for a folder; missing parent folders are made. An exception inside the block leaves
-    nothing new, and what stood at `path` before stays as it was. A killed process can leave a hidden folder
-    `.NAME.xxxxxxxx` beside `path`, never half a result. An old file is replaced, a folder that holds something is not.
+    Missing parent folders are created. If the block raises, `path` is unchanged. A killed process can leave a hidden
+    folder `.NAME.xxxxxxxx` next to `path`, but never half a result. An existing file is replaced, a non-empty folder
+    is not.
 
     Raises:
-        ValueError: `path` is a folder that holds something.
+        ValueError: `path` is a non-empty folder.
     """
     path = pathlib.Path(path)
     if path.is_dir() and any(path.iterdir()):
@@ -36,10 +36,10 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def existing(path: str | os.PathLike[str]) -> pathlib.Path:
-    """`path`, which must exist.
+    """Returns `path` after checking that it exists.
 
     Raises:
-        FileNotFoundError: there is nothing at the path.
+        FileNotFoundError: `path` does not exist.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -48,7 +48,11 @@ def existing(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def checksum(path: str | os.PathLike[str]) -> int:
-    """CRC-32 of a file's bytes, or of the names and bytes of all files in a folder."""
+    """CRC-32 of a file's bytes, or of the names and bytes of all files in a folder.
+
+    Raises:
+        FileNotFoundError: `path` does not exist.
+    """
     path = existing(path)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     value = 0
@@ -62,12 +66,12 @@ def checksum(path: str | os.PathLike[str]) -> int:
 
 
 def is_compressed(path: pathlib.Path) -> bool:
-    """Whether the suffix of the name is .gz."""
+    """Whether the name of the file ends with .gz."""
     return path.suffix.lower() == ".gz"
 
 
 def open_text(path: pathlib.Path, mode: str = "r", newline: str | None = None) -> io.TextIOWrapper:
-    """Opens a plain or gzip-compressed text file; stray bytes (author names in old CIFs) do not stop the reading."""
+    """Opens a plain or gzip-compressed text file; invalid bytes (author names in old CIFs) are replaced."""
     opener = gzip.open if is_compressed(path) else open
     encoding = "utf-8-sig" if mode == "r" else "utf-8"  # Excel begins its files with a byte order mark
     return opener(path, f"{mode}t", encoding=encoding, errors="replace", newline=newline)  # pyright: ignore[reportReturnType]
@@ -75,16 +79,16 @@ def open_text(path: pathlib.Path, mode: str = "r", newline: str | None = None) -
 
 @contextlib.contextmanager
 def damage_explained(path: pathlib.Path) -> Iterator[None]:
-    """Turns the errors of a broken gzip or bzip2 file into a ValueError that names the file.
+    """Converts the errors of a damaged gzip or bzip2 file to one that names the file.
 
     Raises:
-        ValueError: the file is damaged or cut off.
+        ValueError: the file is damaged or truncated.
     """
     try:
         yield
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the file system, such as a missing permission
+            raise  # an error of the file system, e.g. a missing permission
         raise ValueError(f"{path} is damaged or cut off ({error}); fetch or compress it again") from error
 
 
@@ -92,7 +96,7 @@ def damage_explained(path: pathlib.Path) -> Iterator[None]:
 def appending(
     path: pathlib.Path, dtype: np.dtype | type[np.generic], shape: tuple[int, ...] = ()
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Writes an .npy file of any number of entries of one shape; gives the function that appends some (n, *shape)."""
+    """Writes an .npy file of unknown length; yields a function that appends an array of entries (n, *shape)."""
     count = 0
 
     def write_header(file: IO[bytes]) -> None:

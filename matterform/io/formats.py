@@ -2,7 +2,7 @@
 
 Crystals (CIF, CSV) are pymatgen Structures, molecules and trajectories (XYZ, traj, LMDB) ASE Atoms; `to_atoms` and
 `to_structure` convert. Energies (eV) and forces (eV/Å) of Atoms are in their calculator, everything else in `info`.
-An entry that cannot be read comes back with its number and the reason; it neither ends the reading nor gets lost.
+An unreadable entry is returned with its number and the reason, and the entries after it are read.
 Deuterium and tritium, written D and T, are read as hydrogen.
 """
 
@@ -57,11 +57,11 @@ KINDS = {
     ".lmdb": "lmdb",
     ".aselmdb": "lmdb",
 }
-COMPRESSIBLE = ("cif", "csv", "extxyz")  # the others are read by position, which gzip does not allow
+COMPRESSIBLE = ("cif", "csv", "extxyz")  # the others need random access, which gzip does not allow
 
 
 class Record(NamedTuple):
-    """One entry of a file: a structure, or the reason why there is none."""
+    """One entry of a file: a structure, or the reason why it cannot be read."""
 
     index: int  # row, data block or frame, counted from 0
     structure: AnyStructure | None
@@ -69,7 +69,7 @@ class Record(NamedTuple):
 
 
 class CrystalRecord(NamedTuple):
-    """One entry of a file as a pymatgen structure, or the reason why there is none."""
+    """One entry of a file as a pymatgen structure, or the reason why it cannot be read."""
 
     index: int
     structure: "pymatgen.core.Structure | None"
@@ -79,7 +79,12 @@ class CrystalRecord(NamedTuple):
 def read_structures(
     path: str | os.PathLike[str], *, limit: int | None = None
 ) -> tuple[list[AnyStructure], dict[int, str]]:
-    """Reads the first `limit` entries of a file (or folder of CIFs); returns also {index: reason} of the refused."""
+    """Reads the first `limit` entries of a file (or folder of CIFs); also returns {index: reason} for unreadable ones.
+
+    Raises:
+        FileNotFoundError: `path` does not exist.
+        ValueError: as for `iterate_records`.
+    """
     structures, refused = [], {}
     for record in itertools.islice(iterate_records(path), limit):
         if record.structure is None:
@@ -90,13 +95,14 @@ def read_structures(
 
 
 def iterate_records(path: str | os.PathLike[str]) -> Iterator[Record]:
-    """Reads a file (or a folder of CIFs) entry by entry; memory does not grow with the file.
+    """Reads a file (or a folder of CIFs) entry by entry; the memory does not depend on the size of the file.
 
     Other columns of a CSV, and file and block names of a CIF, become `Structure.properties`.
 
     Raises:
-        FileNotFoundError: nothing is at `path`.
-        ValueError: unknown suffix, no structure column, no entry at all, or damage beyond a single entry.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the suffix is unknown, a structure column is missing, the file has no entry, or is damaged so that
+            entries cannot be separated.
     """
     path = existing(path)
     readers = {"cif": _read_texts, "csv": _read_texts, "extxyz": _read_xyz, "traj": _read_traj, "lmdb": _read_lmdb}
@@ -109,23 +115,28 @@ def iterate_records(path: str | os.PathLike[str]) -> Iterator[Record]:
 
 
 def iterate_crystals(path: str | os.PathLike[str]) -> Iterator[CrystalRecord]:
-    """`iterate_records` as pymatgen structures; what is no crystal, such as a molecule, is refused with the reason."""
+    """`iterate_records` with pymatgen structures; entries that are not crystals, e.g. molecules, get a reason instead.
+
+    Raises:
+        FileNotFoundError: `path` does not exist.
+        ValueError: as for `iterate_records`.
+    """
     for record in iterate_records(path):
         if record.structure is None:
             yield CrystalRecord(record.index, None, record.reason)
             continue
         try:
             yield CrystalRecord(record.index, to_structure(record.structure))
-        except ValueError as error:  # for instance a molecule, which has no cell
+        except ValueError as error:  # e.g. a molecule, which has no cell
             yield CrystalRecord(record.index, None, str(error))
 
 
 def iterate_texts(path: str | os.PathLike[str]) -> Iterator[TextRecord]:
-    """The crystals of a CSV, a CIF or a folder of CIFs as text, for readers that parse in worker processes.
+    """Yields the crystals of a CSV, a CIF or a folder of CIFs as text, to be parsed in worker processes.
 
     Raises:
-        FileNotFoundError: there is nothing at the path.
-        ValueError: it does not hold crystals as text.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the file has another format, or is damaged.
     """
     kind = _kind(existing(path))
     if kind not in ("cif", "csv"):
@@ -134,7 +145,11 @@ def iterate_texts(path: str | os.PathLike[str]) -> Iterator[TextRecord]:
 
 
 def to_atoms(structure: AnyStructure) -> "ase.Atoms":
-    """ASE Atoms of either kind of structure; `properties` become `info`. Partial occupancy is a ValueError."""
+    """Converts a structure to ASE Atoms; `properties` become `info`.
+
+    Raises:
+        ValueError: the structure has partial occupancy.
+    """
     import ase
     from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -144,10 +159,10 @@ def to_atoms(structure: AnyStructure) -> "ase.Atoms":
 
 
 def to_structure(structure: AnyStructure) -> "pymatgen.core.Structure":
-    """The pymatgen Structure of either kind; `info` becomes `properties`.
+    """Converts a structure to a pymatgen Structure; `info` becomes `properties`.
 
     Raises:
-        ValueError: atoms without a 3-D cell are no crystal.
+        ValueError: the atoms do not have a three-dimensional cell.
     """
     import ase
     from pymatgen.io.ase import AseAtomsAdaptor
@@ -162,14 +177,17 @@ def to_structure(structure: AnyStructure) -> "pymatgen.core.Structure":
 def write_structures(
     path: str | os.PathLike[str], structures: Iterable[AnyStructure], *, symprec: float | None = None
 ) -> None:
-    """Writes structures in the format of the suffix, whole or not at all; a path without suffix is a folder of CIFs.
+    """Writes structures atomically in the format of the suffix; a path without suffix is a folder of CIFs.
 
-    LMDB keeps everything exactly; traj too, except per-atom arrays that ASE has no name for; XYZ loses constraints,
-    and keeps coordinates and arrays to 1e-8. CIF and CSV hold the crystal (to 8 decimals), CSV also the `properties`
-    that are single values.
+    LMDB keeps everything exactly; traj too, except per-atom arrays that ASE does not define; XYZ does not keep
+    constraints, and rounds coordinates and arrays to 1e-8. CIF and CSV contain the crystal (to 8 decimals), CSV also
+    the `properties` with a single value.
 
     Args:
-        symprec: tolerance (Å) for finding the symmetry that a CIF states; None writes P1 with every atom.
+        symprec: tolerance (Å) for finding the symmetry for a CIF; None writes all atoms in P1.
+
+    Raises:
+        ValueError: the suffix is unknown, or `path` is a non-empty folder.
     """
     path = pathlib.Path(path)
     kind = _kind(path) if path.suffix else "folder"
@@ -206,8 +224,8 @@ def _read_texts(path: pathlib.Path) -> Iterator[Record]:
 
 
 def _read_xyz(path: pathlib.Path) -> Iterator[Record]:
-    # Frames are cut out here and parsed by ASE one by one: a bad frame does not affect the others, and a gzip
-    # file is read once from front to back, 20 times as fast as ASE's seeking in it.
+    # Frames are separated here and parsed by ASE one by one: a bad frame does not affect the others, and a gzip
+    # file is read sequentially, 20 times as fast as with ASE, which seeks in it.
     with damage_explained(path), open_text(path) as lines:
         index = 0
         for header in lines:

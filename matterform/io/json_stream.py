@@ -16,15 +16,15 @@ MAX_VALUE = 2**26  # characters; a longer value without an end is damaged
 
 
 def iterate_json_list(file: io.TextIOBase, path: pathlib.Path, key: str) -> Iterator[Any]:
-    """The members of the list in `file`, or of the list under `key` where the file holds an object.
+    """Yields the members of the list in `file`, or of the list under `key` if the file contains an object.
 
-    What follows that list is not read. Memory holds one member at a time.
+    Only one member is in memory at a time. Text after the list is not read.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
 
     Raises:
-        ValueError: the file is damaged, cut off, or has neither list; with the number of members before.
+        ValueError: the file is damaged or truncated, or has no such list; the message gives the number of members read.
     """
     text = _Reader(file, path)
     if text.peek() == "{":
@@ -41,7 +41,7 @@ def iterate_json_list(file: io.TextIOBase, path: pathlib.Path, key: str) -> Iter
 
 
 def _find_key(text: "_Reader", key: str) -> None:
-    """Goes to the value of `key` in an object, whose other values are read over."""
+    """Skips to the value of `key` in an object."""
     text.take("{")
     while text.peek() != "}":
         found = text.value()
@@ -55,7 +55,7 @@ def _find_key(text: "_Reader", key: str) -> None:
 
 
 class _Reader:
-    """The values of a JSON text one after the other; only a part of it is in memory."""
+    """Reads the values of a JSON text one by one, with only a part of the text in memory."""
 
     def __init__(self, file: io.TextIOBase, path: pathlib.Path) -> None:
         self._file, self._path = file, path
@@ -64,7 +64,7 @@ class _Reader:
         self.count = 0  # members of the list read so far
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             while self._place < len(self._buffer):
                 if not self._buffer[self._place].isspace():
@@ -74,7 +74,7 @@ class _Reader:
                 return ""
 
     def take(self, expected: str) -> str:
-        """The next character, which must be one of `expected`."""
+        """Returns the next character; raises ValueError if it is not one of `expected`."""
         found = self.peek()
         if not found or found not in expected:
             raise self.unexpected(f"expected {' or '.join(expected)}")
@@ -82,7 +82,7 @@ class _Reader:
         return found
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """Reads the next value."""
         self.peek()
         while True:
             try:
@@ -91,7 +91,7 @@ class _Reader:
                 if len(self._buffer) - self._place > MAX_VALUE or not self._read():
                     raise self.unexpected(error.msg) from error
                 continue
-            # A number may go on in the next part of the file, also where this one ends with "e-".
+            # A number may continue in the next part of the file, even if this part ends with "e-".
             length = end - self._place
             if end + 2 < len(self._buffer) or not self._read():
                 self._place += length
@@ -104,7 +104,7 @@ class _Reader:
         )
 
     def _read(self) -> bool:
-        """Reads on, forgetting what was taken; False at the end of the file."""
+        """Reads the next part of the file and drops the text already used; False at the end of the file."""
         more = self._file.read(max(CHUNK, len(self._buffer) - self._place))  # doubles, so that long values cost little
         self._buffer, self._place = self._buffer[self._place :] + more, 0
         return bool(more)

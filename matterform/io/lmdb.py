@@ -1,7 +1,7 @@
 """LMDB files in the layout of ASE databases (`.aselmdb`, as OMat24 and OMol25 use): entries are compressed JSON.
 
-Keys are "1", "2", ... and "nextid"; a missing number is a deleted row. `data` of a row holds `Atoms.info`, and under
-`ARRAYS` the per-atom arrays that ASE's rows have no place for. Nothing is ever unpickled: a pickle is code.
+Keys are "1", "2", ... and "nextid"; a missing number is a deleted row. `data` of a row contains `Atoms.info` and, under
+`ARRAYS`, the per-atom arrays that ASE's rows cannot store. Nothing is unpickled, because a pickle can run code.
 
 Rows are made and read by ASE itself. Why ase-db-backends 0.11 does not open the file: it writes 40,000 rows in 19.6 s
 where this takes 5.0 s, since it searches a list of all rows for each new one (reading is equal, 4.7 and 5.0 s); it
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ARRAYS = "__arrays__"
 # ASE's rows keep these by name.
 STANDARD_ARRAYS = ("numbers", "positions", "tags", "masses", "momenta", "initial_magmoms", "initial_charges")
-# Address space only: the file grows with what is written.
+# Reserved address space; the file itself grows only with the data written.
 MAP_SIZE = 1 << 40
 PICKLE_ADVICE = (
     "it holds pickles, which can run any code when they are read; where you trust it, read it with the program that "
@@ -33,8 +33,8 @@ def iterate_entries(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """The rows of an LMDB in order, as stored bytes; `parse_entry` turns one into Atoms.
 
     Raises:
-        ValueError: not an LMDB, not an ASE database, or entries are pickles.
-        ModuleNotFoundError: lmdb is not installed; names the extra to install.
+        ValueError: the file is not an LMDB or not an ASE database, or its entries are pickles.
+        ModuleNotFoundError: lmdb is not installed; the message names the extra to install.
     """
     lmdb = _import_lmdb()
     path = pathlib.Path(path)
@@ -56,10 +56,10 @@ def iterate_entries(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 
 def parse_entry(entry: bytes) -> "ase.Atoms":
-    """One row as Atoms: `key_value_pairs` and `data` go to info, results (energy, forces, ...) to a calculator.
+    """Converts one row to Atoms: `key_value_pairs` and `data` become info, results (eV, eV/Å, ...) a calculator.
 
     Raises:
-        ValueError: the entry is a pickle, not compressed JSON, or no structure.
+        ValueError: the entry is a pickle, not compressed JSON, or not a structure.
     """
     from ase.db.row import AtomsRow
 
@@ -79,7 +79,7 @@ def write_rows(path: str | os.PathLike[str], structures: Iterable["ase.Atoms"]) 
     """Writes a new LMDB with one row per structure: atoms with info, arrays, constraints and results.
 
     Raises:
-        ModuleNotFoundError: lmdb is not installed; names the extra to install.
+        ModuleNotFoundError: lmdb is not installed; the message names the extra to install.
     """
     lmdb = _import_lmdb()
     with lmdb.open(str(path), subdir=False, lock=False, map_size=MAP_SIZE) as env, env.begin(write=True) as transaction:
@@ -95,7 +95,7 @@ def _to_row(atoms: "ase.Atoms") -> dict[str, Any]:
 
     arrays = {name: array for name, array in atoms.arrays.items() if name not in STANDARD_ARRAYS}
     data = atoms.info | ({ARRAYS: arrays} if arrays else {})
-    times = {"ctime": now(), "mtime": now()}  # which ASE's database tools list
+    times = {"ctime": now(), "mtime": now()}  # shown by ASE's database tools
     return {**atoms2dict(atoms), **times, "cell": atoms.cell.array, "pbc": atoms.pbc, "data": data}
 
 

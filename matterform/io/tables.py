@@ -1,7 +1,7 @@
-"""CSV tables: rows appended as they come, whole tables, and reading with clear errors.
+"""CSV tables: appending rows, writing whole tables, and reading with clear errors.
 
-Written files are UTF-8 with one header line. A number that is not defined (None, NaN) is an empty cell, and other
-numbers are written so that reading them gives the same float64. When reading, only an empty cell counts as missing:
+Files are UTF-8 with one header line. An undefined number (None, NaN) is written as an empty cell, and all other
+numbers so that reading them gives the same float64. When reading, only an empty cell counts as missing:
 "NaN" is sodium nitride.
 """
 
@@ -34,10 +34,10 @@ class RowWriter:
         self._table = csv.writer(self._file, lineterminator="\n")
 
     def write(self, *rows: Mapping[str, Any]) -> None:
-        """Appends rows; columns that a row lacks stay empty.
+        """Appends rows; missing columns of a row are empty.
 
         Raises:
-            ValueError: a row has a name that is not a column.
+            ValueError: a key of a row is not a column.
         """
         for row in rows:
             self._table.writerow(_cells(row, self.columns))
@@ -60,15 +60,15 @@ def open_rows(
     keep: Callable[[Mapping[str, str]], bool] | None = None,
     replace: bool = False,
 ) -> RowWriter:
-    """Opens a CSV file with these columns, to which rows are appended; missing parent folders are made.
+    """Opens a CSV file with these columns for appending rows; missing parent folders are created.
 
     Args:
-        keep: continues an existing file from the rows (cells as text) for which it is true; a last row that was cut
-            short by a crash is dropped. None starts a new file.
+        keep: a predicate of a row (cells as text): an existing file is continued with the rows for which it is True; a
+            last row that is incomplete after a crash is dropped. None starts a new file.
         replace: whether a new file may replace an existing one.
 
     Raises:
-        ValueError: the file exists, with neither `keep` nor `replace`; or it has other columns than those to continue.
+        ValueError: the file exists without `keep` or `replace`, or a file to continue has other columns.
     """
     path = pathlib.Path(path)
     rows: list[dict[str, str]] = []
@@ -85,14 +85,14 @@ def write_table(
     table: "pd.DataFrame | Iterable[Mapping[str, Any]]",
     columns: Sequence[str] | None = None,
 ) -> None:
-    """Writes a whole table, which replaces an existing file at once or not at all; NAME.csv.gz is compressed.
+    """Writes a whole table atomically; an existing file is replaced, and NAME.csv.gz is compressed.
 
     Args:
         table: a pandas table (its index is not written), or rows that map column names to values.
         columns: names and order of the columns; needed for rows, None takes all columns of a pandas table.
 
     Raises:
-        ValueError: rows without `columns`, a row with a name that is not a column, or `path` is a folder with contents.
+        ValueError: rows are given without `columns`, a key of a row is not a column, or `path` is a non-empty folder.
     """
     path = pathlib.Path(path)
     with write_atomically(path) as temporary, open_text(temporary, "w", newline="") as file:
@@ -107,7 +107,7 @@ def write_table(
 
 
 def read_rows(path: str | os.PathLike[str], required: Iterable[str] = ()) -> list[dict[str, str]]:
-    """All rows of a CSV file (plain or .gz), with their cells as text; needs no pandas.
+    """Reads all rows of a CSV file (plain or .gz), with cells as text; does not import pandas.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -129,7 +129,7 @@ def read_rows(path: str | os.PathLike[str], required: Iterable[str] = ()) -> lis
 
 
 def read_table(path: str | os.PathLike[str], required: Iterable[str] = ()) -> "pd.DataFrame":
-    """A CSV file (plain, .gz or .bz2) as a pandas table; numbers are read exactly, and only empty cells are missing.
+    """Reads a CSV file (plain, .gz or .bz2) with pandas; numbers are exact, and only empty cells are missing values.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -142,12 +142,12 @@ def read_table(path: str | os.PathLike[str], required: Iterable[str] = ()) -> "p
 def iterate_chunks(
     path: str | os.PathLike[str], required: Iterable[str] = (), *, as_text: bool = False
 ) -> "Iterator[pd.DataFrame]":
-    """`read_table` in pieces of `ROWS_PER_CHUNK` rows, so that memory does not grow with the file.
+    """`read_table` in chunks of `ROWS_PER_CHUNK` rows, so that the memory does not depend on the size of the file.
 
-    A table without rows gives one piece without rows. Data types are inferred piece by piece.
+    A table without rows gives one chunk without rows. Data types are inferred for each chunk.
 
     Args:
-        as_text: leaves all cells as text, "" where they are empty.
+        as_text: keep all cells as text, "" if they are empty.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -184,7 +184,11 @@ def _parse(
 
 
 def check_columns(path: str | os.PathLike[str], columns: Sequence[str], required: Iterable[str]) -> None:
-    """Raises a ValueError that names the columns in `required` that `columns` lacks, and those that there are."""
+    """Checks that a table has the columns in `required`.
+
+    Raises:
+        ValueError: `columns` is empty, or a required column is missing.
+    """
     if not columns:
         raise ValueError(f"{path} is empty: expected a header line and rows")
     if missing := sorted(set(required) - set(columns)):
@@ -202,20 +206,20 @@ def _cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float | np.floating):
-        # The exact value, where a float32 would print fewer digits.
+        # The exact value; a float32 would print fewer digits.
         return "" if np.isnan(value) else float(value)
     return value  # None is written as an empty cell
 
 
 def _complete_rows(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a file that a crash may have cut off in the middle of the last one."""
+    """The complete rows of a file whose last row may be incomplete after a crash."""
     rows: list[list[str]] = []
     cut = not path.read_bytes().endswith(b"\n")
     with open_text(path, newline="") as file:
         try:
             for row in csv.reader(file, strict=True):
                 rows.append(row)
-        except csv.Error:  # the end of the file comes inside quotes: that row was not appended
+        except csv.Error:  # the file ends inside quotes; the incomplete row is not in `rows`
             cut = False
     if cut:
         rows = rows[:-1]

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def plot(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Draws the learning curves of a run, or a gallery of crystals with their statistics; returns the picture's path.
+    """Draws the learning curves of a run, or a gallery of crystals with statistics; returns the path of the picture.
 
     Args:
         path: a run folder with a metrics.csv, or that file; or crystals: a table with CIFs, a folder of CIFs, or any
@@ -21,10 +21,10 @@ def plot(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
             folder, or the name of the crystals with the suffix .png.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: a run without a finished row, a folder with neither metrics nor CIFs, no crystal that can be read,
-            or another suffix of `out`.
-        ImportError: matplotlib is not installed; names the extra to install.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the run has no metrics yet, the folder has neither metrics nor CIFs, no crystal can be read, or the
+            suffix of `out` is not one of the above.
+        ImportError: matplotlib is not installed; the message names the extra to install.
     """
     from matterform.io.files import existing
 
@@ -36,7 +36,7 @@ def plot(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
 
 
 def _holds_metrics(path: pathlib.Path) -> bool:
-    """Whether a file is a table of a run's metrics, which begin with their step."""
+    """Whether a file is a metrics.csv, whose first column is the step."""
     from matterform.io.files import open_text
 
     if ".csv" not in path.suffixes:

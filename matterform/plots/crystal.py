@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     import pymatgen.core
     from matplotlib.axes import Axes
 
-ON_FACE = 0.02  # fractional; atoms this close to a face of the cell are drawn on the opposite one too
-RADIUS_SCALE = 0.42  # of covalent radii, so that atoms behind stay visible
+ON_FACE = 0.02  # fractional; atoms this close to a face of the cell are drawn on the opposite face as well
+RADIUS_SCALE = 0.42  # of covalent radii; small, so that atoms behind are visible
 UNKNOWN_RADIUS_ANG = 1.7
 FIRST_P_GROUP = 13
 BOND_TOLERANCE = 1.15  # of the sum of covalent radii
-TURN_DEG, TILT_DEG = 28.0, 14.0  # of the view about the vertical axis, and from above
-PREFERENCE_FOR_C = 1.5  # another edge is drawn upright only where it is longer by more than this factor
-FOG = 0.45  # how much of its colour the farthest atom loses
-EDGE_PIECES = 12  # cell edges are drawn in pieces, so that they pass behind and before atoms
+TURN_DEG, TILT_DEG = 28.0, 14.0  # rotation of the view about the vertical axis, and its tilt
+PREFERENCE_FOR_C = 1.5  # another edge is drawn upright only if it is longer than c by more than this factor
+FOG = 0.45  # fraction of white mixed into the colour of the farthest atom
+EDGE_PIECES = 12  # cell edges are drawn in pieces, so that they can pass behind and in front of atoms
 
 
 def draw_crystal(axes: "Axes", structure: "pymatgen.core.Structure") -> None:
-    """Draws one cell of an ordered crystal, c or a far longer edge upright, and a key to its elements below."""
+    """Draws one cell of an ordered crystal, with c or a much longer edge upright, and a legend of its elements."""
     numbers, frac = _with_images_on_faces(np.array(structure.atomic_numbers), structure.frac_coords)
     view = structure.lattice.matrix @ _view(structure.lattice.matrix)
     view_origin = view.sum(0) / 2
@@ -65,7 +65,7 @@ def formula_label(formula: str) -> str:
 
 
 def _view(cell: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
-    """Columns: the directions to the right, up and to the viewer, with c (or a far longer edge) upright, turned."""
+    """Matrix whose columns point right, up and to the viewer, with c (or a much longer edge) upright."""
     longest = int(np.argmax(np.linalg.norm(cell, axis=-1) * (1, 1, PREFERENCE_FOR_C)))
     up, side = np.roll(cell, 2 - longest, axis=0)[[2, 0]]
     up = up / np.linalg.norm(up)

@@ -1,4 +1,4 @@
-"""Plain figures: panels side by side, and the learning curves of a run."""
+"""Figures with panels side by side, and the learning curves of a run."""
 
 import os
 import pathlib
@@ -21,10 +21,10 @@ FORMATS = (".png", ".pdf", ".svg")
 
 
 def new_figure(panels: int, title: str = "", columns: int | None = None) -> "tuple[Figure, Sequence[Axes]]":
-    """An empty figure with `panels` axes, `columns` in a row (default: all); it belongs to no window, no global state.
+    """An empty figure with `panels` axes, `columns` per row (default: all), without window and global state.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: matplotlib is not installed; the message names the extra to install.
     """
     try:
         from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def check_picture(path: str | os.PathLike[str]) -> str:
     """The format of a picture, from the suffix of its name.
 
     Raises:
-        ValueError: the suffix is none of `FORMATS`.
+        ValueError: the suffix is not one of `FORMATS`.
     """
     suffix = pathlib.Path(path).suffix.lower()
     if suffix not in FORMATS:
@@ -58,10 +58,10 @@ def check_picture(path: str | os.PathLike[str]) -> str:
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike[str], dpi: int = 150) -> None:
-    """Writes a figure in the format of the suffix, whole or not at all.
+    """Writes a figure atomically in the format of the suffix.
 
     Raises:
-        ValueError: the suffix is none of `FORMATS`.
+        ValueError: the suffix is not one of `FORMATS`.
     """
     picture = check_picture(path)
     with write_atomically(path) as temporary:
@@ -69,15 +69,15 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], dpi: int = 150) 
 
 
 def write_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str], title: str = "") -> bool:
-    """Draws a run's metrics.csv against the epoch: losses, or rewards where the run has them.
+    """Draws the metrics.csv of a run against the epoch: rewards if it has them, otherwise losses.
 
     Returns:
-        Whether there is a picture: a run without a row gets none.
+        Whether a picture was written; none is written for a table without rows.
 
     Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: it is no table of metrics, or `path` has no suffix of a picture.
-        ImportError: matplotlib is not installed; names the extra to install.
+        FileNotFoundError: the table does not exist.
+        ValueError: it is not a table of metrics, or the suffix of `path` is not one of `FORMATS`.
+        ImportError: matplotlib is not installed; the message names the extra to install.
     """
     rows = [{name: _number(metrics, name, cell) for name, cell in row.items()} for row in read_rows(metrics, ["step"])]
     if not rows:
@@ -105,9 +105,9 @@ def _points(rows: Rows, x: str, y: str) -> tuple[list[float], list[float]]:
 
 
 def _draw_losses(rows: Rows, title: str) -> "Figure":
-    """A panel for each metric with held-out values (or for the loss), training and validation.
+    """One panel per metric that has validation values (otherwise only the loss), with training and validation.
 
-    Scales are logarithmic where all values are positive.
+    Scales are logarithmic if all values are positive.
     """
     names = [name for name in rows[0] if f"validation_{name}" in rows[0]] or ["loss"]
     if "loss" not in rows[0]:
@@ -126,7 +126,7 @@ def _draw_losses(rows: Rows, title: str) -> "Figure":
 
 
 def _draw_rewards(rows: Rows, title: str) -> "Figure":
-    """Mean reward with its quantiles, means of its parts, divergence, entropy, shares; an epoch is one step."""
+    """Mean reward with quantiles, means of its details, KL divergence, entropy, shares; one step is one epoch."""
     parts = [name for name in rows[0] if name.endswith("_mean") and name != "reward_mean"]
     panels = ["reward_mean", *parts, "kl", "entropy", "failed_share", "distinct_share", "validation_loss"]
     panels = [name for name in panels if name in rows[0] and _points(rows, "step", name)[0]]

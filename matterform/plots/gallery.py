@@ -1,4 +1,4 @@
-"""One picture of a set of crystals: a gallery, and their statistics beside those of a reference."""
+"""A picture of a set of crystals: a gallery, and statistics compared with those of a reference."""
 
 import collections
 import os
@@ -37,10 +37,10 @@ STYLE = {
 }
 ROWS, COLUMNS = 2, 4
 MAX_ATOMS_DRAWN = 24
-MAX_SLENDERNESS = 2.2  # longest over shortest edge; others are drawn only where these do not suffice
+MAX_SLENDERNESS = 2.2  # longest over shortest edge; more slender cells are drawn only if there are too few others
 NUM_SPACE_GROUPS, NUM_ELEMENTS = 12, 20
 
-# Column of the table -> its name in the picture, and what it means.
+# Column of the table -> its name in the picture, and its meaning.
 SHARES = {
     "valid": ("structurally valid", "no distance below 0.5 Å, own images included"),
     "valid_strict": ("valid, strict form", "distances against covalent radii; densities"),
@@ -63,8 +63,8 @@ def write_picture(
     """Writes a picture (.png, .pdf or .svg) with a gallery of crystals and the statistics of all of them.
 
     Args:
-        table: what `evaluation.summary.evaluate` made of `structures`.
-        reference: what `evaluation.summary.tabulate` made of the crystals to compare with, usually the training set.
+        table: the table of `evaluation.summary.evaluate` for `structures`.
+        reference: the table of `evaluation.summary.tabulate` for crystals to compare with, usually the training set.
         note: remark in the heading, after the number of crystals.
 
     Raises:
@@ -140,7 +140,7 @@ def _draw_gallery(
 
 
 def choose_for_gallery(structures: Sequence["pymatgen.core.Structure"], table: "pd.DataFrame", count: int) -> list[int]:
-    """Numbers of up to `count` valid crystals to draw, as different in space group and then elements as can be."""
+    """Indices of up to `count` valid crystals, as diverse as possible in space groups, then in elements."""
     drawable = [
         index
         for index, structure in enumerate(structures)
@@ -184,7 +184,7 @@ def _draw_histogram(
 ) -> None:
     tables = [table] if reference is None else [table, reference]
     values = [part[column].dropna().to_numpy(np.float64) for part in tables]
-    # A few absurd crystals must not squeeze all others into one bar: the last bar holds everything beyond.
+    # The last bar contains all larger values, so that a few outliers do not compress the rest into one bar.
     top = max((np.quantile(part, 0.99) for part in values if len(part)), default=1.0)
     edges = np.arange(0.5, np.ceil(top) + 1) if integers else np.linspace(0, np.ceil(top), 25)
     heights = [100 * np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] / max(len(part), 1) for part in values]

@@ -1,4 +1,4 @@
-"""Energies, forces and properties of crystals from force fields and property models, behind one interface.
+"""One interface to force fields and property models: energies, forces and properties of crystals.
 
-pymatgen structures in, one value or one reason per structure out; a bad structure never harms its companions.
+Each pymatgen structure gives a value or a reason why there is none; a bad structure does not affect the others.
 """

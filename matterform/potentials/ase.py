@@ -1,4 +1,4 @@
-"""Any calculator of ASE as a potential, one structure at a time."""
+"""Potentials from ASE calculators, which evaluate one structure at a time."""
 
 import pathlib
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ EXPECTED = (ValueError, ArithmeticError, RuntimeError)
 def load_ase(
     path: pathlib.Path | None = None, variant: str | None = None, device: str = "cpu", batch_size: int = 1
 ) -> Potential:
-    """The calculator `variant`, as module:Class with a constructor that needs no arguments; see `load_callable`.
+    """Loads the calculator `variant`, a module:Class whose constructor needs no arguments; see `load_callable`.
 
-    A calculator chooses its own device and evaluates one structure at a time: `device` and `batch_size` are not used.
-    Whether its energies contain the MP2020 corrections is not known.
+    `device` and `batch_size` are not used: a calculator chooses its device and evaluates one structure at a time. It is
+    unknown whether its energies include the MP2020 corrections.
 
     Raises:
-        ValueError: no such module or class, or it cannot be made without arguments.
+        ValueError: a path is given, the module or class does not exist, or its constructor fails.
     """
     if path is not None:
         raise ValueError(f"an ASE calculator is named by the variant, as module:Class, and takes no path; got {path}")
@@ -49,9 +49,10 @@ def load_ase(
 def ase_potential(
     calculator: "ase.calculators.calculator.BaseCalculator", name: str = "", corrected: bool | None = None
 ) -> Potential:
-    """The potential of an ASE calculator; energies are used as returned, in eV for the whole structure.
+    """The potential of an ASE calculator; its energies (eV per structure) are used unchanged.
 
-    What it raises beyond `EXPECTED` is a fault of its own rather than of a structure: a ValueError that names it.
+    Exceptions other than `EXPECTED` are errors of the calculator rather than of a structure; `Potential.predict` raises
+    them as a ValueError that names the calculator.
     """
     name = name or type(calculator).__name__
 

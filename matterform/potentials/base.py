@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import ase
     import pymatgen.core
 
-# Batches hold fewer crystals where these have more atoms than this on average: memory stays bounded, and large crystals
-# are not faster in batches.
+# If crystals have more atoms than this on average, batches contain fewer of them: this bounds the memory, and large
+# crystals are not faster in batches.
 ATOMS_PER_PLACE = 20
 
 Quantity = Literal["energy", "forces", "stress"]  # each includes those before it
@@ -37,7 +37,7 @@ class Properties(NamedTuple):
 
 
 class Potential(NamedTuple):
-    """A force field. `corrected`: whether its energies already contain the MP2020 corrections; None if not known."""
+    """A force field. `corrected`: whether its energies already include the MP2020 corrections; None if unknown."""
 
     name: str
     predict: "Callable[[Sequence[pymatgen.core.Structure], Quantity], Predictions]"
@@ -54,12 +54,12 @@ class PropertyModel(NamedTuple):
 class BatchModel(NamedTuple):
     """The functions of a package that `run_in_batches` needs.
 
-    `prepare` turns one structure into the model's input, `run` gives one result for each of several inputs.
+    `prepare` converts a structure to the model's input, `run` evaluates several inputs at once.
     """
 
     prepare: "Callable[[pymatgen.core.Structure], Any]"
     run: Callable[[list[Any]], list[Any]]
-    expected: tuple[type[Exception], ...]  # exceptions of the package for impossible crystals; others are not caught
+    expected: tuple[type[Exception], ...]  # exceptions of the package for bad crystals; others are not caught
 
 
 class Prediction(NamedTuple):
@@ -76,14 +76,14 @@ def run_in_batches(
     batch_size: int,
     max_atoms: int | None = None,
 ) -> tuple[list[Any | None], list[str]]:
-    """Results in order (None where there is none), and the reasons ("" where there is a result).
+    """Evaluates structures in batches; returns results (None if there is none) and reasons ("" if there is a result).
 
     Impossible crystals (overlapping atoms, a flat cell, NaN, partial occupancy) are not passed to the model, because
     many models return plausible numbers for them. A batch that fails is run again one by one. Inputs are made batch by
-    batch, so memory does not grow with the number of structures.
+    batch, so the memory does not depend on the number of structures.
 
     Args:
-        max_atoms: most atoms in a batch of several structures; default `ATOMS_PER_PLACE` times `batch_size`.
+        max_atoms: largest number of atoms in a batch of several structures; default `ATOMS_PER_PLACE` * `batch_size`.
     """
     problems = [
         reason or _problem(structure)
@@ -104,7 +104,7 @@ def run_in_batches(
 
 
 def batches_of_like_size(sizes: Sequence[int], batch_size: int, max_atoms: int | None = None) -> list[list[int]]:
-    """Indices by ascending `sizes` (atoms), in batches of at most `batch_size`, of fewer where atoms are many."""
+    """Splits indices, sorted by `sizes` (numbers of atoms), into batches limited in structures and in atoms."""
     max_atoms = ATOMS_PER_PLACE * batch_size if max_atoms is None else max_atoms
     batches, atoms = [], 0
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):
@@ -117,14 +117,21 @@ def batches_of_like_size(sizes: Sequence[int], batch_size: int, max_atoms: int |
 
 
 def bare_atoms(structure: "pymatgen.core.Structure") -> "ase.Atoms":
-    """Atomic numbers, positions and cell, all that a model needs; pymatgen's adaptor takes four times as long."""
+    """ASE Atoms with numbers, positions and cell only; pymatgen's adaptor takes four times as long."""
     import ase
 
     return ase.Atoms(structure.atomic_numbers, structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
 
 
 def check_elements(structure: "pymatgen.core.Structure", known: Sequence[str] | Sequence[int]) -> None:
-    """Raises ValueError for an element that is not among the `known` symbols or atomic numbers."""
+    """Checks that a model supports all elements of a structure.
+
+    Args:
+        known: supported chemical symbols or atomic numbers.
+
+    Raises:
+        ValueError: an element is not supported.
+    """
     for element in structure.elements:
         symbol = getattr(element, "symbol", str(element))
         if symbol not in known and element.Z not in known:
@@ -132,14 +139,21 @@ def check_elements(structure: "pymatgen.core.Structure", known: Sequence[str] | 
 
 
 def check_neighbors(structure: "pymatgen.core.Structure", centers: np.ndarray, cutoff_ang: float) -> None:
-    """Raises ValueError if an atom is not among the `centers` of neighbor pairs: models are not made for such atoms."""
+    """Checks that every atom has a neighbour within the cutoff (Å), because models are not trained on isolated atoms.
+
+    Args:
+        centers: index of the first atom of each neighbour pair.
+
+    Raises:
+        ValueError: an atom has no neighbour.
+    """
     lonely = np.setdiff1d(np.arange(len(structure)), centers)
     if len(lonely):
         raise ValueError(f"isolated atom: site {lonely[0]} has no neighbor within {cutoff_ang:g} Å")
 
 
 def collect_predictions(results: Sequence[Prediction | None], problems: Sequence[str]) -> Predictions:
-    """`Predictions` of what `run_in_batches` returned; a number that is not finite becomes a problem."""
+    """Collects the results of `run_in_batches` as `Predictions`; a non-finite result becomes a problem."""
     problems = list(problems)
     nothing = np.full((3, 3), np.nan)
     for index, result in enumerate(results):
@@ -159,7 +173,7 @@ def collect_predictions(results: Sequence[Prediction | None], problems: Sequence
 def collect_properties(
     results: Sequence[np.ndarray | float | None], problems: Sequence[str], shape: tuple[int, ...] = ()
 ) -> Properties:
-    """`Properties` with values of `shape` from what `run_in_batches` returned; not finite becomes a problem."""
+    """Collects the results of `run_in_batches`, arrays of `shape`, as `Properties`; see `collect_predictions`."""
     problems = list(problems)
     values = np.full((len(results), *shape), np.nan)
     for index, result in enumerate(results):
@@ -173,7 +187,7 @@ def collect_properties(
 
 
 def _problem(structure: "pymatgen.core.Structure") -> str:
-    """Why a structure without overlapping atoms is not passed to a model; empty if it is."""
+    """The reason why a structure is not passed to a model (overlapping atoms are checked elsewhere); empty if it is."""
     from pymatgen.core import DummySpecies
 
     if not structure.is_ordered:
@@ -183,12 +197,12 @@ def _problem(structure: "pymatgen.core.Structure") -> str:
     if not all(structure.lattice.pbc):
         return "not periodic in all directions"
     density, limit = len(structure) / structure.volume, ATOM_DENSITY_RANGE_PER_ANG3[1]
-    # Three times that of diamond; the number of angles between neighbours grows with its cube, and so does memory.
+    # Three times the density of diamond; the number of bond angles, and so the memory, grows with its cube.
     return "" if density <= limit else f"atom density too high: {density:.3g} atoms/Å³, above {limit:g} atoms/Å³"
 
 
 def _evaluate_batch(model: BatchModel, structures: "Sequence[pymatgen.core.Structure]") -> list[Any]:
-    """Results of one batch; an exception in the place of each structure without one."""
+    """Results of one batch; an exception for each structure that fails."""
     results: list[Any] = []
     for structure in structures:
         try:
@@ -203,7 +217,7 @@ def _evaluate_batch(model: BatchModel, structures: "Sequence[pymatgen.core.Struc
 
 
 def _run(model: BatchModel, inputs: list[Any]) -> list[Any]:
-    """Results of the inputs; an exception in the place of each one that also fails alone."""
+    """Results of the inputs; an exception for each input that also fails by itself."""
     try:
         return model.run(inputs)
     except model.expected as error:

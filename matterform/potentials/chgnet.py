@@ -1,4 +1,4 @@
-"""CHGNet (Deng et al., Nat. Mach. Intell. 5, 1031 (2023)): its weights come with the package."""
+"""CHGNet (Deng et al., Nat. Mach. Intell. 5, 1031 (2023)): its weights are part of its package."""
 
 import pathlib
 import warnings
@@ -31,18 +31,18 @@ BATCH_SIZE = 8
 def load_chgnet(
     path: pathlib.Path | None = None, variant: str | None = None, device: str = "cpu", batch_size: int = BATCH_SIZE
 ) -> Potential:
-    """CHGNet's packaged weights, or those of a file that CHGNet's trainer wrote.
+    """Loads CHGNet with the weights in its package, or from a file that its trainer wrote.
 
-    Its energies contain the MP2020 corrections, with which it was trained; those of "r2scan" are of another
-    functional, to which no such corrections belong.
+    Its energies include the MP2020 corrections, because it was trained with them. The version "r2scan" is for another
+    functional, for which these corrections are not defined.
 
     Args:
-        path: a checkpoint {"model": CHGNet.as_dict()}; it is unpickled, so it must come from someone you trust.
-        variant: without a path, one of `VERSIONS`.
+        path: a checkpoint {"model": CHGNet.as_dict()}; it is unpickled, so it must come from a trusted source.
+        variant: one of `VERSIONS`, only without a path.
 
     Raises:
         ImportError: CHGNet is not installed.
-        ValueError: an unknown version or device, or a file that is no such checkpoint.
+        ValueError: the version or device is unknown, or the file is not such a checkpoint.
     """
     model = _load_model(path, variant, device)
 
@@ -59,7 +59,7 @@ def load_chgnet(
 
 def _load_model(path: pathlib.Path | None, variant: str | None, device: str) -> Any:
     try:
-        import torch  # noqa: F401  # named before CHGNet, whose own message would not say what to install
+        import torch  # noqa: F401  # imported first, because CHGNet's own message does not name the missing package
         from chgnet.model.model import CHGNet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("CHGNet is not installed: pip install 'matterform[chgnet]'") from error
@@ -90,7 +90,7 @@ def _graph(model: Any, structure: "pymatgen.core.Structure") -> Any:
 
 
 def _run(model: Any, graphs: list[Any], quantity: Quantity) -> list[Prediction]:
-    """Energies, and their derivatives in one backward pass: half the price of CHGNet's own two differentiable ones."""
+    """Energies, and forces and stress by one backward pass; half the cost of CHGNet's own two backward passes."""
     import torch
 
     graphs = [graph.to(next(model.parameters()).device) for graph in graphs]

@@ -1,4 +1,4 @@
-"""Which force field or property model is used, and the resources it may take; nothing here imports PyTorch."""
+"""Settings of force fields and property models; importing this module does not load PyTorch."""
 
 import dataclasses
 import pathlib
@@ -7,17 +7,17 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PotentialConfig:
-    """A force field: its package, its weights and the resources it may use."""
+    """A force field: its package, its weights and the resources that it may use."""
 
     mlff_model: Literal["chgnet", "orb", "mace", "matgl", "ase"] = "chgnet"  # package of the force field
-    mlff_path: pathlib.Path | None = None  # checkpoint file, or folder (matgl), or `download` (orb); chgnet has its own
+    mlff_path: pathlib.Path | None = None  # checkpoint: file, folder (matgl), or `download` (orb); none: chgnet's own
     mlff_variant: str | None = None  # orb: architecture (orb_v2); chgnet: version (0.3.0); ase: module:Class
-    # whether its energies contain the Materials Project's corrections of 2020, as CHGNet's do; otherwise they are added
-    # where energies are compared with a hull; default: what is usual for the package; required for ase
+    # whether the energies include the Materials Project's corrections of 2020 (CHGNet's do); otherwise these are added
+    # for comparisons with a hull; default: as usual for the package; required for ase
     mlff_corrected: bool | None = None
     device: str = "cpu"  # PyTorch device of the force field: cpu, cuda, cuda:1, ...
-    mlff_batch_size: int | None = None  # structures evaluated together; default: what is fast with the package on CPUs
-    workers: int = 0  # processes that evaluate in parallel; 0 evaluates in the main process
+    mlff_batch_size: int | None = None  # structures evaluated together; default: a fast number on CPUs
+    workers: int = 0  # number of worker processes; 0 evaluates in the main process
     threads: int | None = None  # PyTorch threads per process; default: PyTorch's choice, one in a worker process
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class PotentialConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PropertyConfig:
-    """A model that predicts a property: its weights and the resources it may use."""
+    """A property model: its weights and the resources that it may use."""
 
     property_path: pathlib.Path | None = None  # folder of a matgl model
     fidelity: int | None = None  # data set of a multi-fidelity model: 0 PBE, 1 GLLB-SC, 2 HSE, 3 SCAN

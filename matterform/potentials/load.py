@@ -1,4 +1,4 @@
-"""Loads the force field or property model that a config names, in this process. Only orb's `download` downloads."""
+"""Loads the force field or property model of a config in this process; only orb's `download` uses the network."""
 
 from matterform.potentials.base import Potential, PropertyModel
 from matterform.potentials.config import PotentialConfig, PropertyConfig
@@ -8,9 +8,9 @@ def load_potential(config: PotentialConfig) -> Potential:
     """Loads a force field into this process; `open_potential` also starts workers and sets the number of threads.
 
     Raises:
-        ValueError: no path where one is needed, a checkpoint of another model, a device that does not exist.
-        FileNotFoundError: there is nothing at the path.
-        ImportError: the package is not installed; names the extra to install.
+        ValueError: a required path is missing, the checkpoint is of another model, or the device does not exist.
+        FileNotFoundError: the path does not exist.
+        ImportError: the package is not installed; the message names the extra to install.
     """
     from matterform.potentials import ase, chgnet, mace, matgl, orb
 
@@ -30,9 +30,8 @@ def load_property(config: PropertyConfig) -> PropertyModel:
     """Loads a property model into this process.
 
     Raises:
-        ValueError: no path, a folder without a model, a fidelity that the model does not have, a device that does not
-            exist.
-        FileNotFoundError: there is nothing at the path.
+        ValueError: no path is given, the folder contains no model, or the fidelity or device does not exist.
+        FileNotFoundError: the path does not exist.
         ImportError: matgl is not installed.
     """
     from matterform.potentials.matgl import load_matgl_property

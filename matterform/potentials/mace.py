@@ -25,27 +25,27 @@ if TYPE_CHECKING:
     import pymatgen.core
 
 BATCH_SIZE = 8
-# Wide models gain from company only while all of its features stay in a processor's cache.
+# Batches of wide models are faster only as long as all features fit in a processor's cache.
 MAX_ATOMS_ON_CPU = 16
 
 
 def load_mace(
     path: pathlib.Path | None, variant: str | None = None, device: str = "cpu", batch_size: int | None = None
 ) -> Potential:
-    """A published model (`2023-12-03-mace-128-L1_epoch-199.model`, ...) or one of our own training.
+    """Loads a published model (`2023-12-03-mace-128-L1_epoch-199.model`, ...) or another .model file.
 
-    A .model file is a pickle, and loading it runs what is in it: take it only from someone you trust. It is
-    evaluated in the precision that it was saved in; its energies are without the MP2020 corrections.
+    A .model file is a pickle, which can run code when it is loaded, so it must come from a trusted source. The model
+    is evaluated in the precision of the file; its energies do not include the MP2020 corrections.
 
     Args:
         path: the file.
-        variant: the head of a model with several; if not given, its default one.
-        batch_size: default `BATCH_SIZE`, and on a CPU fewer crystals where they have more than `MAX_ATOMS_ON_CPU`.
+        variant: head of a model with several heads; by default its default head.
+        batch_size: default `BATCH_SIZE`; on a CPU also limited by `MAX_ATOMS_ON_CPU` atoms per batch.
 
     Raises:
         ImportError: mace-torch is not installed.
-        ValueError: no path, an unknown head or device, or the file holds no MACE.
-        FileNotFoundError: there is nothing at the path.
+        ValueError: no path is given, the head or device is unknown, or the file is not a MACE model.
+        FileNotFoundError: the path does not exist.
     """
     path = check_path("MACE", path, "a .model file")
     with unchanged_process():
@@ -56,7 +56,11 @@ def load_mace(
 
 
 def mace_potential(model: Any, name: str = "mace", head: str | None = None, batch_size: int | None = None) -> Potential:
-    """Potential of a MACE module, on the device that it is on."""
+    """The potential of a MACE module, evaluated on its present device.
+
+    Raises:
+        ValueError: the model has no such head.
+    """
     heads = list(getattr(model, "heads", None) or ["Default"])
     head = _choose_head(heads, head)
     model = model.eval().requires_grad_(False)
@@ -75,7 +79,7 @@ def mace_potential(model: Any, name: str = "mace", head: str | None = None, batc
 
 def _import_mace() -> None:
     try:
-        # Before e3nn, whose own file PyTorch loads only where MACE's setting is in force.
+        # Imported before e3nn, which can load its own file only with MACE's setting of PyTorch.
         import mace.modules
         import mace.tools.torch_geometric  # noqa: F401
     except ImportError as error:

@@ -31,7 +31,7 @@ BATCH_SIZE = 16
 PROPERTY_BATCH_SIZE = 64
 
 FILES = ("model.json", "model.pt", "state.pt")
-# Must be there before matgl is asked, which would look for a missing one on the network for half a minute.
+# Checked before matgl, which would search the network for a missing file for half a minute.
 FOLDER = f"a folder with {', '.join(FILES)}"
 GPA_PER_EV_ANG3 = 160.21766208
 
@@ -39,14 +39,14 @@ GPA_PER_EV_ANG3 = 160.21766208
 def load_matgl(
     path: pathlib.Path | None, variant: str | None = None, device: str = "cpu", batch_size: int = BATCH_SIZE
 ) -> Potential:
-    """A potential (M3GNet, TensorNet, CHGNet, ...) that `Potential.save` wrote.
+    """Loads a potential (M3GNet, TensorNet, CHGNet, ...) saved by matgl's `Potential.save`.
 
-    Energies are without the MP2020 corrections; of a CHGNet, which some train with them, that is not known.
+    Energies do not include the MP2020 corrections; for CHGNet models, which may be trained with them, this is unknown.
 
     Raises:
         ImportError: matgl is not installed.
-        ValueError: no path, a variant, an absent device, or the folder holds no potential.
-        FileNotFoundError: there is nothing at the path.
+        ValueError: no path or a variant is given, the device does not exist, or the folder contains no potential.
+        FileNotFoundError: the path does not exist.
     """
     if variant is not None:
         raise ValueError(f"a matgl folder contains its architecture and has no variants; got {variant!r}")
@@ -63,16 +63,16 @@ def load_matgl_property(
     device: str = "cpu",
     batch_size: int = PROPERTY_BATCH_SIZE,
 ) -> PropertyModel:
-    """A model of a property (MEGNet, M3GNet, TensorNet, ...) that its `save` wrote; several targets give (b, k) values.
+    """Loads a property model (MEGNet, M3GNet, TensorNet, ...) saved by matgl; k targets give values of shape (b, k).
 
     Args:
         path: the folder.
-        fidelity: of a multi-fidelity model: for the published band gaps 0 PBE, 1 GLLB-SC, 2 HSE, 3 SCAN.
+        fidelity: fidelity of a multi-fidelity model; for the published band gaps 0 PBE, 1 GLLB-SC, 2 HSE, 3 SCAN.
 
     Raises:
         ImportError: matgl is not installed.
-        ValueError: no path, an absent device, a folder without such a model, or a fidelity that it does not have.
-        FileNotFoundError: there is nothing at the path.
+        ValueError: no path is given, the folder contains no such model, or the fidelity or device does not exist.
+        FileNotFoundError: the path does not exist.
     """
     path = check_path("matgl", path, FOLDER)
     model = _load_folder(path, device)
@@ -82,8 +82,8 @@ def load_matgl_property(
 
 
 def matgl_potential(potential: Any, name: str = "matgl", batch_size: int = BATCH_SIZE) -> Potential:
-    """Potential of matgl's own, on the device that it is on."""
-    potential = copy.copy(potential.eval().requires_grad_(False))  # its switches are ours, its weights are shared
+    """The potential of a matgl `Potential`, evaluated on its present device."""
+    potential = copy.copy(potential.eval().requires_grad_(False))  # to change settings; the weights are shared
     converter = _converter(potential.model)
 
     def predict(structures: Sequence["pymatgen.core.Structure"], quantity: Quantity) -> Predictions:
@@ -100,7 +100,11 @@ def matgl_potential(potential: Any, name: str = "matgl", batch_size: int = BATCH
 def matgl_property(
     model: Any, name: str = "matgl", fidelity: int | None = None, batch_size: int = PROPERTY_BATCH_SIZE
 ) -> PropertyModel:
-    """Property of a model, on the device that it is on."""
+    """The property model of a matgl model, evaluated on its present device.
+
+    Raises:
+        ValueError: the model does not have this fidelity.
+    """
     model = model.eval().requires_grad_(False)
     core = getattr(model, "model", model)  # a wrapper only transforms the target
     converter = _converter(core)
@@ -156,7 +160,7 @@ def _graph(converter: Any, structure: "pymatgen.core.Structure") -> Any:
 
 
 def _state(core: Any, fidelity: int | None) -> int | None:
-    """The fidelity, checked against what the model has."""
+    """Returns the fidelity after checking that the model has it."""
     count = core._init_args.get("ntypes_state")
     if not count:
         if fidelity is not None:
@@ -168,7 +172,7 @@ def _state(core: Any, fidelity: int | None) -> int | None:
 
 
 def _target_shape(model: Any, converter: Any, state: int | None) -> tuple[int, ...]:
-    """() for one target, else (k,), found with a crystal of elements that every such model has."""
+    """Shape of the prediction for one crystal: () or (k,), found by evaluating a crystal of common elements."""
     from pymatgen.core import Lattice, Structure
 
     pair = Structure(Lattice.cubic(3.0), [converter.element_types[0]] * 2, [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -199,7 +203,7 @@ def _run_potential(potential: Any, graphs: list[Any], quantity: Quantity) -> lis
 
 
 def _batch(graphs: list[Any], device: Any) -> tuple[Any, Any]:
-    """Graphs as one, and their cells (b, 3, 3)."""
+    """One graph of all crystals, and their cells (b, 3, 3), Å."""
     import torch
     from torch_geometric.data import Batch
 
@@ -208,7 +212,7 @@ def _batch(graphs: list[Any], device: Any) -> tuple[Any, Any]:
 
 
 def _state_features(count: int, state: int | None, device: Any) -> Any:
-    """The fidelity of each graph; models without any read two zeros, if they read them at all."""
+    """The fidelity of each graph; two zeros per graph for models without fidelities."""
     import torch
 
     if state is None:

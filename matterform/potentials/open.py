@@ -20,20 +20,20 @@ R2SCAN = "chgnet r2scan"
 
 @contextlib.contextmanager
 def open_potential(config: PotentialConfig | None = None, **options: Any) -> Iterator[Potential]:
-    """A force field, with its worker processes if any, which end with the `with` block.
+    """Opens a force field and its worker processes, if any, which end with the `with` block.
 
         with open_potential(mlff_model="orb", mlff_path="orb-v2.ckpt", mlff_variant="orb_v2") as potential:
             energies = potential.predict(structures, "energy").energy  # eV per structure
 
     Args:
-        config: which force field; None is CHGNet with the weights in its package.
+        config: settings of the force field; None is CHGNet with the weights in its package.
         options: fields of `PotentialConfig`, which replace those of `config`; mlff_path may be a string.
 
     Raises:
-        ValueError: no path where one is needed, a checkpoint of another model, a device that does not exist.
-        TypeError: an option that is no field of `PotentialConfig`.
-        FileNotFoundError: there is nothing at the path.
-        ImportError: the package is not installed; names the extra to install.
+        ValueError: a required path is missing, the checkpoint is of another model, or the device does not exist.
+        TypeError: an option is not a field of `PotentialConfig`.
+        FileNotFoundError: the path does not exist.
+        ImportError: the package is not installed; the message names the extra to install.
     """
     if isinstance(options.get("mlff_path"), str):
         options["mlff_path"] = pathlib.Path(options["mlff_path"])
@@ -50,7 +50,7 @@ def open_potential(config: PotentialConfig | None = None, **options: Any) -> Ite
 
 
 def _log_corrections(potential: Potential) -> None:
-    """One line about the corrections of energies that are compared with a hull."""
+    """Logs whether corrections are added to energies that are compared with a hull."""
     corrections = {
         True: "contained in the energies of %s",
         False: "added to the energies of %s where they are compared with a hull",

@@ -32,7 +32,7 @@ BATCH_SIZE = 8
 MAX_ATOMIC_NUMBER = 117
 DOWNLOAD = pathlib.Path("download")
 
-# Models of dispersion alone, and of charged molecules, give no energies of crystals; version 1 is no longer served.
+# Without the models for dispersion only and for charged molecules, and version 1, which is no longer available.
 VARIANTS = (
     "orb_v2",
     "orb_mptraj_only_v2",
@@ -53,21 +53,22 @@ VARIANTS = (
 def load_orb(
     path: pathlib.Path | None, variant: str | None = None, device: str = "cpu", batch_size: int = BATCH_SIZE
 ) -> Potential:
-    """A published checkpoint (`orb-v2-20241011.ckpt`, ...) or one of our own tuning.
+    """Loads a published checkpoint (`orb-v2-20241011.ckpt`, ...) or a fine-tuned one.
 
-    Energies are without the MP2020 corrections. Those of v2 and of the v3 "mpa" models are of the kind that the
-    Materials Project and Alexandria have; "omat" models follow OMat24, whose pseudopotentials are newer.
+    Energies do not include the MP2020 corrections. Energies of v2 and of the v3 "mpa" models are comparable with the
+    Materials Project and Alexandria; "omat" models were trained on OMat24, which uses newer pseudopotentials.
 
     Args:
-        path: a state dict saved by torch; or `download`, where no file is called so, to let the package fetch the
-            published one (to its own cache), which nothing else does.
-        variant: which of `VARIANTS` the file is of; default orb_v2. Weights cannot tell "20" neighbors from "inf".
+        path: a state dict saved by torch; or `download` (if no such file exists) to download the published checkpoint
+            to the cache of the package.
+        variant: one of `VARIANTS`, the architecture of the file; default orb_v2. The weights do not determine whether
+            a variant with "20" or "inf" neighbours is meant.
 
     Raises:
         ImportError: orb-models is not installed.
-        ValueError: no path, an unknown variant or device, or the weights are of another architecture.
-        FileNotFoundError: there is nothing at the path.
-        OSError: the download fails; names the file to get by other means.
+        ValueError: no path is given, the variant or device is unknown, or the weights are of another architecture.
+        FileNotFoundError: the path does not exist.
+        OSError: the download fails; the message gives the URL.
     """
     name = (variant or VARIANTS[0]).replace("-", "_")
     if name not in VARIANTS:
@@ -78,7 +79,7 @@ def load_orb(
     with unchanged_process():
         pretrained = _import_pretrained()
         check_device(device)
-        # Compilation takes longer than most runs, and gains nothing on CPUs.
+        # Compilation takes longer than most runs, and is no faster on CPUs.
         load = functools.partial(pretrained.ORB_PRETRAINED_MODELS[name.replace("_", "-")], device=device, compile=False)
         url = inspect.signature(load).parameters["weights_path"].default
         model = _fetch(load, url) if file is None else _load_file(load, file, name)
@@ -86,7 +87,7 @@ def load_orb(
 
 
 def orb_potential(model: Any, name: str = "orb", device: str = "cpu", batch_size: int = BATCH_SIZE) -> Potential:
-    """Potential of an Orb regressor that is on `device` already; it must have a `system_config`."""
+    """The potential of an Orb regressor on `device`; the model must have a `system_config`."""
     model = model.eval().requires_grad_(False)
 
     def predict(structures: Sequence["pymatgen.core.Structure"], quantity: Quantity) -> Predictions:
@@ -111,7 +112,7 @@ def _import_pretrained() -> Any:
 def _fetch(load: Callable[..., Any], url: str) -> Any:
     try:
         return load()
-    except OSError as error:  # of which kind are those of the package's downloader
+    except OSError as error:  # the kind that the package's downloader raises
         raise OSError(
             f"Orb could not fetch {url}: get this file by other means and give its path ({one_line(error)[:200]})"
         ) from error
@@ -126,14 +127,14 @@ def _load_file(load: Callable[..., Any], path: pathlib.Path, name: str) -> Any:
 
 
 def _check_heads(path: pathlib.Path, name: str) -> None:
-    """Raises for weights with other heads, whose missing parameters the package would leave random."""
+    """Raises ValueError for weights with other heads, because the package would leave missing parameters random."""
     import torch
 
-    if not zipfile.is_zipfile(path):  # torch would take it for a pickle, and fail in a way that depends on its bytes
+    if not zipfile.is_zipfile(path):  # torch would read it as a pickle, with unclear errors
         raise ValueError(f"{path} is no checkpoint of {name}: torch.save has not written it, or not to its end")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose advice is to trust the file
+    except pickle.UnpicklingError as error:  # its own message advises to trust the file
         raise ValueError(f"{path} is no checkpoint of {name}: it holds more than weights, or is damaged") from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is no checkpoint of {name}: {one_line(error)[:200]}") from error
@@ -141,7 +142,11 @@ def _check_heads(path: pathlib.Path, name: str) -> None:
         raise ValueError(
             f"{path} is no checkpoint of {name}: it holds a {type(weights).__name__} that is no state dict"
         )
-    names = {"node_head": "forces", "graph_head": "energy", "stress_head": "stress"}  # as version 2 was saved first
+    names = {
+        "node_head": "forces",
+        "graph_head": "energy",
+        "stress_head": "stress",
+    }  # names in the first files of version 2
     heads = {names.get(key.split(".")[0]) or key.split(".")[1] for key in weights if "head" in key.split(".")[0]}
     direct = "conservative" not in name
     if ("forces" in heads) != direct or "energy" not in heads:
@@ -152,7 +157,7 @@ def _graph(model: Any, structure: "pymatgen.core.Structure", device: str) -> Any
     import torch
     from orb_models.forcefield.atomic_system import ase_atoms_to_atom_graphs
 
-    dtype = next(model.parameters()).dtype  # the default one may be another package's
+    dtype = next(model.parameters()).dtype  # the default dtype may have been set by another package
     check_elements(structure, range(1, MAX_ATOMIC_NUMBER + 1))
     atoms = bare_atoms(structure)
     graph = ase_atoms_to_atom_graphs(
@@ -187,7 +192,7 @@ def _run(model: Any, graphs: list[Any], quantity: Quantity) -> list[Prediction]:
 
 
 def _energies(model: Any, batch: Any) -> np.ndarray:
-    """Energies without forces: conservative models take a third of the time."""
+    """Energies (eV) without forces, which takes conservative models a third of the time."""
     import torch
 
     with torch.no_grad():

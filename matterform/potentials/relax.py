@@ -23,13 +23,13 @@ TINY = 1e-300
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RelaxConfig:
-    """When to stop, and FIRE's parameters; masses are one, so a time step squared is Å²/eV."""
+    """Convergence criterion and parameters of FIRE; all masses are 1, so the unit of time is Å/√eV."""
 
-    max_force: float = 0.05  # eV/Å; of the cell: virial over the root of the number of atoms and 1 Å
-    cell: bool = True  # whether the cell moves too
-    max_displacement_ang: float = 0.15  # of an atom in one step
-    max_strain: float = 0.03  # of the cell in one step
-    time_step: float = 0.2  # of the first step; with it 5 steps relax most of what 20 do
+    max_force: float = 0.05  # eV/Å; for the cell: virial / (√n · 1 Å), n atoms
+    cell: bool = True  # whether the cell is relaxed as well
+    max_displacement_ang: float = 0.15  # largest displacement of an atom per step
+    max_strain: float = 0.03  # largest strain of the cell per step
+    time_step: float = 0.2  # first time step; with this value 5 steps give most of the relaxation of 20
     max_time_step: float = 0.5
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class Relaxed(NamedTuple):
     structures: "list[pymatgen.core.Structure]"
     energy: Float[np.ndarray, " b"]  # eV, of the whole structure; NaN if the start has none
     problems: list[str]  # why a relaxation stopped before it converged; empty otherwise
-    steps: Int[np.ndarray, " b"]  # moves made
+    steps: Int[np.ndarray, " b"]  # number of steps taken
     max_force: Float[np.ndarray, " b"]  # eV/Å, of the state returned: the largest of its atoms and of its cell
     converged: Bool[np.ndarray, " b"]
 
@@ -60,8 +60,8 @@ class LowestState(NamedTuple):
 class Relaxation(NamedTuple):
     """A crystal that is being relaxed. Its coordinates are positions and √n times the strain, both in Å.
 
-    With this scaling a cell of any size is about as stiff as an atomic position: V C / n is 10 to 20 eV/Å², where C is
-    an elastic constant.
+    With this scaling, the stiffness of a cell of any size is similar to that of an atomic position: V C / n is 10 to
+    20 eV/Å², where C is an elastic constant.
     """
 
     structure: "pymatgen.core.Structure"
@@ -132,7 +132,7 @@ def _start(structure: "pymatgen.core.Structure", config: RelaxConfig) -> Relaxat
 
 
 def _with_energy(relaxation: Relaxation, energy: float, max_force: float, config: RelaxConfig) -> Relaxation:
-    """The relaxation after its present energy (eV) and largest force (eV/Å) are known."""
+    """The relaxation after its energy (eV) and largest force (eV/Å) have been evaluated."""
     start = energy if np.isnan(relaxation.start_energy) else relaxation.start_energy
     converged = max_force <= config.max_force
     # A converged state replaces an earlier one that is lower only by rounding.
@@ -144,13 +144,13 @@ def _with_energy(relaxation: Relaxation, energy: float, max_force: float, config
 def _generalised_forces(
     structure: "pymatgen.core.Structure", forces: Float[np.ndarray, "n 3"], stress: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "m 3"]:
-    """Minus the derivatives of the energy by positions and by √n times the strain (eV/Å), m = n + 3."""
+    """Negative derivatives of the energy by positions and by √n times the strain (eV/Å), m = n + 3 rows."""
     pull = -structure.volume * (stress + stress.T) / 2 / len(structure) ** 0.5
     return np.concatenate([np.asarray(forces, np.float64), pull])
 
 
 def _with_step(relaxation: Relaxation, forces: Float[np.ndarray, "m 3"], config: RelaxConfig) -> Relaxation:
-    """One step of FIRE: velocities turn towards the forces, and are dropped when they point uphill."""
+    """One step of FIRE: velocities are turned towards the forces, and set to zero if they point uphill."""
     velocity, time_step, mixing, downhill = (
         relaxation.velocity,
         relaxation.time_step,
@@ -176,7 +176,7 @@ def _with_step(relaxation: Relaxation, forces: Float[np.ndarray, "m 3"], config:
 
 
 def _limited(step: Float[np.ndarray, "m 3"], config: RelaxConfig) -> Float[np.ndarray, "m 3"]:
-    """The step, scaled down as a whole where an atom or the cell would exceed its limit."""
+    """The step, scaled down as a whole if an atom or the cell would exceed its limit."""
     strain = step[-3:] / (len(step) - 3) ** 0.5
     excess = max(
         np.linalg.norm(step[:-3], axis=-1).max() / config.max_displacement_ang,
@@ -186,7 +186,7 @@ def _limited(step: Float[np.ndarray, "m 3"], config: RelaxConfig) -> Float[np.nd
 
 
 def _displaced(structure: "pymatgen.core.Structure", step: Float[np.ndarray, "m 3"]) -> "pymatgen.core.Structure":
-    """Atoms moved by the step's rows, then everything strained by its last three over √n."""
+    """Moves atoms by the first n rows of the step (Å), then strains atoms and cell by its last three rows / √n."""
     from pymatgen.core import Lattice, Structure
 
     n, cell = len(structure), structure.lattice.matrix

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-# Exceptions of unpickling, which depend on the bytes of the file.
+# Exceptions of unpickling a damaged file.
 UNPICKLING_ERRORS = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -28,7 +28,11 @@ TRUST_ALL_FILES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError, with a list of those available, for a device that this PyTorch does not have."""
+    """Checks that PyTorch has a device.
+
+    Raises:
+        ValueError: it does not exist; the message lists the available devices.
+    """
     import torch
 
     available = ["cpu"]
@@ -45,8 +49,8 @@ def check_path(package: str, path: pathlib.Path | None, what: str) -> pathlib.Pa
     """`path`, checked before a package is imported, because packages may try to download weights.
 
     Raises:
-        ValueError: no path.
-        FileNotFoundError: there is nothing at the path.
+        ValueError: `path` is None.
+        FileNotFoundError: the path does not exist.
     """
     if path is None:
         raise ValueError(f"{package} needs the path of {what}")
@@ -56,18 +60,19 @@ def check_path(package: str, path: pathlib.Path | None, what: str) -> pathlib.Pa
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """The numbers of a tensor in float64, on any device, with or without gradients."""
+    """Copies a tensor from any device, with or without gradient, to a float64 array."""
     return tensor.detach().cpu().numpy().astype(np.float64)
 
 
 @contextlib.contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Undoes what importing a package or loading its model does to all others; silences its prints and warnings.
+    """Restores global settings that importing a package or loading a model changes; silences its output and warnings.
 
-    Orb sets the default dtype and the precision of products; MACE makes every later `torch.load` trust its file.
+    For example, Orb sets the default dtype and the precision of matrix products, and MACE makes all later `torch.load`
+    calls trust their files.
     """
     if importlib.util.find_spec("torch") is None:
-        yield  # the package will be missing too, and its loader names what to install
+        yield  # the package is missing as well, and its loader raises the error
         return
     import torch
 
@@ -87,7 +92,7 @@ def unchanged_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Lets PyTorch, if it is loaded, use that many threads; None leaves it alone."""
+    """Sets the number of threads of PyTorch, if it is loaded, inside the block; None changes nothing."""
     torch = sys.modules.get("torch")
     if threads is None or torch is None:
         yield

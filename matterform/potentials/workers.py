@@ -1,4 +1,4 @@
-"""A potential in several processes, each of which loads it once."""
+"""A potential in several worker processes, each of which loads it once."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from matterform.processes import death_explained, worker_pool
 if TYPE_CHECKING:
     import pymatgen.core
 
-CHUNK = 8  # structures sent at once, where no batch size is given
+CHUNK = 8  # structures per task, if no batch size is given
 DEATH = (
     "a process that evaluates the force field died; use fewer workers or a smaller batch if memory is short, "
     'and keep what a script does under `if __name__ == "__main__":`'
@@ -28,13 +28,13 @@ DEATH = (
 
 @contextlib.contextmanager
 def open_in_workers(config: PotentialConfig) -> Iterator[Potential]:
-    """The potential of `config` in `config.workers` processes; predictions come in order and are those of one process.
+    """Opens the potential of `config` in `config.workers` processes; predictions are those of a single process.
 
-    Processes are spawned, so a script must keep what it does under `if __name__ == "__main__":`.
+    Processes are spawned, so the code of a script must be under `if __name__ == "__main__":`.
 
     Raises:
-        ChildProcessError: a worker died, of too little memory for instance.
-        ValueError, FileNotFoundError, ImportError: as loading in this process would.
+        ChildProcessError: a worker process died, e.g. for lack of memory.
+        ValueError, FileNotFoundError, ImportError: as for `load_potential`.
     """
     config, workers = dataclasses.replace(config, workers=0, threads=config.threads or 1), config.workers
     with worker_pool(workers) as pool:
@@ -51,7 +51,7 @@ def open_in_workers(config: PotentialConfig) -> Iterator[Potential]:
 
 
 def _chunks(structures: Sequence["pymatgen.core.Structure"], workers: int, size: int) -> list[list[int]]:
-    """Indices of structures alike in size; the largest first, so that none of those starts when the rest is done."""
+    """Splits indices into chunks of similar size, largest structures first, so that no long task starts last."""
     size = max(1, min(size, math.ceil(len(structures) / workers)))
     return batches_of_like_size([len(structure) for structure in structures], size)[::-1]
 
@@ -71,7 +71,7 @@ def _in_order(chunks: Sequence[Sequence[int]], parts: Sequence[Predictions]) -> 
 
 @functools.cache
 def _load(config: PotentialConfig) -> Potential:
-    """The worker's own copy."""
+    """Loads the potential once per worker process."""
     return load_potential(config)
 
 
