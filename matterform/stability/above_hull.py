@@ -1,4 +1,4 @@
-"""Stability of crystals: a potential's energies, corrected once, against a hull of reference entries."""
+"""Stability of crystals: corrected energies of a potential, compared with the hull of reference entries."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matterform.potentials.base import Potential
     from matterform.potentials.relax import Relaxed
 
-METASTABLE_EV = 0.1  # eV/atom above the hull, at most
+METASTABLE_EV = 0.1  # largest energy above the hull of a metastable crystal, eV/atom
 STABLE_EV = 0.0
-CHUNK = 256  # crystals between two reports of progress
+CHUNK = 256  # number of crystals between two progress reports
 
 
 class Stability(NamedTuple):
@@ -27,9 +27,9 @@ class Stability(NamedTuple):
     e_above_hull: Float[np.ndarray, " b"]  # eV/atom; negative below the hull of the references
     energy_per_atom: Float[np.ndarray, " b"]  # eV/atom, of the potential, with corrections
     formation_energy_per_atom: Float[np.ndarray, " b"]  # eV/atom; NaN without references
-    problems: list[str]  # empty where all is well
+    problems: list[str]  # reason why there is no value; empty if there is one
     relaxed: "Relaxed | None"  # None without relaxation; includes crystals that did not converge
-    # Whether the hull has a reference of all the crystal's elements. Where it has none, all that is bound seems stable.
+    # Whether an entry of the hull contains all elements of the crystal; if none does, any bound crystal seems stable.
     known_system: Bool[np.ndarray, " b"]
 
 
@@ -49,15 +49,15 @@ def above_hull(
     references: References | None = None,
     relax_steps: int = 0,
 ) -> Stability:
-    """Energies above the hull, of the crystals as they are or after at most `relax_steps` steps of relaxation.
+    """Energies above the hull of crystals, as given or after at most `relax_steps` relaxation steps.
 
     Args:
-        references: energies of the elements by which the potential's energies become those of formation; for a hull of
-            formation energies, and only for such a one.
+        references: energies of the elements in the potential; required for a hull of formation energies, and only
+            allowed for such a hull.
 
     Raises:
-        ValueError: references are missing, or given though the hull is one of total energies, or of another potential;
-            or it is not known whether the potential's energies contain the corrections.
+        ValueError: references are missing, not needed (for a hull of total energies) or of another potential, or it is
+            unknown whether the potential's energies include the corrections.
     """
     check_references(hull, references, potential)
     structures, energies, problems, relaxed = _energies(structures, potential, relax_steps)
@@ -75,20 +75,21 @@ def above_hull(
         above.values,
         corrected.values / num_atoms,
         formation.values / num_atoms,
-        [next(filter(None, reason), "") for reason in reasons],  # the first is the cause of the others
+        [next(filter(None, reason), "") for reason in reasons],  # the first reason causes the others
         relaxed,
         above.known_system,
     )
 
 
 def check_references(hull: Hull, references: References | None, potential: "Potential | None" = None) -> None:
-    """Whether a hull has the references that it needs, and the potential's energies can be compared with it.
+    """Checks that a hull, references and a potential can be combined.
 
     Args:
-        potential: where it is known already.
+        potential: the potential; None if it is not loaded yet.
 
     Raises:
-        ValueError: they are missing, needless or of another potential; or what `check_corrected` raises.
+        ValueError: references are missing, not needed or of another potential, or it is unknown whether the
+            potential's energies include the corrections.
     """
     if hull.kind == "formation" and references is None:
         raise ValueError(
@@ -130,14 +131,14 @@ def _energies(structures: "Sequence[pymatgen.core.Structure]", potential: "Poten
     from matterform.potentials.relax import relax
 
     relaxed = relax(potential, structures, relax_steps)
-    # A crystal that stopped half-way has an energy all the same.
+    # A crystal whose relaxation stopped early has an energy, so that is not a problem.
     known = np.isfinite(relaxed.energy)
     problems = ["" if fine else problem for fine, problem in zip(known, relaxed.problems, strict=True)]
     return _Energies(relaxed.structures, relaxed.energy, problems, relaxed)
 
 
 class PotentialFit(NamedTuple):
-    """References of a potential, and what they leave of the energies of the crystals they were fitted to."""
+    """References of a potential, and the residual of their fit."""
 
     references: References
     residual: Residual
@@ -152,10 +153,11 @@ def fit_potential_references(
     formation_energies_per_atom: Float[np.ndarray, " b"],
     progress: Callable[[int], None] = lambda done: None,
 ) -> PotentialFit:
-    """Fits the energies of the elements by which a potential agrees best with known energies of formation (eV/atom).
+    """Fits the references of a potential to known formation energies (eV/atom).
 
     Raises:
-        ValueError: no crystal has both energies, or it is not known whether the potential's contain the corrections.
+        ValueError: no crystal has both energies, or it is unknown whether the potential's energies include the
+            corrections.
     """
     check_corrected(potential.corrected)
     energy_per_atom, problems = np.full(len(structures), np.nan), []

@@ -1,8 +1,8 @@
 """The Materials Project's corrections of 2020 (Wang et al., Sci. Rep. 11, 15496), applied exactly once.
 
-They are for energies of PBE and PBE+U with the settings of `MPRelaxSet`: oxides and fluorides of some transition metals
-with U. pymatgen does the arithmetic with its own tables, and no VASP input is written. A correction is a sum over atoms
-that depends on the composition and on how oxygen and sulfur are bound, so each case is worked out once.
+They apply to PBE and PBE+U energies with the settings of `MPRelaxSet` (U for oxides and fluorides of some transition
+metals). They are computed by pymatgen with its tables, without VASP inputs. A correction depends only on composition
+and bonding of oxygen and sulfur, so each case is computed once and cached.
 """
 
 import functools
@@ -18,32 +18,32 @@ from matterform.evaluation.geometry import defect
 if TYPE_CHECKING:
     import pymatgen.core
 
-OXIDE_CUTOFF = 1.05  # as MaterialsProject2020Compatibility passes it: bonds up to 1.05 of the usual length
+OXIDE_CUTOFF = 1.05  # as in MaterialsProject2020Compatibility: bonds up to 1.05 times the usual length
 CACHED = 2**16
-NEUTRAL = {"X": 0.0}  # oxidation states that pymatgen takes for known
+NEUTRAL = {"X": 0.0}  # oxidation states that pymatgen then does not guess
 
 
 class Corrections(NamedTuple):
     """One value per crystal; NaN where `problems` gives a reason."""
 
     values: Float[np.ndarray, " b"]  # eV per crystal, to be added to an uncorrected energy
-    problems: list[str]  # empty where all is well
+    problems: list[str]  # reason why there is no value; empty if there is one
 
 
 class CorrectedEnergies(NamedTuple):
     """One value per crystal; NaN where `problems` gives a reason."""
 
     values: Float[np.ndarray, " b"]  # eV per crystal
-    problems: list[str]  # empty where all is well; an energy that was NaN already is none of them
+    problems: list[str]  # reason why there is no value; empty if there is one, or if the given energy is NaN
 
 
 def corrected_energies(
     corrected: bool | None, energies: Float[np.ndarray, " b"], structures: "Sequence[pymatgen.core.Structure]"
 ) -> CorrectedEnergies:
-    """Energies (eV per crystal) with the corrections added, unless `corrected` says that they contain them already.
+    """Adds the corrections to energies (eV per crystal), unless `corrected` is True: they are included already.
 
     Raises:
-        ValueError: it is not known (see `check_corrected`), or there is not one energy per crystal.
+        ValueError: `corrected` is None (unknown), or there is not one energy per crystal.
     """
     check_corrected(corrected)
     energies = np.asarray(energies, np.float64)
@@ -61,7 +61,11 @@ def corrected_energies(
 
 
 def check_corrected(corrected: bool | None) -> None:
-    """Raises ValueError where it is not known whether energies contain the corrections."""
+    """Checks that it is known whether energies include the corrections.
+
+    Raises:
+        ValueError: `corrected` is None.
+    """
     if corrected is None:
         raise ValueError(
             "it is not known whether the potential's energies contain the Materials Project's corrections of 2020: "
@@ -70,7 +74,7 @@ def check_corrected(corrected: bool | None) -> None:
 
 
 def mp2020_corrections(structures: "Sequence[pymatgen.core.Structure]") -> Corrections:
-    """What MaterialsProject2020Compatibility would add to the energy of a calculation with MPRelaxSet's settings."""
+    """Corrections (eV per crystal) by MaterialsProject2020Compatibility for energies with MPRelaxSet's settings."""
     values, problems = np.full(len(structures), np.nan), [""] * len(structures)
     for index, structure in enumerate(structures):
         problems[index] = defect(structure)
@@ -106,7 +110,7 @@ def _sulfide_type(structure: "pymatgen.core.Structure") -> str:
     from pymatgen.core.structure_analyzer import sulfide_type
 
     try:
-        # None means that sulfur is bound to something more electronegative, and gets no correction.
+        # None: sulfur is bound to a more electronegative element, and has no correction.
         return sulfide_type(structure) or "sulfate"
     except IndexError as error:
         raise ValueError("a sulfur atom has no neighbour, so its corrections are not known") from error
@@ -114,14 +118,14 @@ def _sulfide_type(structure: "pymatgen.core.Structure") -> str:
 
 @functools.lru_cache(maxsize=CACHED)
 def _correction_of(amounts: tuple[tuple[str, float], ...], oxide: str, sulfide: str) -> float:
-    """Correction (eV) of a formula unit with oxygen and sulfur bound in a known way."""
+    """Correction (eV) of a formula unit, given the bonding of oxygen and sulfur."""
     from pymatgen.core import Composition
     from pymatgen.entries.computed_entries import ComputedEntry
 
     composition = Composition(dict(amounts))
     scheme, hubbard_u = _scheme()
     with warnings.catch_warnings():
-        # Oxidation states that cannot be guessed have a rule of their own, and noble gases no electronegativity.
+        # pymatgen warns if oxidation states cannot be guessed, and for noble gases, which have no electronegativity.
         warnings.simplefilter("ignore")
         most_electronegative = sorted(composition.elements, key=lambda element: element.X)[-1].symbol
         expected = hubbard_u.get(most_electronegative, {})
@@ -129,7 +133,7 @@ def _correction_of(amounts: tuple[tuple[str, float], ...], oxide: str, sulfide: 
         parameters = {"run_type": "GGA+U" if hubbards else "GGA", "hubbards": hubbards}
         data: dict[str, Any] = {"oxide_type": oxide, "sulfide_type": sulfide}
         if not any(symbol in scheme.comp_correction for symbol, _ in amounts):
-            data["oxidation_states"] = NEUTRAL  # guessing them takes long, and no anion here needs them
+            data["oxidation_states"] = NEUTRAL  # guessing them is slow, and no anion here needs them
         entry = ComputedEntry(composition, 0.0, parameters=parameters, data=data)
         return float(sum(adjustment.value for adjustment in scheme.get_adjustments(entry)))
 

@@ -1,7 +1,7 @@
-"""Energies above the convex hull of reference entries, whole batches at once; a system's hull is built only once.
+"""Energies above the convex hull of reference entries, in batches; the hull of a chemical system is built only once.
 
-The hull is the largest of the planes through its lower facets, so every facet is kept as the chemical potentials of the
-elements there, and a batch of one system is a matrix product. Formulas: docs/formulas/stability.md, section 1.
+The hull is the maximum of the planes through its lower facets, so each facet is stored as the chemical potentials of
+the elements there, and the energies of a batch are a matrix product. Formulas: docs/formulas/stability.md, section 1.
 
 With pymatgen, entries and a phase diagram built for each of 400 crystals take 29 times as long (20 times with the
 entries ready, 330 times once our hulls are cached), and the energies agree to 5e-15 eV/atom
@@ -25,45 +25,48 @@ if TYPE_CHECKING:
     import pymatgen.core
 
 CACHED_SYSTEMS = 2**13
-MAX_FACETED = 5  # elements; with more, all facets take longer than a linear programme for each composition
-SAME_ENERGY_EV = 1e-11  # as in pymatgen: what is not lower than the elements by this is not on the hull
-MIN_STEEPNESS = 1e-9  # energy component of a facet's normal; walls of the composition space have rounding only
-ALLOWED_ERROR_EV = 1e-8  # of a facet against the entries it was made from
+MAX_FACETED = 5  # elements; with more, computing all facets is slower than a linear programme per composition
+SAME_ENERGY_EV = 1e-11  # as in pymatgen: an entry on the hull must be lower than the elements by this, eV/atom
+MIN_STEEPNESS = 1e-9  # smallest energy component of a lower facet's normal; smaller ones are rounding of vertical walls
+ALLOWED_ERROR_EV = 1e-8  # largest deviation of facets from entries, eV/atom
 
 
 class AboveHull(NamedTuple):
     """One value per crystal; NaN where `problems` gives a reason."""
 
-    values: Float[np.ndarray, " b"]  # eV/atom; negative where a crystal lies below the hull of the references
-    problems: list[str]  # empty where all is well
-    # Whether a reference has all elements of the crystal, which may lack a value. Never so for an element by itself in
-    # a hull of formation energies, where it is at zero by convention.
+    values: Float[np.ndarray, " b"]  # eV/atom; negative if a crystal is below the hull of the references
+    problems: list[str]  # reason why there is no value; empty if there is one
+    # Whether an entry contains all elements of the crystal. False for pure elements in a hull of formation energies,
+    # where they are zero by convention.
     known_system: Bool[np.ndarray, " b"]
 
 
 class Hull(NamedTuple):
-    """The hull of reference entries, of the `kind` of energy that they have."""
+    """The hull of reference entries; `kind` is the kind of their energies, total or of formation."""
 
     kind: Kind
     energy_above_hull: "Callable[[Sequence[pymatgen.core.Composition], Float[np.ndarray, ' b']], AboveHull]"
-    cache_info: Callable[[], Any]  # of functools: `misses` counts the systems whose hull was built
+    cache_info: Callable[[], Any]  # cache_info of functools: `misses` is the number of hulls built
 
 
 def open_hull(path: str | os.PathLike[str]) -> Hull:
-    """The hull of a folder made by `index_hull`, instantly; or of a file of entries, which is read first.
+    """Opens the hull of a folder written by `index_hull`, instantly, or of a file of entries, which is read first.
 
     Files: Alexandria's or the Materials Project's entries as JSON (.bz2, .gz or plain), or a CSV of formation energies.
     Energies are total with MP2020 corrections, or of formation with elements at zero; see `Hull.kind`.
 
     Raises:
-        FileNotFoundError: there is nothing of this name.
-        ValueError: the file is damaged or holds something else.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the file is damaged or has other contents.
     """
     return make_hull(open_entries(path) if pathlib.Path(path).is_dir() else read_entries(path))
 
 
 def make_hull(entries: Entries) -> Hull:
-    """The hull of `entries`. Crystals that are compared with it are not part of it, so values may be negative."""
+    """Makes the hull of `entries`. Compared crystals are not part of it, so energies above it may be negative.
+
+    Its `energy_above_hull` raises ValueError if there is not one energy per composition.
+    """
     system_hull = functools.lru_cache(maxsize=CACHED_SYSTEMS)(functools.partial(_system_hull, entries))
 
     def energy_above_hull(
@@ -99,15 +102,17 @@ def make_hull(entries: Entries) -> Hull:
 class SystemHull(NamedTuple):
     """The hull of one chemical system. Where `problem` gives a reason why there is none, energies are NaN."""
 
-    energy: Callable[[Float[np.ndarray, "b k"]], Float[np.ndarray, " b"]]  # fractions -> eV/atom
+    energy: Callable[
+        [Float[np.ndarray, "b k"]], Float[np.ndarray, " b"]
+    ]  # atomic fractions -> energy of the hull, eV/atom
     problem: str
-    known: bool  # whether an entry has all of its elements
+    known: bool  # whether an entry contains all elements of the system
 
 
 def _system_hull(entries: Entries, system: bytes) -> SystemHull:
     fractions, energies = select(entries, system)
     missing = [number for number, column in zip(system, fractions.T, strict=True) if not (column == 1).any()]
-    # Elements that are at zero by convention are no references that a potential was compared with.
+    # Elements at zero by convention do not count as known.
     known = bool((fractions > 0).all(1).any()) and (entries.kind == "total" or len(system) > 1)
     if missing:
         symbols = ", ".join(element_table().symbol[missing])
@@ -124,13 +129,13 @@ def chemical_potentials(
 ) -> Float[np.ndarray, "f k"] | None:
     """Chemical potentials (eV/atom) of the elements on each lower facet; the hull at x is the largest mu . x.
 
-    Every element must be among the entries. None where Qhull fails, or gives facets that do not fit the entries.
+    Entries must include every element. Returns None if Qhull fails, or its facets do not fit the entries.
     """
     from scipy.spatial import ConvexHull, QhullError
 
     num_elements = fractions.shape[1]
     elemental = np.array([energies[column == 1].min() for column in fractions.T])
-    # Energies of formation, since Qhull's rounding is relative to the largest number.
+    # Formation energies, because rounding in Qhull is relative to the largest number.
     formation = energies - fractions @ elemental
     stable = formation < -SAME_ENERGY_EV
     if not stable.any():
@@ -138,7 +143,7 @@ def chemical_potentials(
     corners = np.eye(num_elements)
     vertices = np.concatenate([fractions[stable], corners])
     heights = np.append(formation[stable], np.zeros(num_elements))
-    # A point above everything gives the body a volume also where all entries lie in one plane.
+    # A point above all entries gives the body a volume, even if all entries lie in one plane.
     top = np.append(np.full(num_elements - 1, 1 / num_elements), 1.0)
     points = np.concatenate([np.column_stack([vertices[:, 1:], heights]), top[None]])
     try:

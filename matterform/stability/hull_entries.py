@@ -1,4 +1,4 @@
-"""Reference entries in a compact form: grouped by chemical system, opened instantly, shared between processes."""
+"""Compact reference entries: grouped by chemical system, memory-mapped, shared between processes."""
 
 import array
 import datetime
@@ -22,22 +22,22 @@ Kind = Literal["total", "formation"]
 
 FORMAT = 1
 INFO = "info.json"
-SAME_COMPOSITION = 8  # decimals in which fractions of one composition agree
-MAX_ENUMERATED = 12  # elements; of more, all systems are looked through instead of all 2^k subsets
+SAME_COMPOSITION = 8  # decimals to which the fractions of equal compositions agree
+MAX_ENUMERATED = 12  # elements; with more, all systems are searched instead of all 2^k subsets
 
 
 class Fractions(NamedTuple):
-    """What a crystal is made of: a chemical system and how much of each of its elements."""
+    """A composition: a chemical system and the atomic fractions of its elements."""
 
     system: bytes  # atomic numbers, ascending
     values: Float[np.ndarray, " k"]  # atomic fractions in the order of `system`
 
 
 class Entry(NamedTuple):
-    """One reference: a composition and its energy, total and corrected or of formation."""
+    """One reference entry: a composition and its energy, either total (corrected) or of formation."""
 
     fractions: Fractions
-    energy_per_atom: float  # eV
+    energy_per_atom: float  # eV/atom
 
 
 class Entries(NamedTuple):
@@ -53,17 +53,17 @@ class Entries(NamedTuple):
     fraction_start: Int[np.ndarray, " s+1"]
     energies: Float[np.ndarray, " n"]  # eV/atom
     fractions: Float[np.ndarray, " m"]
-    count: int  # entries read, with those of a composition that has a lower one
+    count: int  # number of entries read, including those that are not the lowest of their composition
 
 
 ARRAYS = ("systems", "entry_start", "fraction_start", "energies", "fractions")
 
 
 def fractions_of(composition: "pymatgen.core.Composition") -> Fractions:
-    """The chemical system and atomic fractions; charges are ignored, deuterium is hydrogen.
+    """The chemical system and atomic fractions of a composition; charges are ignored, deuterium is hydrogen.
 
     Raises:
-        ValueError: nothing in it, or something that is no element.
+        ValueError: the composition is empty, or contains an unknown element.
     """
     amounts: dict[int, float] = {}
     for species, amount in composition.items():
@@ -77,9 +77,9 @@ def fractions_of(composition: "pymatgen.core.Composition") -> Fractions:
 
 
 def pack_entries(kind: Kind, entries: Iterable[Entry]) -> Entries:
-    """Groups entries; for energies of formation, every element that occurs is there at zero.
+    """Groups entries by chemical system; for formation energies, adds all their elements with energy zero.
 
-    Memory grows by about 10 numbers per entry, independent of the size of its record in the file.
+    The memory is about 10 numbers per entry, independent of the size of its record in the file.
     """
     groups: dict[bytes, tuple[array.array[float], array.array[float]]] = {}
     count = 0
@@ -118,14 +118,14 @@ def _lowest(energies: np.ndarray, fractions: np.ndarray) -> tuple[np.ndarray, np
 
 
 class Subsystem(NamedTuple):
-    """All entries that the elements of a system can decompose into."""
+    """All entries whose elements belong to a chemical system, i.e. its possible decomposition products."""
 
-    fractions: Float[np.ndarray, "n k"]  # in the order of the system
+    fractions: Float[np.ndarray, "n k"]  # atomic fractions, in the order of the elements of the system
     energies: Float[np.ndarray, " n"]  # eV/atom
 
 
 def select(entries: Entries, system: bytes) -> Subsystem:
-    """Entries whose elements are all in `system`."""
+    """The entries whose elements are all in `system`."""
     fractions, energies = [np.empty((0, len(system)))], [np.empty(0)]
     place = {number: column for column, number in enumerate(system)}
     for index in _subsystems(entries.systems, system):
@@ -140,7 +140,7 @@ def select(entries: Entries, system: bytes) -> Subsystem:
 
 
 def _subsystems(systems: np.ndarray, system: bytes) -> Sequence[int]:
-    """Where the subsets of `system` are among the sorted `systems`."""
+    """Indices of the subsets of `system` in the sorted `systems`."""
     if len(system) > MAX_ENUMERATED:
         return [index for index, numbers in enumerate(systems) if set(numbers) <= set(system)]
     wanted = [bytes(subset) for size in range(1, len(system) + 1) for subset in combinations(system, size)]
@@ -152,7 +152,11 @@ def _subsystems(systems: np.ndarray, system: bytes) -> Sequence[int]:
 
 
 def save_entries(entries: Entries, folder: str | os.PathLike[str], source: str) -> None:
-    """Writes a folder that `open_entries` opens; it appears whole or not at all."""
+    """Writes a folder for `open_entries`, atomically.
+
+    Raises:
+        ValueError: `folder` is a non-empty folder.
+    """
     with write_atomically(folder) as temporary:
         temporary.mkdir()
         for name in ARRAYS:
@@ -170,10 +174,10 @@ def save_entries(entries: Entries, folder: str | os.PathLike[str], source: str) 
 
 
 def open_entries(folder: str | os.PathLike[str]) -> Entries:
-    """Maps the arrays of a folder into memory, so that processes share them and only what is used is read.
+    """Opens a folder of entries with memory-mapped arrays, which processes share and which are read only where used.
 
     Raises:
-        ValueError: it is no such folder, was written by another version, or its arrays do not fit together.
+        ValueError: the folder is not one of entries, was written by another version, or its arrays are inconsistent.
     """
     folder = existing(folder)
     info = _read_info(folder)
@@ -200,7 +204,7 @@ def _read_info(folder: pathlib.Path) -> dict[str, Any]:
 
 def _map(path: pathlib.Path) -> np.ndarray:
     try:
-        # A plain view of the mapped file: numpy.memmap itself makes every slice slow.
+        # A plain view of the mapped file, because slices of numpy.memmap are slow.
         return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); index the hull again") from error

@@ -1,7 +1,7 @@
 """Files of reference entries, read in bounded memory: computed entries as JSON, and tables of formation energies.
 
-Computed entries are the dictionaries that pymatgen writes, in a list or under "entries", as Alexandria and the
-Materials Project publish them; their energies are read as `ComputedEntry.from_dict(entry).energy` would give them.
+Computed entries are the dictionaries written by pymatgen, in a list or under "entries", as published by Alexandria and
+the Materials Project; their energies are equal to `ComputedEntry.from_dict(entry).energy`.
 """
 
 import bz2
@@ -34,14 +34,14 @@ FORMULA_SUM = re.compile(r"^_chemical_formula_sum\s+(?:'([^']*)'|\"([^\"]*)\"|(\
 def index_hull(
     source: str | os.PathLike[str], out: str | os.PathLike[str], progress: Callable[[int], None] = lambda done: None
 ) -> Entries:
-    """Reads a file of entries once and writes a folder that `open_hull` opens instantly, whole or not at all.
+    """Converts a file of entries to a folder that `open_hull` opens instantly; the folder is written atomically.
 
     Args:
         progress: called with the number of entries read so far.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or holds something else, or `out` is a folder that holds something.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or has other contents, or `out` is a non-empty folder.
     """
     if pathlib.Path(out).is_dir() and any(pathlib.Path(out).iterdir()):
         raise ValueError(f"{out} is a folder that already holds something; remove it or choose another name")
@@ -51,10 +51,10 @@ def index_hull(
 
 
 def read_entries(path: str | os.PathLike[str], progress: Callable[[int], None] = lambda done: None) -> Entries:
-    """All entries of a JSON file (or a folder of them) of total energies, or of a CSV of formation energies.
+    """Reads all entries of a JSON file (or a folder of them) of total energies, or of a CSV of formation energies.
 
     Raises:
-        ValueError: no entries, a damaged file, another layout; named with the place.
+        ValueError: the file has no entries, is damaged or has another layout; the message gives the position.
     """
     path = existing(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -84,7 +84,7 @@ def _counted(entries: Iterator[Entry], progress: Callable[[int], None]) -> Itera
 
 @contextlib.contextmanager
 def _open_text(path: pathlib.Path) -> Iterator[io.TextIOBase]:
-    """Text of a plain, gzip or bzip2 file; damage becomes a ValueError."""
+    """Opens a plain, gzip or bzip2 file as text; raises ValueError if it is damaged."""
     openers = {".gz": gzip.open, ".bz2": bz2.open}
     try:
         with damage_explained(path), openers.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8") as file:
@@ -94,10 +94,10 @@ def _open_text(path: pathlib.Path) -> Iterator[io.TextIOBase]:
 
 
 def iterate_formation_table(path: pathlib.Path) -> Iterator[Entry]:
-    """Rows of a CSV with `formation_energy_per_atom` and a formula, or CIFs, as entries.
+    """Yields the rows of a CSV with `formation_energy_per_atom` and a formula, or CIFs, as entries.
 
     Raises:
-        ValueError: these columns are missing, or a row cannot be read; the row is named, counted from 0.
+        ValueError: a column is missing, or a row cannot be read; the message gives the row, counted from 0.
     """
     for row, (formula, energy) in enumerate(iterate_formation_rows(path)):
         try:
@@ -111,7 +111,7 @@ def iterate_formation_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: columns are missing, or a row has no formula or no finite energy; the row is named, counted from 0.
+        ValueError: a column is missing, or a row has no formula or no finite energy; the message gives the row.
     """
     path, row = existing(path), 0
     for chunk in iterate_chunks(path, [FORMATION_COLUMN], as_text=True):
@@ -153,10 +153,11 @@ def fractions_of_formula(formula: str) -> Fractions:
 
 
 def iterate_computed_entries(path: pathlib.Path) -> Iterator[Entry]:
-    """The entries of a JSON file, one at a time.
+    """Yields the entries of a JSON file one by one.
 
     Raises:
-        ValueError: the file is damaged or cut off, has another layout, or an entry cannot be read; with its number.
+        ValueError: the file is damaged, truncated or has another layout, or an entry cannot be read; the message gives
+            its number.
     """
     with _open_text(path) as file:
         for index, record in enumerate(iterate_json_list(file, path, "entries")):
@@ -168,12 +169,12 @@ def iterate_computed_entries(path: pathlib.Path) -> Iterator[Entry]:
 
 
 def computed_entry(record: Any) -> Entry:
-    """The composition and corrected energy of the dictionary of a ComputedEntry or ComputedStructureEntry.
+    """Composition and corrected energy from the dictionary of a ComputedEntry or ComputedStructureEntry.
 
     As in pymatgen, a list of adjustments takes precedence over the single number `correction` of older files.
 
     Raises:
-        KeyError, TypeError, ValueError: an entry without energy or composition, or with an unknown kind of adjustment.
+        KeyError, TypeError, ValueError: energy or composition is missing, or the kind of an adjustment is unknown.
     """
     _check_dictionary(record, "entry")
     composition = _composition(record)
@@ -199,7 +200,7 @@ def _composition(record: Mapping[str, Any]) -> "pymatgen.core.Composition":
 
 
 def _adjustment(adjustment: Any) -> float:
-    """The value (eV) of one of pymatgen's kinds of energy adjustments."""
+    """The value (eV) of an energy adjustment, of any kind that pymatgen defines."""
     _check_dictionary(adjustment, "energy adjustment")
     for names in (("value",), ("adj_per_atom", "n_atoms"), ("adj_per_deg", "temp", "n_atoms")):
         if all(name in adjustment for name in names):

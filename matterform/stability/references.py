@@ -19,16 +19,16 @@ NUM_LARGEST = 10
 
 
 class References(NamedTuple):
-    """Energies of the elements (eV/atom) by which a potential's total energies become energies of formation."""
+    """Reference energies of the elements (eV/atom), to convert a potential's total energies to formation energies."""
 
     energies: dict[str, float]
-    potential: str = ""  # name of the one that they are of; empty where that is not known
-    corrected: bool | None = None  # whether its energies were taken to contain the corrections; None: not known
+    potential: str = ""  # name of the potential; empty if unknown
+    corrected: bool | None = None  # whether its energies included the corrections; None: unknown
 
     def formation_energies(
         self, compositions: "Sequence[pymatgen.core.Composition]", total_energies: Float[np.ndarray, " b"]
     ) -> "FormationEnergies":
-        """Total corrected energies (eV per crystal) as energies of formation (eV per crystal)."""
+        """Converts total corrected energies (eV per crystal) to formation energies (eV per crystal)."""
         values, problems = np.full(len(compositions), np.nan), [""] * len(compositions)
         by_number = {atomic_number(symbol): energy for symbol, energy in self.energies.items()}
         for index, (composition, total) in enumerate(zip(compositions, total_energies, strict=True)):
@@ -53,7 +53,7 @@ class FormationEnergies(NamedTuple):
 
 
 class Residual(NamedTuple):
-    """What a fit leaves: energies of formation from the references minus those given."""
+    """Residual of a fit: formation energies from the references minus the given ones."""
 
     rms: float  # eV/atom
     mean_absolute: float  # eV/atom
@@ -66,12 +66,13 @@ def fit_references(
     energies_per_atom: Float[np.ndarray, " b"],
     formation_energies_per_atom: Float[np.ndarray, " b"],
 ) -> tuple[References, Residual]:
-    """Least squares of the differences (eV/atom) on the atomic fractions.
+    """Fits reference energies by least squares of energy differences (eV/atom) on atomic fractions.
 
-    Elements that always occur together get the references of least norm; only their sums are then known.
+    If elements always occur together, only a combination of their references is determined; the solution of least norm
+    is returned.
 
     Raises:
-        ValueError: nothing to fit, or an energy that is not finite.
+        ValueError: there is nothing to fit, or an energy is not finite.
     """
     differences = np.asarray(energies_per_atom) - np.asarray(formation_energies_per_atom)
     if not len(compositions) or len(compositions) != len(differences):
@@ -100,7 +101,7 @@ def _residual(compositions: "Sequence[pymatgen.core.Composition]", values: np.nd
 
 
 def save_references(references: References, path: str | os.PathLike[str], notes: Mapping[str, object] = {}) -> None:
-    """Writes JSON; `notes` (table, residual, ...) are written beside the energies and not read back."""
+    """Writes references as JSON; `notes` (table, residual, ...) are added for information and not read back."""
     known = {"potential": references.potential, "energies_contain_corrections": references.corrected}
     values = {**known, **notes, "energies_ev_per_atom": references.energies}
     with write_atomically(path) as temporary:
@@ -109,10 +110,11 @@ def save_references(references: References, path: str | os.PathLike[str], notes:
 
 
 def load_references(path: str | os.PathLike[str]) -> References:
-    """What `save_references` wrote.
+    """Reads references written by `save_references`.
 
     Raises:
-        ValueError: the file holds something else.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has other contents.
     """
     path = existing(path)
     try:

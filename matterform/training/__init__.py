@@ -1,1 +1,1 @@
-"""Training of any model from the loss of one example; nothing here depends on atoms."""
+"""Training of any model, given the loss of one example; independent of atoms."""

@@ -1,4 +1,4 @@
-"""Deterministic batches of examples of similar length: the examples of a step depend on the step number alone."""
+"""Deterministic batches of examples of similar length; the examples of a step depend only on its number."""
 
 import collections
 import concurrent.futures
@@ -22,12 +22,12 @@ class PlannedBatch(NamedTuple):
     """The examples of one batch, their weights, and the length that they are padded to."""
 
     indices: Int[np.ndarray, " b"]
-    weight: Float[np.ndarray, " b"]  # 0 where a row repeats an example only to fill the batch, else 1
+    weight: Float[np.ndarray, " b"]  # 0 for a row that only fills the batch, else 1
     length: int
 
 
 class Phase(NamedTuple):
-    """Epochs of one length, up to the next phase."""
+    """Successive epochs with the same number of batches."""
 
     first_epoch: int
     batches_per_epoch: int
@@ -37,9 +37,9 @@ class BatchPlan(NamedTuple):
     """The batches of every epoch; all processes use the same plan."""
 
     batch_size: int
-    batches_per_epoch: int  # of epoch 0, and of all before the first of `later`
+    batches_per_epoch: int  # number of batches of the epochs before the first of `later`
     epoch: Callable[[int], list[PlannedBatch]]
-    later: tuple[Phase, ...] = ()  # by increasing first epoch
+    later: tuple[Phase, ...] = ()  # phases in the order of their first epochs
 
 
 class Place(NamedTuple):
@@ -53,9 +53,9 @@ class Place(NamedTuple):
 def make_batch_plan(lengths: Int[np.ndarray, " n"], batch_size: int, buckets: Sequence[int], seed: int) -> BatchPlan:
     """Plans epochs in which every example occurs exactly once, in an order drawn from (seed, epoch).
 
-    An example goes to the smallest of the increasing `buckets` that holds its length. What does not fill a batch
-    of a bucket moves up to the next one, so that only the last batch of the top bucket has rows to spare.
-    `batch_size` counts the rows of all processes and devices together.
+    An example belongs to the smallest bucket (padded length) that is not below its length. Examples that do not fill a
+    batch of a bucket move to the next one, so that only the last batch of the largest bucket has unused rows.
+    `batch_size` is the number of rows of all processes and devices together.
     """
     lengths = np.asarray(lengths)
     _check_plan(lengths, batch_size, buckets)
@@ -82,7 +82,7 @@ def make_batch_plan(lengths: Int[np.ndarray, " n"], batch_size: int, buckets: Se
 
 
 def bucket_lengths(lengths: Int[np.ndarray, " n"]) -> tuple[int, ...]:
-    """Increasing lengths to pad to: each is the length of an example, and the next is at least a quarter larger."""
+    """Increasing padded lengths: each is the length of an example, and at least 25 % larger than the one before."""
     present = np.unique(lengths)
     buckets, top = [], float(present[-1])
     while top >= present[0]:
@@ -92,9 +92,9 @@ def bucket_lengths(lengths: Int[np.ndarray, " n"]) -> tuple[int, ...]:
 
 
 def switch_plans(plans: Mapping[int, BatchPlan]) -> BatchPlan:
-    """Joins several plans: each applies from the epoch that is its key, the first from epoch 0.
+    """Joins several plans; each applies from the epoch that is its key, and the first key is 0.
 
-    For data that change while training goes on, such as copies that join them later.
+    For data that change during training, e.g. copies that are added later.
 
     Raises:
         ValueError: no plan begins with epoch 0, or the plans differ in batch size.
@@ -113,7 +113,7 @@ def switch_plans(plans: Mapping[int, BatchPlan]) -> BatchPlan:
 
 
 def with_rows(plan: BatchPlan, rows: Int[np.ndarray, " n"]) -> BatchPlan:
-    """The plan for some `rows` of a data set, which `plan` numbers from 0."""
+    """The plan with its indices replaced by the entries of `rows`, the rows of a larger data set."""
 
     def epoch(number: int) -> list[PlannedBatch]:
         return [planned._replace(indices=rows[planned.indices]) for planned in plan.epoch(number)]
@@ -122,7 +122,7 @@ def with_rows(plan: BatchPlan, rows: Int[np.ndarray, " n"]) -> BatchPlan:
 
 
 def place_of(plan: BatchPlan, step: int) -> Place:
-    """The position of the step number `step`, counted over all epochs from 0."""
+    """The position of step number `step`, counted over all epochs from 0."""
     phase = Phase(0, plan.batches_per_epoch)
     for following in plan.later:
         steps = (following.first_epoch - phase.first_epoch) * phase.batches_per_epoch
@@ -134,7 +134,7 @@ def place_of(plan: BatchPlan, step: int) -> Place:
 
 
 def steps_before(plan: BatchPlan, epoch: int) -> int:
-    """Number of steps in the epochs 0 to `epoch` - 1."""
+    """Number of steps in epochs 0 to `epoch` - 1."""
     phases = [Phase(0, plan.batches_per_epoch), *plan.later]
     ends = [*(phase.first_epoch for phase in plan.later), epoch]
     return sum(
@@ -159,7 +159,7 @@ def local_rows(planned: PlannedBatch, process: int, num_processes: int) -> Plann
 
 
 def planned_batches(plan: BatchPlan, first: int, last: int | None) -> Iterator[PlannedBatch]:
-    """The batches of the steps `first` to `last` - 1 (None: without end), counted over all epochs from 0."""
+    """Yields the batches of steps `first` to `last` - 1 (None: endlessly), counted over all epochs from 0."""
     number, batches = -1, []
     for step in itertools.count(first) if last is None else range(first, last):
         place = place_of(plan, step)

@@ -1,4 +1,4 @@
-"""Checkpoints of the training state: `<directory>/<step>/`, written by orbax, whole or not at all."""
+"""Checkpoints of the training state: `<directory>/<step>/`, written atomically by orbax."""
 
 import json
 import pathlib
@@ -11,33 +11,33 @@ from matterform.training.state import TrainState
 
 
 class Checkpoints:
-    """The newest `keep` training states in a directory, each with a small JSON object beside it.
+    """The newest `keep` training states in a directory, each with a small JSON object.
 
-    With several processes, each makes the same calls, and all share the directory.
-    Orbax writes under a temporary name and renames at the end; a directory without its final mark is never read.
+    With several processes, each must make the same calls, and all must share the directory.
+    Orbax writes under a temporary name and renames at the end; incomplete directories are never read.
     """
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 3) -> None:
-        import orbax.checkpoint as ocp  # slow to import, and inference does without it
+        import orbax.checkpoint as ocp  # slow to import, and not needed for inference
 
         if keep < 1:
             raise ValueError(f"keep must be at least 1; got {keep}")
         self.directory = pathlib.Path(directory).absolute()
         self._keep = keep
         self._steps = complete_steps(self.directory)
-        # Orbax counts every numbered directory as a checkpoint, half-written ones too, so we choose what to delete.
+        # We choose what to delete, because orbax counts incomplete directories as checkpoints.
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, max_to_keep=None)
         handlers = {"state": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint; None without any."""
+        """The step of the newest complete checkpoint; None if there is none."""
         return max(self._steps, default=None)
 
     def save(self, state: TrainState, extra: Mapping[str, Any] | None = None) -> None:
-        """Writes `state` under its step, then deletes the oldest above `keep` and any from later steps.
+        """Writes `state`, then deletes all but the newest `keep` checkpoints, and those of later steps.
 
-        Later steps exist if training went back to an older checkpoint; they are no longer part of the run.
+        Checkpoints of later steps exist if training was resumed from an older one; they no longer belong to the run.
         """
         import orbax.checkpoint as ocp
 
@@ -54,10 +54,10 @@ class Checkpoints:
         self._steps = kept
 
     def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """The state of `step` (default: the newest) in the shapes and placement of `template`, and its extra object.
+        """Reads the state of `step` (default: the newest), placed on devices like `template`, and its JSON object.
 
         Raises:
-            ValueError: there is no such checkpoint, or it does not fit the template.
+            ValueError: the checkpoint does not exist or does not fit the template.
         """
         import orbax.checkpoint as ocp
 
@@ -74,7 +74,7 @@ class Checkpoints:
         return restored["state"], restored["extra"]
 
     def _check_fit(self, step: int, template: TrainState) -> None:
-        """Raises ValueError, naming the first difference, if the template has other leaves than the checkpoint."""
+        """Raises ValueError if the leaves of the template differ from those of the checkpoint."""
         found = _describe_leaves(self._manager.item_metadata(step)["state"].tree)
         _compare(self.directory / str(step), found, _describe_leaves(template), "model and optimiser")
 
@@ -87,7 +87,7 @@ def load_inference_params(directory: str | pathlib.Path, template: Any) -> Any:
     """Loads parameters for inference from the newest checkpoint: the moving average if there is one.
 
     Args:
-        template: arrays, or their shapes, that the parameters must fit; the optimiser need not be known.
+        template: a tree of arrays or their shapes, which the parameters must fit; the optimiser is not needed.
 
     Raises:
         ValueError: there is no complete checkpoint, or its parameters are of another model.
@@ -98,8 +98,8 @@ def load_inference_params(directory: str | pathlib.Path, template: Any) -> Any:
     steps = complete_steps(directory)
     if not steps:
         raise ValueError(f"{directory} holds no complete checkpoint")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not where the training ran
-    options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)  # read_only would warn
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not the devices of the training run
+    options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)  # read_only causes a warning
     handlers = {"state": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
         tree = manager.item_metadata(steps[-1])["state"].tree
@@ -118,13 +118,13 @@ def complete_steps(directory: pathlib.Path) -> list[int]:
 
 
 def _is_committed(path: pathlib.Path) -> bool:
-    """Whether the checkpoint is complete: orbax writes the time of completion last."""
+    """Whether the checkpoint is complete; orbax writes the time of completion last."""
     metadata = path / "_CHECKPOINT_METADATA"
     return metadata.is_file() and bool(json.loads(metadata.read_text()).get("commit_timestamp_nsecs"))
 
 
 def _compare(path: pathlib.Path, found: Mapping[str, str], expected: Mapping[str, str], what: str) -> None:
-    """Raises ValueError, naming the first difference, if leaves differ."""
+    """Raises ValueError that names the first difference if leaves differ."""
     for name in sorted(found.keys() | expected.keys()):
         wanted, got = expected.get(name, "absent"), found.get(name, "absent")
         if wanted != got:

@@ -12,9 +12,9 @@ class OptimizerConfig:
 
     With t the number of steps already taken, the learning rate is
     `constant`: learning_rate; `inverse_time`: learning_rate / (1 + decay t);
-    `cosine`: from learning_rate at t = 0 to final_fraction of it at t = total_steps, and so on after;
+    `cosine`: from learning_rate at t = 0 to final_fraction of it at t = total_steps, then constant;
     `plateau`: learning_rate, times plateau_factor whenever the loss has not fallen for plateau_patience epochs;
-    each times (t + 1) / warmup_steps while t < warmup_steps.
+    All are multiplied by (t + 1) / warmup_steps while t < warmup_steps.
     """
 
     optimizer: Literal["adam", "adamw"] = "adam"  # adam, or adamw (Adam with weight decay)

@@ -38,12 +38,12 @@ class FitSetup:
     take: Take
     validation: Validation | None = None
     checkpoints: Checkpoints | None = None
-    best: Checkpoints | None = None  # gets the state of the lowest validation loss
+    best: Checkpoints | None = None  # receives the state with the lowest validation loss
     writer: MetricsWriter | None = None
     # Called in every process with the state and the number of finished epochs. The next step consumes the state, so
-    # what is to be kept must be copied.
+    # arrays to be kept must be copied.
     on_epoch_end: Callable[[TrainState, int], None] | None = None
-    # Needed for the schedule `plateau`, which follows the validation loss, or without a validation set the mean
+    # Required for the schedule `plateau`, which depends on the validation loss or, without validation, on the mean
     # training loss of each epoch.
     optimizer: OptimizerConfig | None = None
     show_progress: bool = True
@@ -102,7 +102,7 @@ class Progress:
         self.epoch_loss, self.epoch_count = self.epoch_loss + loss, self.epoch_count + count
 
     def end_epoch(self) -> float:
-        """The mean loss of the epoch, which starts anew."""
+        """Returns the mean loss of the epoch, and resets it."""
         mean = self.epoch_loss / self.epoch_count
         self.epoch_loss, self.epoch_count = 0.0, 0
         return mean
@@ -144,7 +144,7 @@ class _Due(NamedTuple):
     place: Place  # of the next step
     row: bool
     validation: bool
-    plateau: bool  # the schedule looks at the loss
+    plateau: bool  # whether the schedule `plateau` evaluates the loss
     checkpoint: bool
 
     @property
@@ -164,7 +164,7 @@ class _Loop:
         follows = setup.optimizer is not None and setup.optimizer.schedule == "plateau"
         self.plateau = setup.optimizer if follows else None
         self.saved_at = -math.inf
-        self.held: tuple[TrainState, dict[str, Any]] | None = None  # the best state, if not written yet
+        self.held: tuple[TrainState, dict[str, Any]] | None = None  # the best state, if it has not been written yet
 
     def advance(self, number: int, batch: Batch, last: int | None, stop_asked: Callable[[], bool]) -> Outcome | None:
         """Runs the step `number` and the actions due after it; returns why the loop ends, or None."""
@@ -241,7 +241,7 @@ class _Loop:
 
 
 def last_step(config: LoopConfig, plan: BatchPlan) -> int | None:
-    """Number of steps of the whole run; None if only time limits it."""
+    """Number of steps of the whole run; None if it is limited only by time."""
     limits = [config.max_steps, None if config.epochs is None else steps_before(plan, config.epochs)]
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -269,7 +269,7 @@ def _report(writer: MetricsWriter | None, number: int, row: Mapping[str, float])
 
 
 def _progress(first: int, last: int | None, wanted: bool) -> contextlib.AbstractContextManager[Callable[[int], None]]:
-    """A bar over all steps, in the first process only."""
+    """A progress bar over all steps, in the first process only."""
     if jax.process_index() != 0 or not wanted:
         return contextlib.nullcontext(lambda number: None)
     return progress_bar("training", total=last, completed=first)

@@ -25,18 +25,18 @@ def make_local_mesh() -> Mesh:
 def initialize_distributed(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins this process to the others; must run before anything touches a device.
+    """Connects this process to the others; must be called before any use of a device.
 
-    Under SLURM, GKE and the like JAX finds all three values itself. Elsewhere, every process gets the same
-    `coordinator` ("host:port", reachable from all), the number of processes and its own index. Processors
-    without accelerators talk through gloo, JAX's default there.
+    Under SLURM, GKE and similar systems JAX finds all three values itself. Otherwise, pass every process the same
+    `coordinator` ("host:port", reachable from all), the number of processes and its own index. Without accelerators,
+    processes communicate by gloo, the default of JAX.
     """
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 @runtime_checkable
 class Processes(Protocol):
-    """How the processes of a run find each other: the flags of every training command."""
+    """Flags of training commands that connect the processes of a run."""
 
     @property
     def several(self) -> bool: ...
@@ -49,23 +49,23 @@ class Processes(Protocol):
 
 
 def connect(processes: Processes) -> None:
-    """`initialize_distributed` where a command was asked for several processes."""
+    """Calls `initialize_distributed` if a command runs in several processes."""
     if processes.several:
         initialize_distributed(processes.coordinator, processes.num_processes, processes.process_id)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The placement of a whole copy on every device."""
+    """The sharding that places a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_by_rows(mesh: Mesh) -> NamedSharding:
-    """The placement that gives each device an equal, contiguous part of the leading axis."""
+    """The sharding that places an equal, contiguous part of the leading axis on each device."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Copies host-readable arrays, equal in all processes, to every device.
+    """Copies arrays, which must be equal in all processes, to every device.
 
     The result shares no memory with `tree`, so a step may donate it.
     """
@@ -73,14 +73,15 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def to_global(mesh: Mesh, local_batch: Any) -> Any:
-    """Joins the rows that each process holds, in the order of the processes, to arrays split over all devices."""
+    """Concatenates the rows of all processes, in process order, to global arrays split over all devices."""
     return jax.make_array_from_process_local_data(split_by_rows(mesh), local_batch)
 
 
 def together(what: str) -> contextlib.AbstractContextManager[None]:
-    """A block that fails in all processes if it fails in one, because the others would wait for it for minutes.
+    """A context manager whose block fails in all processes if it fails in one; otherwise the others would hang.
 
-    The failing process raises its own exception; the others raise a ValueError that names `what` and that process.
+    Raises:
+        ValueError: the block failed in another process; the message gives `what` and the number of that process.
     """
     return _Together(what)
 

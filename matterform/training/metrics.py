@@ -11,7 +11,7 @@ from matterform.io.tables import open_rows
 
 
 class MetricsWriter(NamedTuple):
-    """Destination of metrics; `write(step, metrics)` fetches them from the device."""
+    """Destination of metrics; `write(step, metrics)` copies them from the device."""
 
     write: Callable[[int, Mapping[str, Any]], None]
     close: Callable[[], None]
@@ -25,9 +25,13 @@ def open_metrics(
     tensorboard: bool = False,
     wandb_project: str | None = None,
 ) -> MetricsWriter:
-    """Writes `folder/metrics.csv` and, if asked for, TensorBoard events in `folder` and a Weights & Biases run.
+    """Writes `folder/metrics.csv` and, if requested, TensorBoard events in `folder` and a Weights & Biases run.
 
-    Only the first process writes. `resumed_step` continues a run from that step: what was written after it goes.
+    Only the first process writes. With `resumed_step`, a run is continued after that step, and later rows are deleted.
+
+    Raises:
+        ValueError: metrics.csv exists and no run is resumed, or it has other columns.
+        ImportError: Weights & Biases is requested but not installed.
     """
     if jax.process_index() != 0:
         return combine([])
@@ -42,7 +46,7 @@ def open_metrics(
 
 
 def combine(writers: Iterable[MetricsWriter]) -> MetricsWriter:
-    """One writer that fetches metrics once and passes them to each of `writers`."""
+    """A writer that copies metrics from the device once and passes them to each of `writers`."""
     writers = tuple(writers)
 
     def write(step: int, metrics: Mapping[str, Any]) -> None:
@@ -59,13 +63,13 @@ def combine(writers: Iterable[MetricsWriter]) -> MetricsWriter:
 
 
 def open_csv(path: pathlib.Path, columns: Sequence[str], resumed_step: int | None = None) -> MetricsWriter:
-    """One row per call, `step` first and then `columns`; a metric that a row lacks stays empty.
+    """Writes one CSV row per call: `step`, then `columns`; the cell of a missing metric is empty.
 
     Numbers are written so that reading them gives the same float. A resumed run keeps the rows up to
-    `resumed_step`, so its file ends up equal to that of a run without interruption.
+    `resumed_step`, so that its file becomes equal to that of an uninterrupted run.
 
     Raises:
-        ValueError: the file exists and nothing is resumed, it has other columns, or a metric is not a column.
+        ValueError: the file exists and no run is resumed, it has other columns, or a metric is not a column.
     """
     if resumed_step is None and path.exists():
         raise ValueError(f"{path} exists already; resume that run or write to another folder")
@@ -76,14 +80,14 @@ def open_csv(path: pathlib.Path, columns: Sequence[str], resumed_step: int | Non
     table = open_rows(path, ["step", *columns], keep=keep)
 
     def write(step: int, metrics: Mapping[str, Any]) -> None:
-        # As text, because an empty cell says that there is no such metric, and "nan" that it is not a number.
+        # As text, to distinguish a missing metric (empty cell) from one that is not a number ("nan").
         table.write({"step": step, **{name: repr(float(value)) for name, value in metrics.items()}})
 
     return MetricsWriter(write, table.close)
 
 
 def open_tensorboard(folder: pathlib.Path, resumed_step: int | None = None) -> MetricsWriter:
-    """TensorBoard events; a resumed run hides the events after `resumed_step`."""
+    """Writes TensorBoard events; a resumed run hides the events after `resumed_step`."""
     import tensorboardX  # slow to import, and optional in a run
 
     purge_step = None if resumed_step is None else resumed_step + 1
@@ -97,13 +101,17 @@ def open_tensorboard(folder: pathlib.Path, resumed_step: int | None = None) -> M
 
 
 def check_wandb(project: str | None) -> None:
-    """Raises ImportError if a project is given and Weights & Biases is not installed."""
+    """Checks that Weights & Biases is installed if a project is given.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     if project is not None and importlib.util.find_spec("wandb") is None:
         raise ImportError("logging to Weights & Biases needs an extra: pip install 'matterform[wandb]'")
 
 
 def open_wandb(project: str, folder: pathlib.Path) -> MetricsWriter:
-    """A new Weights & Biases run with the name of its folder; login and mode are those of the user's W&B settings."""
+    """Opens a Weights & Biases run with the name of its folder; login and mode are those of the user's W&B settings."""
     check_wandb(project)
     import wandb  # pyright: ignore[reportMissingImports]
 
@@ -116,9 +124,9 @@ def open_wandb(project: str, folder: pathlib.Path) -> MetricsWriter:
 
 
 class StepMetrics:
-    """Means of the metrics of successive steps, each fetched only when the next step is under way.
+    """Means of metrics over steps; the metrics of a step are copied from the device only after the next one started.
 
-    `totals` and `count` continue the sums of an interrupted run: the means come out the same to the bit.
+    `totals` and `count` are the sums of an interrupted run; with them, the means are identical to the last bit.
     """
 
     def __init__(self, totals: Mapping[str, float] | None = None, count: int = 0) -> None:
@@ -126,12 +134,16 @@ class StepMetrics:
         self._pending: tuple[int, Mapping[str, Any]] | None = None
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics of `step`, which may still be running, and settles those of the step before."""
+        """Adds the metrics of `step`, which may still be running, and processes those of the previous step.
+
+        Raises:
+            FloatingPointError: the loss or gradient of the previous step is not finite.
+        """
         self.settle()
         self._pending = step, metrics
 
     def settle(self) -> None:
-        """Waits for the last step that was added.
+        """Waits for the last added step, and processes its metrics.
 
         Raises:
             FloatingPointError: its loss or gradient is not finite.
@@ -151,7 +163,7 @@ class StepMetrics:
         self.count += 1
 
     def take_means(self) -> dict[str, float]:
-        """Returns the means since the last call, and starts new ones."""
+        """Returns the means since the last call, and resets them."""
         means = {name: total / self.count for name, total in self.totals.items()}
         self.totals, self.count = {}, 0
         return means

@@ -16,7 +16,11 @@ Schedule = Callable[[Any], Any]
 
 
 def make_schedule(config: OptimizerConfig) -> Schedule:
-    """The learning rate after a number of steps; see `OptimizerConfig` for the formulas."""
+    """The learning rate as a function of the number of steps taken; see `OptimizerConfig` for the formulas.
+
+    Raises:
+        ValueError: the schedule needs a number of steps, and none is given.
+    """
     rate = _make_rate(config)
     if config.warmup_steps == 0:
         return rate
@@ -24,13 +28,13 @@ def make_schedule(config: OptimizerConfig) -> Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, run_steps: int | None = None) -> optax.GradientTransformation:
-    """Clipping, then Adam or AdamW at the scheduled rate.
+    """Gradient clipping, then Adam or AdamW with the scheduled learning rate.
 
     Args:
-        run_steps: total number of steps, if the config has none.
+        run_steps: number of steps of the run, used if the config has no total_steps.
 
     Raises:
-        ValueError: the schedule needs a number of steps, and none is known.
+        ValueError: the schedule needs a number of steps, and none is given.
     """
     if config.total_steps is None:
         config = dataclasses.replace(config, total_steps=run_steps)
@@ -62,7 +66,7 @@ class RateScale(NamedTuple):
 
 
 def scale_by_rate() -> optax.GradientTransformation:
-    """Multiplies updates by the state's scale, 1 until `with_rate_scale` sets another."""
+    """Multiplies updates by the scale in the state, which is 1 until `with_rate_scale` changes it."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return jax.tree.map(lambda change: state.scale.astype(change.dtype) * change, updates), state

@@ -31,7 +31,7 @@ RUN_FILES = RunFiles()
 
 
 def check_run(config: Any, resume: bool, free: Collection[str], files: RunFiles = RUN_FILES) -> None:
-    """Checks that the folder `config.run_dir` is new, or contains the same run.
+    """Checks that the folder `config.run_dir` is new or, to resume, contains the same run.
 
     Args:
         free: fields that a resumed run may change, dotted if nested; a nested config includes all its fields.
@@ -59,7 +59,7 @@ def check_data(run_dir: pathlib.Path, data: Mapping[str, Any], resume: bool, sou
     """Checks that a resumed run has the same data as before.
 
     Args:
-        data: fingerprints, as `claim_run` gets them.
+        data: fingerprints of the data, as for `claim_run`.
         sources: where the data come from, for the message.
 
     Raises:
@@ -83,7 +83,7 @@ def claim_run(config: Any, data: Mapping[str, Any], resume: bool, sources: str, 
         ValueError: a resumed run has other data than before.
     """
     check_data(config.run_dir, data, resume, sources)
-    if jax.process_count() > 1:  # else the first process could claim the folder before the others have looked
+    if jax.process_count() > 1:  # otherwise the first process could claim the folder before the others check it
         multihost_utils.sync_global_devices("run folder checked")
     if jax.process_index() == 0:
         save_config(config, config.run_dir / files.config)
@@ -96,9 +96,9 @@ def _some(data: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 class OpenRun(NamedTuple):
-    """The open files of a run's folder, and the state to go on from."""
+    """The open files of a run folder, and the state to continue from."""
 
-    state: TrainState  # the given one, or the one to go on from
+    state: TrainState  # the given state, or that of the checkpoint
     resumed: dict[str, Any] | None
     checkpoints: Checkpoints
     best: Checkpoints
@@ -117,9 +117,12 @@ def open_run(
     tensorboard: bool = True,
     wandb_project: str | None = None,
 ) -> Iterator[OpenRun]:
-    """Opens the checkpoints, of which the newest `keep` stay, and metrics.csv of a claimed run.
+    """Opens the metrics.csv and the checkpoints of a claimed run, of which the newest `keep` are kept.
 
-    Resuming from "best" goes back to the best checkpoint; later steps are discarded.
+    Resuming from "best" continues from the best checkpoint, and discards later steps.
+
+    Raises:
+        ValueError: the run is resumed but has no checkpoint.
     """
     with contextlib.ExitStack() as stack:
         checkpoints = open_checkpoints(stack, run_dir / files.checkpoints, keep)
@@ -145,7 +148,7 @@ def open_checkpoints(stack: contextlib.ExitStack, folder: pathlib.Path, keep: in
 def restore_run(
     run_dir: pathlib.Path, checkpoints: Checkpoints, state: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The newest state, and its progress for `fit`.
+    """Reads the newest state, and the progress to pass to `fit`.
 
     Raises:
         ValueError: the run has no checkpoint.

@@ -1,11 +1,11 @@
-"""Rows of a data set that are held out of training."""
+"""Random split of a data set into training and held-out rows."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
-VALIDATION_KEY = 1  # folded into the seed, so that the split is not drawn as the batches of an epoch are
+VALIDATION_KEY = 1  # folded into the seed, so that the split is independent of the batches
 
 
 class SplitRows(NamedTuple):
@@ -19,7 +19,7 @@ def split_rows(count: int, fraction: float, seed: int, what: str) -> SplitRows:
     """Holds out a share `fraction` of `count` rows, drawn from `seed`.
 
     Raises:
-        ValueError: no row is left to train on; `what` says what the rows are.
+        ValueError: no row is left to train on; the message calls the rows `what`.
     """
     held_out = round(fraction * count)
     if held_out == count:

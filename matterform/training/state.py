@@ -17,14 +17,14 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]  # optimiser steps taken
     params: Any
     opt_state: Any
-    ema: Any  # exponential moving average of the parameters, None where it is off
-    memory: Any = None  # values that the loss keeps from step to step, such as running means
+    ema: Any  # exponential moving average of the parameters; None if not used
+    memory: Any = None  # values kept by the loss from step to step, e.g. running means
 
 
 def init_state(
     params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False, memory: Any = None
 ) -> TrainState:
-    """The state before the first step, copied to every device; the moving average starts at the parameters."""
+    """The state before the first step, on every device; the moving average starts with the parameters."""
     opt_state = jax.jit(optimizer.init)(params)  # one program instead of one for every shape
     state = TrainState(jnp.zeros((), jnp.int32), params, opt_state, params if ema else None, memory)
     return replicate(mesh, state)

@@ -16,15 +16,15 @@ from matterform.training.state import TrainState
 Metrics = dict[str, Float[Array, ""]]
 # `example_loss(params, key, example) -> (loss, metrics)` for ONE example; a key of None means deterministic.
 ExampleLoss = Callable[[Any, PRNGKeyArray | None, Any], tuple[Float[Array, ""], Metrics]]
-# `example_loss(params, key, example, memory)`, where the loss also depends on what is remembered of earlier steps.
+# `example_loss(params, key, example, memory)`, for a loss that also depends on values kept from earlier steps.
 RememberingLoss = Callable[[Any, PRNGKeyArray | None, Any, Any], tuple[Float[Array, ""], Metrics]]
 
 
 class Batch(NamedTuple):
     """A batch of examples, and their weights in every mean over the batch.
 
-    A weight of 0 marks a row that only fills the batch. Such a row is still computed, so it must hold a
-    valid example: a NaN times 0 is NaN.
+    A weight of 0 marks a row that only fills the batch. It is computed like all others, so it must contain a valid
+    example: NaN times 0 is NaN.
     """
 
     examples: Any  # pytree of arrays with leading axis b
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over examples, each times its weight."""
+    """Sums over examples, multiplied by their weights."""
 
     metrics: Metrics  # with `loss` and `weight`
     gradients: Any
@@ -59,8 +59,8 @@ def make_train_step(
     step and the example's row in the whole batch. So neither the number of devices nor `accumulate` changes the
     result beyond rounding.
 
-    The metrics are the weighted means of the loss and of what `example_loss` reports, `grad_norm` (before the
-    optimiser clips) and `nonfinite`, 1.0 where the loss or the gradient is not finite. They stay on the devices.
+    The metrics are the weighted means of the loss and of the metrics of `example_loss`, `grad_norm` (before
+    clipping) and `nonfinite`, 1.0 if the loss or the gradient is not finite. They stay on the devices.
     `ema_decay` is per step, `warmed_up`, and needs a state made with `ema=True`. `remember(memory, means)` gives the
     state's memory after a step from that before it and the batch's metrics; with it, `example_loss` takes the memory
     last.
@@ -89,9 +89,9 @@ def make_train_step(
 class PartedStep(NamedTuple):
     """A step whose batch is computed in parts, because they differ in shape or do not fit in memory together.
 
-    `add(params, sums, part)` gives the sums of what has come so far, None at first; `finish(state, sums)` takes the
-    step, and consumes the state. `temporary_bytes(params, part)` compiles `add` and returns the bytes that it needs on
-    a device besides its arguments.
+    `add(params, sums, part)` adds a part to the sums (initially None); `finish(state, sums)` takes the step, and
+    consumes the state. `temporary_bytes(params, part)` compiles `add` and returns the memory in bytes that it needs on
+    a device in addition to its arguments.
     """
 
     add: Callable[[Any, Sums | None, Batch], Sums]
@@ -106,7 +106,11 @@ def make_parted_step(
     *,
     ema_decay: float | None = None,
 ) -> PartedStep:
-    """`make_train_step` in parts, for a loss without randomness: its key is None. Metrics are as there."""
+    """`make_train_step` in parts, for a loss without randomness (its key is None); the metrics are the same.
+
+    Raises:
+        ValueError: `ema_decay` is out of range; later, while tracing, the rows of a part cannot be split evenly.
+    """
 
     def loss_without_key(params: Any, key: PRNGKeyArray | None, example: Any) -> tuple[Float[Array, ""], Metrics]:
         return example_loss(params, None, example)
@@ -153,8 +157,8 @@ def _make_summed(
 
         return jax.lax.psum(_sum_over(part_sums, parts), DATA_AXIS)
 
-    # Without the check of varying axes a gradient inside is the device's own, summed only by the psum written above,
-    # and a model may scan from constants without knowing that it runs on a mesh.
+    # check_vma=False: gradients inside are those of one device, summed only by the explicit psum above, and a model may
+    # scan from constants as if there were no mesh.
     everywhere, by_rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
     return jax.shard_map(
         device_sums,
@@ -170,7 +174,7 @@ def _make_update(
     ema_decay: float | None,
     remember: Callable[[Any, Metrics], Any] | None,
 ) -> Callable[[TrainState, Sums], tuple[TrainState, Metrics]]:
-    """A function that computes the state after a step, and its metrics, from the sums over the batch."""
+    """A function that computes the next state and the metrics from the sums over the batch."""
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must lie in [0, 1); got {ema_decay}")
 
@@ -192,9 +196,9 @@ def _make_update(
 
 
 def make_eval_step(example_loss: ExampleLoss, mesh: Mesh) -> Evaluate:
-    """Returns the compiled `evaluate(params, batch)`, without key: sums of the weighted metrics and of `weight`.
+    """Returns the compiled `evaluate(params, batch)`, without randomness: sums of weighted metrics and of `weight`.
 
-    `mean_metrics` turns the sums of many batches to means.
+    `mean_metrics` computes means from the sums of several batches.
     """
 
     def device_sums(params: Any, batch: Batch) -> Metrics:
@@ -213,7 +217,7 @@ def make_eval_step(example_loss: ExampleLoss, mesh: Mesh) -> Evaluate:
 
 
 def mean_metrics(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Weighted means over all batches, from their sums; added on the host in double precision.
+    """Weighted means over all batches, from their sums; computed on the host in double precision.
 
     Raises:
         ValueError: the total weight is zero.
@@ -230,13 +234,13 @@ def mean_metrics(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 def warmed_up(ema_decay: float, steps: Int[Array, ""]) -> Float[Array, ""]:
     """The decay of a moving average after t `steps`: at most (1 + t) / (10 + t), as in TensorFlow.
 
-    So the average remembers about the last tenth of a short run rather than its random start.
+    In a short run, the average then covers about the last tenth of the steps rather than the random start.
     """
     return jnp.minimum(ema_decay, (1 + steps) / (10 + steps))
 
 
 def _moved_average(average: Any, params: Any, share: Float[Array, ""]) -> Any:
-    """The average moved towards `params`; parameters that never change keep exactly their average."""
+    """Moves the average towards `params`; if a parameter never changes, neither does its average."""
     return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
 
 
@@ -260,7 +264,7 @@ def _weighted_sums(
 
 def _sum_over(function: Callable[[Any], Any], parts: Any) -> Any:
     """Sum of `function(part)` over the leading axis of `parts`, one part in memory at a time."""
-    if len(jax.tree.leaves(parts)[0]) == 1:  # spares a second copy of the gradient
+    if len(jax.tree.leaves(parts)[0]) == 1:  # avoids a second copy of the gradient
         return function(jax.tree.map(lambda x: x[0], parts))
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)

@@ -1,4 +1,4 @@
-"""Why a run stops: signals, the time limit, and how several processes agree on it."""
+"""Reasons to stop a run (signals, the time limit), and agreement on them between processes."""
 
 import contextlib
 import signal
@@ -11,21 +11,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 Outcome = Literal["finished", "early_stop", "time_limit", "interrupted"]
-STOPS: tuple[Outcome | None, ...] = (None, "time_limit", "interrupted")  # reasons that can arise between two steps
+STOPS: tuple[Outcome | None, ...] = (None, "time_limit", "interrupted")  # reasons that can occur between two steps
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that returns whether SIGTERM or SIGINT was received; only the main thread receives signals.
 
-    After the first one, and at the end, the former handlers are restored, so that a second signal ends the process.
+    The previous handlers are restored after the first signal, so that a second one ends the process, and at the end.
     """
     received: list[int] = []
     former: dict[int, Any] = {}
 
     def restore() -> None:
         for number, handler in former.items():
-            # None stands for a handler that was not set from Python, which cannot be put back.
+            # None: the handler was not set from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         former.clear()
 
@@ -42,7 +42,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def stop_agreed(reason: Outcome | None, at_meeting: bool) -> Outcome | None:
-    """Why all processes stop now: a single process at once, several only at a meeting, if any has a reason."""
+    """The reason why all processes stop now, or None; several processes stop only at a meeting, if any has a reason."""
     if jax.process_count() == 1:
         return reason
     if not at_meeting:

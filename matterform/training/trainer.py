@@ -46,7 +46,7 @@ class RunConfig(Protocol):
 
 
 class RunSettings(NamedTuple):
-    """The same for a run whose config arranges them otherwise."""
+    """The same settings, for a run whose config is not a `RunConfig`."""
 
     loop: LoopConfig
     optimizer: OptimizerConfig
@@ -67,7 +67,7 @@ class HeldOut(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained: a loss, initial weights and data.
+    """A training task: loss, initial weights and data.
 
     `remember` and `memory` are those of `make_train_step`, `on_epoch_end` that of `FitSetup`.
     """
