@@ -38,7 +38,11 @@ class Score:
 
 
 def run_prepare(arguments: Prepare) -> int:
-    """Converts a table of crystals into a prepared data set."""
+    """Converts a table of crystals into a prepared data set.
+
+    Raises:
+        ValueError: as for `crystalformer.data.dataset.prepare`.
+    """
     from crystalformer.data.dataset import prepare
 
     start_again = f"no folder was written; start again with: {this_command()}"

@@ -54,7 +54,11 @@ chosen crystal is the likelier one; reward_..., beta times each one's gain.
 
 
 def run_train(run: TrainingRun) -> int:
-    """Trains, or resumes an interrupted run."""
+    """Trains, or resumes an interrupted run.
+
+    Raises:
+        Interrupted: the run was interrupted; the message gives the command that resumes it.
+    """
     from crystalformer.training import train
     from matterform.training.mesh import connect
 
@@ -81,7 +85,11 @@ def run_ppo(run: TrainingRun) -> int:
 
 
 def run_dpo(run: TrainingRun) -> int:
-    """Trains on preference pairs, or resumes an interrupted run."""
+    """Trains on preference pairs, or resumes an interrupted run.
+
+    Raises:
+        Interrupted: the run was interrupted; the message gives the command that resumes it.
+    """
     from crystalformer.rl import train_dpo
     from matterform.training.mesh import connect
 

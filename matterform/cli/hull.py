@@ -80,7 +80,11 @@ class AboveHull:
 
 
 def run_hull(arguments: Hull) -> int:
-    """Converts reference entries to a folder that opens instantly."""
+    """Converts reference entries to a folder that opens instantly.
+
+    Raises:
+        ValueError: as for `index_hull`.
+    """
     from matterform.stability.hull_files import index_hull
 
     start_again = f"no folder was written; start again with: {this_command()}"

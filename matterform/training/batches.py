@@ -56,6 +56,9 @@ def make_batch_plan(lengths: Int[np.ndarray, " n"], batch_size: int, buckets: Se
     An example belongs to the smallest bucket (padded length) that is not below its length. Examples that do not fill a
     batch of a bucket move to the next one, so that only the last batch of the largest bucket has unused rows.
     `batch_size` is the number of rows of all processes and devices together.
+
+    Raises:
+        ValueError: there are no examples, `batch_size` is below 1, or the buckets are not increasing or too short.
     """
     lengths = np.asarray(lengths)
     _check_plan(lengths, batch_size, buckets)
@@ -178,7 +181,11 @@ def load_batches(
     num_processes: int = 1,
     ahead: int = 2,
 ) -> Generator[Batch, None, None]:
-    """Loads this process's rows of the steps `first` to `last` - 1, up to `ahead` batches early, in another thread."""
+    """Loads this process's rows of the steps `first` to `last` - 1, up to `ahead` batches early, in another thread.
+
+    Raises:
+        ValueError: `batch_size` is not a multiple of the number of processes.
+    """
 
     def load(planned: PlannedBatch) -> Batch:
         rows = local_rows(planned, process, num_processes)

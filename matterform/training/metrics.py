@@ -111,7 +111,11 @@ def check_wandb(project: str | None) -> None:
 
 
 def open_wandb(project: str, folder: pathlib.Path) -> MetricsWriter:
-    """Opens a Weights & Biases run with the name of its folder; login and mode are those of the user's W&B settings."""
+    """Opens a Weights & Biases run with the name of its folder; login and mode are those of the user's W&B settings.
+
+    Raises:
+        ImportError: Weights & Biases is not installed.
+    """
     check_wandb(project)
     import wandb  # pyright: ignore[reportMissingImports]
 

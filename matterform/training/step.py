@@ -199,6 +199,9 @@ def make_eval_step(example_loss: ExampleLoss, mesh: Mesh) -> Evaluate:
     """Returns the compiled `evaluate(params, batch)`, without randomness: sums of weighted metrics and of `weight`.
 
     `mean_metrics` computes means from the sums of several batches.
+
+    Raises:
+        ValueError: while tracing, if the rows of a batch cannot be split evenly over the devices.
     """
 
     def device_sums(params: Any, batch: Batch) -> Metrics:

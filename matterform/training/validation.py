@@ -19,7 +19,11 @@ class Validation(NamedTuple):
 
 
 def run_validation(validation: Validation, params: Any, mesh: Mesh) -> dict[str, float]:
-    """Weighted means of the metrics over all examples of the validation set."""
+    """Weighted means of the metrics over all examples of the validation set.
+
+    Raises:
+        ValueError: the total weight of the examples is zero.
+    """
     plan = validation.plan
     shares = {"process": jax.process_index(), "num_processes": jax.process_count()}
     batches = load_batches(plan, validation.take, 0, plan.batches_per_epoch, **shares)
