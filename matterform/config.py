@@ -280,7 +280,7 @@ def _read_yaml(path: str | os.PathLike[str]) -> Any:
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no YAML, nor any other text: {error}") from error
+        raise ValueError(f"{path} is not YAML or any other text: {error}") from error
     try:
         return yaml.load(text, Loader=_yaml_classes()[0])  # a SafeLoader, which builds plain values only
     except yaml.YAMLError as error:

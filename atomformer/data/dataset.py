@@ -151,7 +151,7 @@ def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
     folder = pathlib.Path(folder)
     if not is_dataset(folder):
         raise ValueError(
-            f"{folder} is no prepared data set: it has no meta.json and offsets.npy; write it with `write_dataset`"
+            f"{folder} is not a prepared data set: it has no meta.json and offsets.npy; write it with `write_dataset`"
         )
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))

@@ -141,7 +141,7 @@ def _read_meta(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = pathlib.Path(folder, "meta.json")
     if not path.is_file():
         raise ValueError(
-            f"{folder} is no prepared data set: it has no meta.json; make one with `crystalformer prepare`"
+            f"{folder} is not a prepared data set: it has no meta.json; make one with `crystalformer prepare`"
         )
     meta = json.loads(path.read_text(encoding="utf-8"))
     if meta["format_version"] != FORMAT_VERSION:

@@ -111,9 +111,11 @@ def _with_stability(
     try:
         energies = pd.read_csv(existing(path))
     except ValueError as error:  # pandas raises ValueErrors that do not name the file
-        raise ValueError(f"{path} is no table of `matterform above-hull`: {error}") from error
+        raise ValueError(f"{path} is not a table of `matterform above-hull`: {error}") from error
     if not {"index", "e_above_hull"} <= set(energies.columns):
-        raise ValueError(f"{path} is no table of `matterform above-hull`: it needs the columns index and e_above_hull")
+        raise ValueError(
+            f"{path} is not a table of `matterform above-hull`: it needs the columns index and e_above_hull"
+        )
     if missing := set(table["index"]) - set(energies["index"]):
         raise ValueError(f"{path} is of other crystals: it lacks structure {min(missing)} and {len(missing) - 1} more")
     above = energies.drop_duplicates("index").set_index("index")["e_above_hull"].reindex(table["index"]).to_numpy()

@@ -170,7 +170,9 @@ def to_structure(structure: AnyStructure) -> "pymatgen.core.Structure":
     if not isinstance(structure, ase.Atoms):
         return structure
     if structure.cell.rank < 3:
-        raise ValueError(f"{structure.get_chemical_formula()} has no 3-D cell, so it is no crystal; save it as extxyz")
+        raise ValueError(
+            f"{structure.get_chemical_formula()} has no 3-D cell, so it is not a crystal; save it as extxyz"
+        )
     return AseAtomsAdaptor.get_structure(structure)  # pyright: ignore[reportArgumentType]
 
 
@@ -257,7 +259,7 @@ def _read_traj(path: pathlib.Path) -> Iterator[Record]:
             for index in range(len(frames)):
                 yield Record(index, frames[index])  # pyright: ignore[reportArgumentType]
     except (InvalidULMFileError, ValueError) as error:
-        raise ValueError(f"{path} is no trajectory of ASE, or is cut off: {error}") from error
+        raise ValueError(f"{path} is not a trajectory of ASE, or is cut off: {error}") from error
 
 
 def _read_lmdb(path: pathlib.Path) -> Iterator[Record]:

@@ -119,7 +119,7 @@ def read_rows(path: str | os.PathLike[str], required: Iterable[str] = ()) -> lis
         try:
             header, *rows = list(csv.reader(file, strict=True)) or [[]]
         except csv.Error as error:
-            raise ValueError(f"{path} is no CSV table: {error}") from error
+            raise ValueError(f"{path} is not a CSV table: {error}") from error
     check_columns(path, header, required)
     rows = [row for row in rows if row]  # blank lines
     for number, row in enumerate(rows):
@@ -180,7 +180,7 @@ def _parse(
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path} is empty: expected a header line and rows") from error
     except pd.errors.ParserError as error:
-        raise ValueError(f"{path} is no table from row {count} on: {error}") from error
+        raise ValueError(f"{path} is not a table from row {count} on: {error}") from error
 
 
 def check_columns(path: str | os.PathLike[str], columns: Sequence[str], required: Iterable[str]) -> None:

@@ -91,7 +91,7 @@ def _number(path: str | os.PathLike[str], name: str, cell: str) -> float | None:
     try:
         return float(cell) if cell else None
     except ValueError as error:
-        raise ValueError(f"{path} is no table of metrics: column {name} holds {cell!r:.40}") from error
+        raise ValueError(f"{path} is not a table of metrics: column {name} holds {cell!r:.40}") from error
 
 
 Rows = Sequence[Mapping[str, float | None]]

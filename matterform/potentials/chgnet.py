@@ -81,7 +81,7 @@ def _load_file(CHGNet: Any, path: pathlib.Path) -> Any:
     try:
         return CHGNet.from_file(str(path))
     except UNPICKLING_ERRORS as error:
-        raise ValueError(f"{path} is no checkpoint of CHGNet: {one_line(error)[:200]}") from error
+        raise ValueError(f"{path} is not a checkpoint of CHGNet: {one_line(error)[:200]}") from error
 
 
 def _graph(model: Any, structure: "pymatgen.core.Structure") -> Any:

@@ -128,7 +128,7 @@ def _load_folder(path: pathlib.Path, device: str) -> Any:
         check_device(device)
         missing = [name for name in FILES if not (path / name).is_file()]
         if missing:
-            raise ValueError(f"{path} is no folder of a matgl model: {', '.join(missing)} missing")
+            raise ValueError(f"{path} is not a folder of a matgl model: {', '.join(missing)} missing")
         try:
             return matgl.load_model(path).to(device)
         except (ValueError, RuntimeError) as error:

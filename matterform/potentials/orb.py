@@ -123,7 +123,7 @@ def _load_file(load: Callable[..., Any], path: pathlib.Path, name: str) -> Any:
     try:
         return load(weights_path=str(path))
     except RuntimeError as error:
-        raise ValueError(f"{path} is no checkpoint of {name}: {one_line(error)[:200]}") from error
+        raise ValueError(f"{path} is not a checkpoint of {name}: {one_line(error)[:200]}") from error
 
 
 def _check_heads(path: pathlib.Path, name: str) -> None:
@@ -131,16 +131,16 @@ def _check_heads(path: pathlib.Path, name: str) -> None:
     import torch
 
     if not zipfile.is_zipfile(path):  # torch would read it as a pickle, with unclear errors
-        raise ValueError(f"{path} is no checkpoint of {name}: torch.save has not written it, or not to its end")
+        raise ValueError(f"{path} is not a checkpoint of {name}: torch.save has not written it, or not to its end")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its own message advises to trust the file
-        raise ValueError(f"{path} is no checkpoint of {name}: it holds more than weights, or is damaged") from error
+        raise ValueError(f"{path} is not a checkpoint of {name}: it holds more than weights, or is damaged") from error
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint of {name}: {one_line(error)[:200]}") from error
+        raise ValueError(f"{path} is not a checkpoint of {name}: {one_line(error)[:200]}") from error
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise ValueError(
-            f"{path} is no checkpoint of {name}: it holds a {type(weights).__name__} that is no state dict"
+            f"{path} is not a checkpoint of {name}: it holds a {type(weights).__name__} that is not a state dict"
         )
     names = {
         "node_head": "forces",
@@ -150,7 +150,7 @@ def _check_heads(path: pathlib.Path, name: str) -> None:
     heads = {names.get(key.split(".")[0]) or key.split(".")[1] for key in weights if "head" in key.split(".")[0]}
     direct = "conservative" not in name
     if ("forces" in heads) != direct or "energy" not in heads:
-        raise ValueError(f"{path} is no checkpoint of {name}: it predicts {', '.join(sorted(heads)) or 'nothing'}")
+        raise ValueError(f"{path} is not a checkpoint of {name}: it predicts {', '.join(sorted(heads)) or 'nothing'}")
 
 
 def _graph(model: Any, structure: "pymatgen.core.Structure", device: str) -> Any:

@@ -192,7 +192,7 @@ def open_entries(folder: str | os.PathLike[str]) -> Entries:
 def _read_info(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / INFO
     if not path.is_file():
-        raise ValueError(f"{folder} is no indexed hull: it has no {INFO}; `matterform hull SOURCE OUT` writes one")
+        raise ValueError(f"{folder} is not an indexed hull: it has no {INFO}; `matterform hull SOURCE OUT` writes one")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -142,14 +142,14 @@ def fractions_of_formula(formula: str) -> Fractions:
     """Atomic fractions of a formula such as Ca(OH)2 or 'Tm1 Mg1 Hg2'.
 
     Raises:
-        ValueError: the text is no formula.
+        ValueError: the text is not a formula.
     """
     from pymatgen.core import Composition
 
     try:
         return fractions_of(Composition(formula))
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{formula!r} is no formula ({error})") from error
+        raise ValueError(f"{formula!r} is not a formula ({error})") from error
 
 
 def iterate_computed_entries(path: pathlib.Path) -> Iterator[Entry]:
@@ -165,7 +165,7 @@ def iterate_computed_entries(path: pathlib.Path) -> Iterator[Entry]:
                 yield computed_entry(record)
             except (KeyError, TypeError, ValueError) as error:
                 reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-                raise ValueError(f"{path}, entry {index} is no computed entry: {reason}") from error
+                raise ValueError(f"{path}, entry {index} is not a computed entry: {reason}") from error
 
 
 def computed_entry(record: Any) -> Entry:
@@ -219,5 +219,5 @@ def _finite(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{name} is {value!r}, which is no finite number")
+        raise ValueError(f"{name} is {value!r}, which is not a finite number")
     return number

@@ -126,7 +126,7 @@ def test_mistake_is_named_with_its_key(tmp_path, text):
 def test_a_file_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "start.pkl"
     path.write_bytes(b"\x80\x04\x95")
-    with pytest.raises(ValueError, match=r"start\.pkl is no YAML"):
+    with pytest.raises(ValueError, match=r"start\.pkl is not YAML"):
         load_config(Run, path)
 
 

@@ -38,7 +38,7 @@ def test_wrong_structures_are_refused(run_dir, command, tmp_path, labelled):
     ase.io.write(tmp_path / "platinum.xyz", ase.build.bulk("Pt"))
     for arguments, words in (
         (("relax", run_dir, tmp_path / "empty.xyz"), "holds no structure"),
-        (("relax", run_dir, tmp_path / "broken.traj"), "is no trajectory of ASE, or is cut off"),
+        (("relax", run_dir, tmp_path / "broken.traj"), "is not a trajectory of ASE, or is cut off"),
         (("predict", run_dir, tmp_path / "notes.txt"), "has an unknown suffix"),
         (("predict", run_dir, tmp_path / "nowhere.xyz"), "does not exist"),
         (

@@ -194,7 +194,7 @@ def replace_column(folder):
         (replace_column, "total_energy.npy has 7 entries, expected 5"),
         (lambda folder: (folder / "meta.json").write_text("{"), "meta.json is damaged"),
         (lambda folder: (folder / "meta.json").write_text('{"format": "x"}'), "expected the format .*, found x"),
-        (lambda folder: (folder / "meta.json").unlink(), "is no prepared data set"),
+        (lambda folder: (folder / "meta.json").unlink(), "is not a prepared data set"),
     ],
 )
 def test_a_damaged_folder_is_explained_in_one_line(rows, tmp_path, damage, message):

@@ -99,8 +99,11 @@ def test_types_are_inferred_from_whole_columns_and_memory_from_chunks(tmp_path):
         ("", "is empty: expected a header line and rows"),
         ("a,b\n1,2\n", "lacks the column c; its columns are a, b"),
         ("a;b;c\n1;2;3\n", "lacks the column c; its columns are a;b;c"),
-        ("a,c\n1,2\n3,4,5\n", "x.csv(, row 1: expected 2 cells as in the header; found 3| is no table from row 0 on)"),
-        ('a,c\n1,"2\n', "x.csv is no "),
+        (
+            "a,c\n1,2\n3,4,5\n",
+            "x.csv(, row 1: expected 2 cells as in the header; found 3| is not a table from row 0 on)",
+        ),
+        ('a,c\n1,"2\n', "x.csv is not "),
     ],
 )
 def test_a_wrong_table_is_named_with_its_file(tmp_path, text, words):

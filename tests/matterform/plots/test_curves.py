@@ -82,7 +82,7 @@ def test_rewards_are_drawn_with_quantiles_parts_and_shares(tmp_path, drawn):
 
 def test_other_tables_and_suffixes_are_named(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss\n1,high\n")
-    with pytest.raises(ValueError, match=r"metrics.csv is no table of metrics: column loss holds 'high'"):
+    with pytest.raises(ValueError, match=r"metrics.csv is not a table of metrics: column loss holds 'high'"):
         write_curves(tmp_path / "metrics.csv", tmp_path / "x.png")
     (tmp_path / "metrics.csv").write_text("step,loss\n1,2\n")
     with pytest.raises(ValueError, match=r"expected a picture's suffix, .png, .pdf, .svg; found .csv"):

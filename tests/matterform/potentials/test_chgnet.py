@@ -64,7 +64,7 @@ def test_loads_what_its_trainer_saved(potential, crystals, tmp_path):
 def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     torch.save({"weights": 1}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="no checkpoint of CHGNet"):
+    with pytest.raises(ValueError, match="not a checkpoint of CHGNet"):
         load_chgnet(tmp_path / "other.pt")
     with pytest.raises(FileNotFoundError, match="absent"):
         load_chgnet(tmp_path / "absent")

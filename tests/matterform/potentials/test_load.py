@@ -12,7 +12,7 @@ def test_a_file_of_something_else_is_one_line_that_names_it(model, content, tmp_
     pytest.importorskip({"orb": "orb_models"}.get(model, model))
     path = tmp_path / "junk.txt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"junk.txt (is no checkpoint of|holds no MACE).*: \w") as caught:
+    with pytest.raises(ValueError, match=r"junk.txt (is not a checkpoint of|holds no MACE).*: \w") as caught:
         load_potential(PotentialConfig(mlff_model=model, mlff_path=path))
     assert "weights_only" not in str(caught.value)
 

@@ -109,7 +109,7 @@ def test_a_fidelity_must_be_one_of_the_model_s(tmp_path):
 
 
 def test_a_wrong_folder_is_said_at_once(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"no folder of a matgl model: model.json, model.pt, state.pt missing"):
+    with pytest.raises(ValueError, match=r"not a folder of a matgl model: model.json, model.pt, state.pt missing"):
         load_matgl(tmp_path)
     megnet().save(tmp_path / "gap")
     random_potential().save(tmp_path / "potential")

@@ -93,7 +93,7 @@ def test_the_package_fetches_weights_only_when_told_to(checkpoints, crystals, mo
     np.testing.assert_array_equal(fetched.predict(crystals, "energy").energy, expected)
     assert fetched.name == "orb_v2 orb-v2-20241011.ckpt"  # as if it lay here under its own name
     pathlib.Path("download").write_text("no weights")
-    with pytest.raises(ValueError, match=r"^download is no checkpoint of orb_v2"):
+    with pytest.raises(ValueError, match=r"^download is not a checkpoint of orb_v2"):
         load_orb(pathlib.Path("download"))
 
 
@@ -118,7 +118,7 @@ def test_a_failing_download_is_one_line_that_says_what_to_fetch(monkeypatch, tmp
     ],
 )
 def test_weights_of_another_architecture_are_one_clear_line(file, variant, checkpoints):
-    with pytest.raises(ValueError, match=f"{file}.ckpt is no checkpoint of {variant}") as caught:
+    with pytest.raises(ValueError, match=f"{file}.ckpt is not a checkpoint of {variant}") as caught:
         load_orb(checkpoints[file], variant)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -127,11 +127,11 @@ def test_weights_of_another_architecture_are_one_clear_line(file, variant, check
 def test_what_is_no_checkpoint_is_said(tmp_path):
     path = tmp_path / "text.ckpt"
     path.write_text("no weights")
-    with pytest.raises(ValueError, match="is no checkpoint of orb_v2"):
+    with pytest.raises(ValueError, match="is not a checkpoint of orb_v2"):
         load_orb(path)
-    for content, reason in (([1, 2], "a list that is no state dict"), (torch.nn.Linear(2, 2), "more than weights")):
+    for content, reason in (([1, 2], "a list that is not a state dict"), (torch.nn.Linear(2, 2), "more than weights")):
         torch.save(content, path)
-        with pytest.raises(ValueError, match=f"is no checkpoint of orb_v2: it holds {reason}"):
+        with pytest.raises(ValueError, match=f"is not a checkpoint of orb_v2: it holds {reason}"):
             load_orb(path)
     with pytest.raises(ValueError, match="no architecture of Orb is called 'orb_v9'; there is orb_v2, "):
         load_orb(path, "orb_v9")
