@@ -47,7 +47,7 @@ class Sample:
     constraints: pathlib.Path | None = None  # JSON such as {"atom_mask": [["V"], ["O", "S"]], "constraints": [[0, 2]]}
     radioactive: bool = True  # allow elements without a stable isotope
     noble_gas: bool = True  # allow the noble gases He, Ne, Ar, Kr, Xe, Rn and Og
-    seed: int = 42  # random seed; the same seed gives the same crystals, whatever the chunk size
+    seed: int = 42  # random seed; the same seed gives the same crystals for every chunk size
     sampling: SamplingConfig = SamplingConfig()
     mcmc: McmcConfig = McmcConfig()
     weights: WeightsConfig = WeightsConfig()

@@ -146,7 +146,7 @@ def _read_meta(folder: str | os.PathLike[str]) -> dict[str, Any]:
     meta = json.loads(path.read_text(encoding="utf-8"))
     if meta["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"{folder}: expected format_version {FORMAT_VERSION}, found {meta['format_version']}; prepare it anew"
+            f"{folder}: expected format_version {FORMAT_VERSION}, found {meta['format_version']}; prepare it again"
         )
     return meta
 

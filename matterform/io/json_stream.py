@@ -1,6 +1,6 @@
 """Reads the members of a JSON list one by one, from files too large for memory.
 
-Why not ijson 3.6: it refuses NaN, which pymatgen writes into every entry whose energy adjustment has no uncertainty. It
+Why not ijson 3.6: it rejects NaN, which pymatgen writes into every entry whose energy adjustment has no uncertainty. It
 is also slower: 50 MB of computed entries with structures (NaN replaced by null) took 1.3 s here, 2.7 s with ijson's C
 backend and 22 s with its Python fallback (one core of the development machine, 2026).
 """

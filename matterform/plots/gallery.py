@@ -45,8 +45,8 @@ SHARES = {
     "valid": ("structurally valid", "no distance below 0.5 Å, own images included"),
     "valid_strict": ("valid, strict form", "distances against covalent radii; densities"),
     "valid_composition": ("composition valid", "charges balance (SMACT); MP-20 has about 90 %"),
-    "space_group_kept": ("space group as requested", "found anew by spglib within 0.1 Å"),
-    "space_group_kept_tight": ("space group, tight", "found anew by spglib within 0.01 Å"),
+    "space_group_kept": ("space group as requested", "found by spglib within 0.1 Å"),
+    "space_group_kept_tight": ("space group, tight", "found by spglib within 0.01 Å"),
     "unique": ("unique", "matches no earlier crystal of the set"),
     "novel": ("novel", "matches no crystal of the reference"),
 }

@@ -94,4 +94,6 @@ class _Together(contextlib.AbstractContextManager[None]):
         if jax.process_count() > 1:
             failed = multihost_utils.process_allgather(np.asarray(error is not None))
             if error is None and failed.any():
-                raise ValueError(f"{self._what} failed in process {int(np.argmax(failed))}, which says why")
+                raise ValueError(
+                    f"{self._what} failed in process {int(np.argmax(failed))}; see the error of that process"
+                )
