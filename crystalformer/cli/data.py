@@ -29,7 +29,7 @@ class Prepare:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """Writes the log-probabilities of crystals to a table: CSV, CIF file or folder of CIFs, extxyz, traj, LMDB."""
+    """Writes the log-probabilities of crystals (CSV, CIF file or folder, extxyz, traj or LMDB) to a table."""
 
     structures: tyro.conf.Positional[pathlib.Path]  # crystals of any format
     out: Out = setting(pathlib.Path("scores.csv"), *OUT_NAMES)  # CSV table to write

@@ -12,7 +12,7 @@ crystalformer train --train mp_20.csv --run-dir runs/mp20 --epochs 500 --learnin
 crystalformer train --run-dir runs/mp20 --resume
 """
 
-PPO = """Fine-tunes weights towards a reward: samples crystals, scores them, follows the gradient; again and again.
+PPO = """Fine-tunes weights towards a reward: samples crystals, scores them, and takes gradient steps, for many epochs.
 
 Before the first epoch files are checked, and a few samples go through the reward. Energies are in eV. The run folder
 holds config.yaml, metrics.csv, epochs.jsonl, curves.png, samples/, checkpoints/ to resume and published/ to use.
