@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from matterform.arguments import OUT_NAMES
-from matterform.commandline import say
+from matterform.commandline import on_interrupt, say, this_command
 from matterform.config import setting
 
 
@@ -29,5 +29,7 @@ def run_plot(arguments: Plot) -> int:
     """Draws a picture and prints its path."""
     from matterform.plots import plot
 
-    say(f"picture: {plot(arguments.path, arguments.out)}")
+    with on_interrupt(lambda: f"no picture was written; start again with: {this_command()}"):
+        picture = plot(arguments.path, arguments.out)
+    say(f"picture: {picture}")
     return 0
