@@ -45,8 +45,8 @@ def test_json_of_a_structure_survives_exactly(salt):
 
 
 def test_wyckoff_sites_become_the_whole_crystal_in_both_readers(salt):
-    sites = [CifSite("Na", 4, "a", (0, 0, 0)), CifSite("Cl", 4, "b", (0.5, 0.5, 0.5))]
-    text = sites_to_cif("Na4 Cl4", 225, (5.6, 5.6, 5.6, 90, 90, 90), sites)
+    sites = [CifSite("Na", 4, "a", (0.0, 0.0, 0.0)), CifSite("Cl", 4, "b", (0.5, 0.5, 0.5))]
+    text = sites_to_cif("Na4 Cl4", 225, (5.6, 5.6, 5.6, 90.0, 90.0, 90.0), sites)
     matcher = StructureMatcher(ltol=1e-6, stol=1e-6, angle_tol=1e-4, primitive_cell=False, scale=False)
     assert matcher.fit(parse_structure(text), salt)
     cell = parse_cell(text)

@@ -76,7 +76,7 @@ def test_saved_references_are_read_back(tmp_path):
 
 
 def test_references_of_the_repository_are_of_chgnet():
-    path = pathlib.Path(__file__).parents[3] / "experiments" / "results" / "hull_mp20" / "references.json"
+    path = pathlib.Path(__file__).parents[3] / "experiments" / "rl" / "results" / "hull_mp20" / "references.json"
     references = load_references(path)
     assert (references.potential, references.corrected) == ("chgnet 0.3.0", True)
 
