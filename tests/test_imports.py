@@ -85,7 +85,7 @@ def test_importing_settings_loads_neither_jax_nor_pymatgen_nor_torch():
 
 def test_importing_opens_no_file_of_ours():
     _, opened = import_in_fresh_process([name for package in PACKAGES for name in modules_of(package)])
-    ours = [path for path in opened if path.startswith(tuple(str(ROOT / package) for package in PACKAGES))]
+    ours = [path for path in opened if path.startswith(tuple(f"{ROOT / package}{os.sep}" for package in PACKAGES))]
     assert [path for path in ours if not path.endswith((".py", ".pyc")) and ".pyc." not in path] == []
 
 
