@@ -4,19 +4,26 @@ from collections.abc import Sequence
 
 from matterform import commandline
 from matterform.arguments import Command
-from matterform.cli.evaluate import Evaluate, run_evaluate
-from matterform.cli.hull import AboveHull, Hull, References, run_above_hull, run_hull, run_references
-from matterform.cli.plot import Plot, run_plot
+from matterform.cli.evaluate import EvaluateArguments, run_evaluate
+from matterform.cli.hull import (
+    AboveHullArguments,
+    HullArguments,
+    ReferencesArguments,
+    run_above_hull,
+    run_hull,
+    run_references,
+)
+from matterform.cli.plot import PlotArguments, run_plot
 
 DESCRIPTION = """Evaluates crystals of any model: CSV with CIFs, CIF files or folders of them, extxyz, traj, LMDB.
 Energies are in eV or eV/atom, lengths in angstrom."""
 
 COMMANDS = (
-    Command("hull", Hull, run_hull, positional=("", "--out")),
-    Command("references", References, run_references),
-    Command("above-hull", AboveHull, run_above_hull),
-    Command("evaluate", Evaluate, run_evaluate),
-    Command("plot", Plot, run_plot),
+    Command("hull", HullArguments, run_hull, positional=("", "--out")),
+    Command("references", ReferencesArguments, run_references),
+    Command("above-hull", AboveHullArguments, run_above_hull),
+    Command("evaluate", EvaluateArguments, run_evaluate),
+    Command("plot", PlotArguments, run_plot),
 )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class EvaluateArguments:
     """Evaluates crystals; writes judged.csv (one row per crystal) and summary.json (shares, their meanings, protocol).
 
     matterform evaluate samples/samples.csv --reference mp_20.csv --stability above_hull.csv --out judged
@@ -34,7 +34,7 @@ class Evaluate:
     out: Out = setting(pathlib.Path("judged"), *OUT_NAMES)  # new folder for the results
 
 
-def run_evaluate(arguments: Evaluate) -> int:
+def run_evaluate(arguments: EvaluateArguments) -> int:
     """Evaluates crystals and writes the results; needs no potential.
 
     Raises:
@@ -54,7 +54,7 @@ def run_evaluate(arguments: Evaluate) -> int:
     return 0
 
 
-def _evaluate(arguments: Evaluate) -> "tuple[pd.DataFrame, dict[str, Any]]":
+def _evaluate(arguments: EvaluateArguments) -> "tuple[pd.DataFrame, dict[str, Any]]":
     """The table of all crystals and its summary."""
     import numpy as np
 

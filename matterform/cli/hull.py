@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Hull:
+class HullArguments:
     """Converts reference entries to a compact folder, which opens instantly and is shared between processes.
 
     Computed entries (Alexandria's convex_hull_pbe_*.json.bz2, entries of the Materials Project, or a folder of such
@@ -40,7 +40,7 @@ class Hull:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class References:
+class ReferencesArguments:
     """Fits a potential's reference energies of the elements to known formation energies, by least squares.
 
     They are needed to compare a potential with a hull of formation energies. Prints the residual and its largest
@@ -57,7 +57,7 @@ class References:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AboveHull:
+class AboveHullArguments:
     """Writes a table of energies above the hull chunk by chunk; crystals without an energy are listed with the reason.
 
     The column cif contains the crystal that was evaluated: as given, or relaxed.
@@ -79,7 +79,7 @@ class AboveHull:
     potential: PotentialConfig = PotentialConfig()
 
 
-def run_hull(arguments: Hull) -> int:
+def run_hull(arguments: HullArguments) -> int:
     """Converts reference entries to a folder that opens instantly.
 
     Raises:
@@ -95,7 +95,7 @@ def run_hull(arguments: Hull) -> int:
     return 0
 
 
-def run_references(arguments: References) -> int:
+def run_references(arguments: ReferencesArguments) -> int:
     """Fits a potential's references, and prints the residual of the fit.
 
     Raises:
@@ -144,7 +144,7 @@ TABLE: tuple[str, ...] = (
 )
 
 
-def run_above_hull(arguments: AboveHull) -> int:
+def run_above_hull(arguments: AboveHullArguments) -> int:
     """Evaluates crystals chunk by chunk and writes each chunk as soon as it is complete.
 
     Raises:
@@ -188,7 +188,7 @@ def _how_to_go_on() -> str:
     return f"go on with: {this_command('--resume')}"
 
 
-def _former_rows(arguments: AboveHull) -> list[dict[str, Any]]:
+def _former_rows(arguments: AboveHullArguments) -> list[dict[str, Any]]:
     """The rows that an interrupted command has written, with numeric cells as numbers.
 
     Raises:

@@ -12,7 +12,7 @@ from matterform.config import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plot:
+class PlotArguments:
     """Draws the learning curves of a run folder, or a gallery of crystals with statistics; needs matplotlib.
 
     matterform plot runs/mp20
@@ -25,7 +25,7 @@ class Plot:
     out: Annotated[pathlib.Path | None, tyro.conf.arg(aliases=["-o"])] = setting(None, *OUT_NAMES)
 
 
-def run_plot(arguments: Plot) -> int:
+def run_plot(arguments: PlotArguments) -> int:
     """Draws a picture and prints its path."""
     from matterform.plots import plot
 
