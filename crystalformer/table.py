@@ -86,6 +86,11 @@ class TableWriter:
         """Number of rows in the table."""
         return len(self._rows)
 
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """The rows so far; cells of rows from an earlier run are text, except `logp`."""
+        return tuple(self._rows)
+
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends `rows` and flushes the file."""
         for row in rows:

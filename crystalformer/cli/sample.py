@@ -60,24 +60,25 @@ def run_sample(arguments: Sample) -> int:
         ValueError: a setting is invalid, or the output folder contains samples and `resume` is not set.
     """
     from crystalformer.checkpoint.pretrained import load_model
-    from crystalformer.table import COLUMNS, TableWriter
-    from matterform.io.tables import read_rows
+    from crystalformer.table import TableWriter
+    from matterform.io.files import existing
 
     table_path, cif_folder = arguments.out / "samples.csv", arguments.out / "cif"
     if cif_folder.exists() and not arguments.resume:
         raise ValueError(f"{arguments.out} holds samples already; give --resume to continue them, or another --out")
-    former = read_rows(table_path, COLUMNS) if arguments.resume else []
+    former = TableWriter(existing(table_path), resume=True) if arguments.resume else None
     moves = _Moves()
-    chunks = _draw(arguments, load_model(arguments.weights), len(former), moves)  # checks everything first
+    done = 0 if former is None else former.count
+    chunks = _draw(arguments, load_model(arguments.weights), done, moves)  # checks everything before it writes
     cif_folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    table = TableWriter(table_path, resume=arguments.resume)
+    table = TableWriter(table_path) if former is None else former
 
     def safe() -> str:
         return f"{table.count} crystals are in {table_path}; go on with: {this_command('--resume')}"
 
     with on_interrupt(safe), progress_bar("sampling", arguments.num_samples) as progress:
-        _write_cifs(cif_folder, former)
+        _write_cifs(cif_folder, table.rows)
         for rows in chunks:
             table.write(rows)
             _write_cifs(cif_folder, rows)

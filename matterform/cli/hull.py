@@ -159,7 +159,7 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
 
     if arguments.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {arguments.batch_size}")
-    former = _former_rows(arguments)
+    _check_out(arguments)
     hull = open_hull(arguments.hull)
     references = None if arguments.references is None else load_references(arguments.references)
     above_hull.check_references(hull, references)
@@ -168,10 +168,8 @@ def run_above_hull(arguments: AboveHullArguments) -> int:
     with open_potential(arguments.potential) as potential, progress_bar("crystals") as progress:
         above_hull.check_references(hull, references, potential)
         crystals = _from_first_readable(crystals, arguments.structures)  # without one, no table is written
-        with open_rows(arguments.out, TABLE, keep=(lambda row: True) if arguments.resume else None) as table:
-            for row in former:
-                totals.add(row)
-            rest = itertools.islice(crystals, len(former), None)
+        with open_rows(arguments.out, TABLE, keep=totals.keep if arguments.resume else None) as table:
+            rest = itertools.islice(crystals, totals.count, None)
             with on_interrupt(lambda: f"{totals.count} rows are in {arguments.out}; {_how_to_go_on()}"):
                 while chunk := list(itertools.islice(rest, arguments.batch_size)):
                     readable = [crystal.structure for crystal in chunk if crystal.structure is not None]
@@ -188,25 +186,16 @@ def _how_to_go_on() -> str:
     return f"go on with: {this_command('--resume')}"
 
 
-def _former_rows(arguments: AboveHullArguments) -> list[dict[str, Any]]:
-    """The rows that an interrupted command has written, with numeric cells as numbers.
+def _check_out(arguments: AboveHullArguments) -> None:
+    """Checks whether the table is to be started or continued.
 
     Raises:
         ValueError: the table exists and `resume` is not set, or does not exist and `resume` is set.
     """
-    if not arguments.resume:
-        if arguments.out.exists():
-            raise ValueError(f"{arguments.out} exists already; give --resume to continue it, or another --out")
-        return []
-    from matterform.io.tables import open_rows, read_rows
-
-    if not arguments.out.exists():
+    if arguments.out.exists() and not arguments.resume:
+        raise ValueError(f"{arguments.out} exists already; give --resume to continue it, or another --out")
+    if arguments.resume and not arguments.out.exists():
         raise ValueError(f"{arguments.out} does not exist, so there is nothing to resume; leave out --resume")
-    open_rows(arguments.out, TABLE, keep=lambda row: True).close()  # drops a row that was cut off
-    return [
-        row | {"e_above_hull": float(row["e_above_hull"] or "nan"), "known_system": row["known_system"] == "True"}
-        for row in read_rows(arguments.out, TABLE)
-    ]
 
 
 class _Totals:
@@ -220,6 +209,12 @@ class _Totals:
     def count(self) -> int:
         """Number of crystals so far."""
         return len(self._energies)
+
+    def keep(self, row: Mapping[str, str]) -> bool:
+        """Counts a row of the table that is continued, whose cells are text; returns True, as all rows are kept."""
+        energy, known = float(row["e_above_hull"] or "nan"), row["known_system"] == "True"
+        self.add({"e_above_hull": energy, "known_system": known})
+        return True
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Counts a row of the table."""

@@ -66,6 +66,8 @@ def test_interrupted_sampling_is_continued_to_the_same_table(run, samples, monke
     assert f"stopped; 8 crystals are in {run / 'part' / 'samples.csv'}; go on with: crystalformer sample" in error
     assert error.endswith(" --resume\n")
     (run / "part" / "cif" / sorted(path.name for path in (run / "part" / "cif").iterdir())[0]).unlink()
+    with (run / "part" / "samples.csv").open("a") as file:
+        file.write("8,F Na")  # a process that was killed while it wrote a row
     assert main([*command, "--resume"]) == 0
     parts, whole = (read_crystal_table(folder / "samples.csv", n_max=5) for folder in (run / "part", samples))
     np.testing.assert_array_equal(parts.A, whole.A)
