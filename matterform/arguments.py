@@ -89,7 +89,19 @@ def parse(command: Command, program: str, argv: Sequence[str], recipe: Any = Non
     Raises:
         UsageError: a flag or value is invalid; the message is one line on the first mistake.
     """
-    return _parse(f"{program} {command.name}", with_common_flags(command), command, translate(command, argv), recipe)
+    argv, wrapped = translate(command, argv), with_common_flags(command)
+    settings = _saved_settings(command, argv, recipe)
+    given = {} if settings is None else {"default": wrapped(settings=settings)}
+    with usage_errors(flags_of(wrapped)):
+        try:
+            arguments = tyro.cli(wrapped, prog=f"{program} {command.name}", args=argv, config=PARSING, **given)
+        except SystemExit as stop:
+            if stop.code:
+                raise
+            return None
+    if command.training:
+        return TrainingRun(arguments.settings, arguments.resume, arguments.processes)
+    return arguments.settings
 
 
 def translate(command: Command, argv: Sequence[str]) -> list[str]:
@@ -153,21 +165,6 @@ def with_common_flags(command: Command) -> type[Any]:
     wrapped = dataclasses.make_dataclass(command.arguments.__name__, fields, frozen=True, kw_only=True)
     wrapped.__doc__ = command.help or command.arguments.__doc__
     return wrapped
-
-
-def _parse(prog: str, wrapped: type[Any], command: Command, argv: Sequence[str], recipe: Any) -> Any:
-    settings = _saved_settings(command, argv, recipe)
-    given = {} if settings is None else {"default": wrapped(settings=settings)}
-    with usage_errors(flags_of(wrapped)):
-        try:
-            arguments = tyro.cli(wrapped, prog=prog, args=argv, config=PARSING, **given)
-        except SystemExit as stop:
-            if stop.code:
-                raise
-            return None
-    if command.training:
-        return TrainingRun(arguments.settings, arguments.resume, arguments.processes)
-    return arguments.settings
 
 
 def _saved_settings(command: Command, argv: Sequence[str], recipe: Any) -> Any:
